@@ -1,0 +1,1 @@
+//! User-space side of the vdma driver.

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The wire format, free of any dependency but `core`.
+
+mod config;
+mod endian;
+mod ioctl;
+mod request;
+
+pub use self::config::*;
+pub use self::endian::*;
+pub use self::ioctl::*;
+pub use self::request::*;
