@@ -1,0 +1,168 @@
+//! The agent: takes the harness's messages and answers them.
+
+use guest_agent::{
+    CommandEnd, CommandId, HOST_SOCKET, HostReply, PORT_NAME, ToGuest, ToHost, read_frame,
+    write_frame,
+};
+use rustix::process::Signal;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::command::{self, Running};
+use crate::{init, kernel_log};
+
+/// The connection to the harness and everything that waits for it.
+pub(crate) struct Link {
+    port: Mutex<File>,
+    commands: Mutex<HashMap<CommandId, Running>>,
+    calls: Mutex<HashMap<u32, UnixStream>>,
+    next_call: AtomicU32,
+}
+
+impl Link {
+    /// Sends a message to the harness.
+    pub(crate) fn send(&self, message: &ToHost) {
+        if let Err(error) = write_frame(&mut *lock(&self.port), message) {
+            kernel_log::fatal(&error.to_string());
+        }
+    }
+
+    /// Reports a command's end and forgets the command.
+    pub(crate) fn ended(&self, id: CommandId, end: CommandEnd) {
+        lock(&self.commands).remove(&id);
+        self.send(&ToHost::Ended { id, end });
+    }
+}
+
+/// Serves the harness until it hangs up; gives the reason why that is not possible.
+pub(crate) fn serve() -> Result<(), String> {
+    let path = port().ok_or_else(|| format!("no virtio-serial port named {PORT_NAME}"))?;
+    let open = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| format!("{}: {error}", path.display()))
+    };
+    // The port can be opened only once; reader and writer share the open file.
+    let port = open()?;
+    let mut reader = port
+        .try_clone()
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    let link = Arc::new(Link {
+        port: Mutex::new(port),
+        commands: Mutex::default(),
+        calls: Mutex::default(),
+        next_call: AtomicU32::new(0),
+    });
+    take_host_calls(&link)?;
+    link.send(&ToHost::Ready {
+        kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+    });
+    while let Some(message) = read_frame(&mut reader).map_err(|error| error.to_string())? {
+        answer(&link, message);
+    }
+    Err("the harness hung up".to_owned())
+}
+
+fn answer(link: &Arc<Link>, message: ToGuest) {
+    match message {
+        ToGuest::Run { id, command } => {
+            // The entry has to be there before the command can end.
+            let mut commands = lock(&link.commands);
+            match command::start(link, id, &command) {
+                Ok(running) => {
+                    commands.insert(id, running);
+                }
+                Err(end) => {
+                    drop(commands);
+                    link.send(&ToHost::Ended { id, end });
+                }
+            }
+        }
+        ToGuest::Input { id, data } => {
+            if let Some(running) = lock(&link.commands).get(&id) {
+                running.input(data);
+            }
+        }
+        ToGuest::Resize { id, size } => {
+            if let Some(running) = lock(&link.commands).get(&id) {
+                running.resize(size);
+            }
+        }
+        ToGuest::Signal { id, signal } => {
+            if let Some(running) = lock(&link.commands).get(&id)
+                && let Some(signal) = Signal::from_named_raw(signal)
+            {
+                running.signal(signal);
+            }
+        }
+        ToGuest::Mark(text) => {
+            if let Err(error) = kernel_log::mark(&text) {
+                kernel_log::fatal(&format!("cannot write to the kernel log: {error}"));
+            }
+        }
+        ToGuest::Blocked => {
+            // Tells of blocked tasks; where that is switched off, there is nothing to tell.
+            let _ = fs::write("/proc/sysrq-trigger", "w");
+        }
+        ToGuest::Reply { id, reply } => {
+            if let Some(mut caller) = lock(&link.calls).remove(&id) {
+                // A caller that no longer waits needs no answer.
+                let _ = write_frame(&mut caller, &reply);
+            }
+        }
+        ToGuest::Ping => link.send(&ToHost::Pong),
+        ToGuest::PowerOff => {
+            init::power_off();
+        }
+    }
+}
+
+/// Listens for programs that want to ask the harness.
+fn take_host_calls(link: &Arc<Link>) -> Result<(), String> {
+    let listener =
+        UnixListener::bind(HOST_SOCKET).map_err(|error| format!("{HOST_SOCKET}: {error}"))?;
+    let link = Arc::clone(link);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            match read_frame(&mut stream) {
+                Ok(Some(call)) => {
+                    let id = link.next_call.fetch_add(1, Ordering::Relaxed);
+                    lock(&link.calls).insert(id, stream);
+                    link.send(&ToHost::Call { id, call });
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let refusal = HostReply::Refused(error.to_string());
+                    // The caller may be gone, which ends the matter.
+                    let _ = write_frame(&mut stream, &refusal);
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The device node of the port called [`PORT_NAME`].
+fn port() -> Option<PathBuf> {
+    for entry in fs::read_dir("/sys/class/virtio-ports").ok()?.flatten() {
+        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if name.trim() == PORT_NAME {
+            return Some(PathBuf::from("/dev").join(entry.file_name()));
+        }
+    }
+    None
+}
+
+/// Locks also what a panicking thread held: every value here stays whole between statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,39 @@
+//! Asking the harness from a program in the guest.
+
+use crate::{FrameError, HostCall, HostReply, read_frame, write_frame};
+use std::os::unix::net::UnixStream;
+
+/// Where the agent takes calls.
+pub const HOST_SOCKET: &str = "/run/vdma-host.sock";
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostCallError {
+    /// The agent cannot be reached.
+    #[error("no harness at {HOST_SOCKET} ({0}); this works only in a guest of `cargo vm`")]
+    NoHarness(std::io::Error),
+    /// The connection failed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The harness is gone.
+    #[error("the harness ended before it answered")]
+    NoAnswer,
+    /// The harness refused.
+    #[error("the harness refused: {0}")]
+    Refused(String),
+}
+
+/// Asks the harness; gives what it answered.
+///
+/// # Errors
+///
+/// When there is no harness or it refuses.
+pub fn call_host(call: &HostCall) -> Result<Vec<u8>, HostCallError> {
+    let mut stream = UnixStream::connect(HOST_SOCKET).map_err(HostCallError::NoHarness)?;
+    write_frame(&mut stream, call)?;
+    match read_frame(&mut stream)? {
+        Some(HostReply::Done(data)) => Ok(data),
+        Some(HostReply::Refused(reason)) => Err(HostCallError::Refused(reason)),
+        None => Err(HostCallError::NoAnswer),
+    }
+}
