@@ -2,6 +2,7 @@
 
 //! Device identity, feature bits and configuration space.
 
+use super::endian::le64_at;
 use super::{Le16, Le32, Le64};
 use core::mem::{offset_of, size_of};
 
@@ -94,5 +95,27 @@ impl Config {
         bytes[36..40].copy_from_slice(&self.state.get().to_le_bytes());
         bytes[40..64].copy_from_slice(&self.reserved1);
         bytes
+    }
+
+    /// Reads a configuration space; any bytes are one, and its fields are checked where they are
+    /// used.
+    #[must_use]
+    pub fn from_bytes(b: &[u8; Self::SIZE]) -> Self {
+        let le16 = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]).into();
+        let le32 = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]).into();
+        let mut reserved1 = [0; 24];
+        reserved1.copy_from_slice(&b[40..]);
+        Self {
+            magic: le32(0),
+            version: le32(4),
+            memory_size: le64_at(b, 8),
+            operations: le64_at(b, 16),
+            num_queues: le16(24),
+            reserved0: le16(26),
+            max_segments: le32(28),
+            max_transfer: le32(32),
+            state: le32(36),
+            reserved1,
+        }
     }
 }

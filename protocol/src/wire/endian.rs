@@ -40,3 +40,10 @@ macro_rules! little_endian {
 little_endian!(Le16, u16);
 little_endian!(Le32, u32);
 little_endian!(Le64, u64);
+
+/// The eight bytes at `at`, which has to leave room for them.
+pub(super) fn le64_at<const N: usize>(bytes: &[u8; N], at: usize) -> Le64 {
+    let mut field = [0; 8];
+    field.copy_from_slice(&bytes[at..at + 8]);
+    Le64::new(u64::from_le_bytes(field))
+}

@@ -6,6 +6,7 @@
 //! the outgoing data; its device-writable bytes are a [`Response`] followed by the incoming data.
 //! How these bytes are spread over descriptors means nothing (virtio 1.2, section 2.6.4).
 
+use super::endian::le64_at;
 use super::{Le16, Le32, Le64};
 use core::mem::{offset_of, size_of};
 
@@ -287,10 +288,4 @@ impl Response {
             value: le64_at(b, 8),
         }
     }
-}
-
-fn le64_at<const N: usize>(bytes: &[u8; N], at: usize) -> Le64 {
-    let mut field = [0; 8];
-    field.copy_from_slice(&bytes[at..at + 8]);
-    Le64::new(u64::from_le_bytes(field))
 }

@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A vdma device: bound, driven, and let go.
+
+use crate::{
+    bar::Bar,
+    chardev,
+    counters::{Counters, Direction},
+    pages::{Buffers, HeldPages},
+    protocol::{
+        Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
+        SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
+    },
+    queue::{Queue, WhenFull},
+    request::Request,
+    slab::SlabBox,
+    transfer::Transfer,
+    virtio,
+    vma::{NewMapping, SharedSpace},
+};
+use kernel::{
+    bindings,
+    prelude::*,
+    str::CString,
+    sync::{
+        aref::ARef,
+        atomic::{Atomic, Full, Relaxed},
+        Arc,
+    },
+};
+
+/// Descriptors of a request that are not data: the header and the response.
+const FIXED_SEGMENTS: u32 = 2;
+
+/// Seconds that the device has for its first answer.
+const FIRST_ANSWER_SECONDS: usize = 10;
+
+/// Which `/dev/vdmaN` exist: one bit for each.
+static NUMBERS: Atomic<u64> = Atomic::new(0);
+
+/// The `N` of a `/dev/vdmaN`, given back when dropped.
+struct Number(u32);
+
+impl Number {
+    /// The lowest free one; `ENOSPC` when 64 devices exist.
+    fn allocate() -> Result<Self> {
+        let mut taken = NUMBERS.load(Relaxed);
+        loop {
+            let number = taken.trailing_ones();
+            if number == u64::BITS {
+                return Err(ENOSPC);
+            }
+            match NUMBERS.cmpxchg(taken, taken | 1 << number, Full) {
+                Ok(_) => return Ok(Self(number)),
+                Err(now) => taken = now,
+            }
+        }
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        let mut taken = NUMBERS.load(Relaxed);
+        while let Err(now) = NUMBERS.cmpxchg(taken, taken & !(1 << self.0), Full) {
+            taken = now;
+        }
+    }
+}
+
+/// A vdma device. Open files keep it; when the device is gone all that is left of it is an answer of
+/// `ENODEV`.
+#[pin_data]
+pub(crate) struct Vdma {
+    queues: KVec<Pin<KBox<Queue>>>,
+    info: DeviceInfo,
+    max_segment: usize,
+    bar: Option<Bar>,
+    counters: Arc<Counters>,
+    #[pin]
+    space: SharedSpace,
+}
+
+impl Vdma {
+    pub(crate) fn memory_size(&self) -> u64 {
+        self.info.memory_size
+    }
+
+    pub(crate) fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    pub(crate) fn space(&self) -> &SharedSpace {
+        &self.space
+    }
+
+    /// The queue of this CPU, so that CPUs share as few as they can.
+    fn queue(&self) -> Result<&Queue> {
+        // SAFETY: No precondition. The task may move to another CPU at once, which costs locality
+        // and nothing else.
+        let cpu = unsafe { bindings::raw_smp_processor_id() } as usize;
+        let count = self.queues.len().max(1);
+        self.queues.get(cpu % count).map(|queue| &**queue).ok_or(ENODEV)
+    }
+
+    /// Whether `buffers` are certain to fit into one request.
+    pub(crate) fn fits_one_request(&self, buffers: &Buffers<'_>) -> bool {
+        let most = self.info.max_segments as usize;
+        buffers.len() <= self.info.max_transfer as usize
+            && buffers.page_bound(most + 1) <= most
+    }
+
+    /// Submits requests for all of `buffers`, and returns how many bytes that were: fewer than asked
+    /// for when something failed on the way, and the error if it failed at the very beginning.
+    pub(crate) fn submit_all(
+        &self,
+        transfer: &ARef<Transfer>,
+        direction: Direction,
+        position: u64,
+        buffers: &mut Buffers<'_>,
+        when_full: WhenFull,
+    ) -> Result<usize> {
+        let mut done = 0;
+        while buffers.len() > 0 {
+            match self.submit_next(transfer, direction, position, done, buffers, when_full) {
+                Ok(bytes) => done += bytes,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    fn submit_next(
+        &self,
+        transfer: &ARef<Transfer>,
+        direction: Direction,
+        position: u64,
+        done: usize,
+        buffers: &mut Buffers<'_>,
+        when_full: WhenFull,
+    ) -> Result<usize> {
+        let pages = HeldPages::take(
+            buffers,
+            self.info.max_transfer as usize,
+            self.info.max_segments as usize,
+            self.max_segment,
+        )?;
+        let bytes = pages.bytes();
+        let operation = match direction {
+            Direction::Write => Operation::Write,
+            _ => Operation::Read,
+        };
+        let header = RequestHeader::new(operation, position + done as u64, bytes as u64, 0);
+        let submitted = SlabBox::<Request>::create(header, direction, pages, transfer.clone(), done)
+            .and_then(|request| {
+                self.queue()?.submit(request, when_full).map_err(|(error, _)| error)
+            });
+        if submitted.is_err() {
+            buffers.revert(bytes);
+        }
+        submitted.map(|()| bytes)
+    }
+
+    /// Runs an operation without data, and waits for it. A signal ends the wait with `EINTR`.
+    pub(crate) fn run(
+        &self,
+        operation: Operation,
+        offset: u64,
+        length: u64,
+        argument: u64,
+        file: Option<Arc<Counters>>,
+    ) -> Result {
+        if self.info.operations & operation.bit() == 0 {
+            return Err(EOPNOTSUPP);
+        }
+        let header = RequestHeader::new(operation, offset, length, argument);
+        let transfer = submit_one(self.queue()?, header, file, self.counters.clone())?;
+        transfer.wait_interruptible().map(|_| ())
+    }
+
+    /// Maps device memory into user space; `ENODEV` when the device shows none.
+    pub(crate) fn map(&self, mapping: NewMapping<'_>) -> Result {
+        self.bar.as_ref().ok_or(ENODEV)?.map(mapping)
+    }
+}
+
+/// Submits a request without data.
+fn submit_one(
+    queue: &Queue,
+    header: RequestHeader,
+    file: Option<Arc<Counters>>,
+    device: Arc<Counters>,
+) -> Result<ARef<Transfer>> {
+    let transfer = Transfer::new(None, file, device)?;
+    let request = SlabBox::<Request>::create(
+        header,
+        Direction::None,
+        HeldPages::none()?,
+        transfer.clone(),
+        0,
+    )?;
+    queue.submit(request, WhenFull::Wait).map_err(|(error, _)| error)?;
+    transfer.submitted(0);
+    Ok(transfer)
+}
+
+/// A device whose queues run.
+struct Started<'a> {
+    device: &'a virtio::Device,
+    queues: KVec<Pin<KBox<Queue>>>,
+    keep: bool,
+}
+
+impl<'a> Started<'a> {
+    fn new(device: &'a virtio::Device, count: usize) -> Result<Self> {
+        let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(count)?;
+        let mut started = Self { device, queues: KVec::new(), keep: false };
+        for virtqueue in virtqueues {
+            let queue = KBox::pin_init(Queue::new(virtqueue), GFP_KERNEL)?;
+            queue.with_virtqueue(|virtqueue| {
+                // SAFETY: The queue is boxed and pinned, and is dropped only after
+                // `delete_queues`: by `Started` below, or by the device that takes it over.
+                unsafe { device.attach_handler(virtqueue, &*queue) }
+            });
+            started.queues.push(queue, GFP_KERNEL)?;
+        }
+        device.set_ready();
+        Ok(started)
+    }
+
+    fn keep(mut self) -> KVec<Pin<KBox<Queue>>> {
+        self.keep = true;
+        core::mem::replace(&mut self.queues, KVec::new())
+    }
+}
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            stop(self.device, &self.queues);
+        }
+    }
+}
+
+/// Resets the device, completes what is in its queues, and deletes them.
+fn stop(device: &virtio::Device, queues: &[Pin<KBox<Queue>>]) {
+    for queue in queues {
+        queue.close();
+    }
+    device.reset();
+    for queue in queues {
+        queue.drain();
+    }
+    // SAFETY: The device has been reset, and draining has taken the virtqueues out of the queues.
+    unsafe { device.delete_queues() };
+}
+
+/// A device that the driver is bound to.
+pub(crate) struct Bound {
+    node: Option<Pin<KBox<chardev::Registration<Vdma>>>>,
+    vdma: Arc<Vdma>,
+    number: Number,
+}
+
+/// The driver on the virtio bus.
+pub(crate) struct Driver;
+
+impl virtio::Driver for Driver {
+    type Data = KBox<Bound>;
+
+    const FEATURES: &'static [u32] = &[FEATURE_BAR];
+
+    fn probe(device: &virtio::Device) -> Result<KBox<Bound>> {
+        let dev = device.as_device();
+        let config = read_config(device);
+        if config.magic.get() != CONFIG_MAGIC || config.version.get() != CONFIG_VERSION {
+            dev_info!(
+                dev,
+                "not a vdma device of version {}: magic {:#x}, version {}; left alone\n",
+                CONFIG_VERSION,
+                config.magic.get(),
+                config.version.get()
+            );
+            return Err(ENODEV);
+        }
+        if let Err(what) = check_config(&config) {
+            dev_err!(dev, "configuration space: {}\n", what);
+            return Err(EINVAL);
+        }
+
+        let started = Started::new(device, config.num_queues.get().into())?;
+        let queue = started.queues.first().ok_or(ENODEV)?;
+        let counters = Arc::new(Counters::new(), GFP_KERNEL)?;
+        // The device answers only when device memory is mapped, if it can be: see the specification.
+        let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
+        submit_one(queue, nop, None, counters.clone())?
+            .wait_seconds(FIRST_ANSWER_SECONDS)
+            .inspect_err(|error| {
+                dev_err!(dev, "no answer to the first request: {:?}; is the backend alive?\n", error);
+            })?;
+        let config = read_config(device);
+
+        let queue_size = queue.with_virtqueue(|virtqueue| virtqueue.size()).ok_or(ENODEV)?;
+        let mapped = config.state.get() & STATE_BAR_MAPPED != 0;
+        let bar = device
+            .shared_memory(SHMEM_ID_DEVICE_MEMORY)
+            .filter(|_| mapped)
+            .and_then(Bar::new);
+        let segments = config.max_segments.get().min(queue_size).saturating_sub(FIXED_SEGMENTS);
+        let info = DeviceInfo {
+            features: device.features(),
+            memory_size: config.memory_size.get(),
+            operations: config.operations.get(),
+            bar_address: bar.map_or(0, |bar| bar.address()),
+            bar_size: bar.map_or(0, |bar| bar.size()),
+            num_queues: started.queues.len() as u32,
+            queue_size,
+            max_segments: segments.max(1),
+            max_transfer: config.max_transfer.get() & !(kernel::page::PAGE_SIZE as u32 - 1),
+            state: config.state.get(),
+            dma_bits: 64,
+        };
+        let vdma = Arc::pin_init(
+            try_pin_init!(Vdma {
+                queues: started.keep(),
+                info,
+                max_segment: device.max_segment(),
+                bar,
+                counters,
+                space <- SharedSpace::new(),
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        let stop_on_error = |error| {
+            stop(device, &vdma.queues);
+            error
+        };
+        let bound = Bound::new(device, vdma.clone()).map_err(stop_on_error)?;
+        dev_info!(
+            dev,
+            "vdma{}: {} MiB of device memory, {} queue(s) of {}, {}\n",
+            bound.number.0,
+            info.memory_size >> 20,
+            info.num_queues,
+            info.queue_size,
+            if bar.is_some() { "mapped in a BAR" } else { "no BAR: mmap is not available" }
+        );
+        Ok(bound)
+    }
+
+    fn remove(device: &virtio::Device, mut bound: KBox<Bound>) {
+        // No new files, then no new requests, then no access through mappings; what is with the
+        // device comes back when it is reset.
+        bound.node = None;
+        for queue in &bound.vdma.queues {
+            queue.close();
+        }
+        bound.vdma.space.unmap_all();
+        stop(device, &bound.vdma.queues);
+    }
+}
+
+impl Bound {
+    fn new(device: &virtio::Device, vdma: Arc<Vdma>) -> Result<KBox<Self>> {
+        let number = Number::allocate()?;
+        let name = CString::try_from_fmt(fmt!("vdma{}", number.0))?;
+        let parent = device.as_device_ptr();
+        // SAFETY: The node is removed in `remove`, while the device is still there; the operations
+        // for `Vdma` are installed when the module is loaded.
+        let node = unsafe { chardev::Registration::new(name, vdma.clone(), parent) };
+        let node = KBox::pin_init(node, GFP_KERNEL)?;
+        Ok(KBox::new(Self { node: Some(node), vdma, number }, GFP_KERNEL)?)
+    }
+}
+
+fn read_config(device: &virtio::Device) -> Config {
+    Config::from_bytes(&device.read_config())
+}
+
+/// Refuses values that the rest of the driver could not live with.
+fn check_config(config: &Config) -> Result<(), &'static str> {
+    let page = kernel::page::PAGE_SIZE as u64;
+    let size = config.memory_size.get();
+    if size == 0 || size % page != 0 || size > i64::MAX as u64 {
+        return Err("memory_size is not a positive multiple of the page size");
+    }
+    if !(1..=16).contains(&config.num_queues.get()) {
+        return Err("num_queues is not between 1 and 16");
+    }
+    if config.max_segments.get() <= FIXED_SEGMENTS {
+        return Err("max_segments leaves no room for data");
+    }
+    if u64::from(config.max_transfer.get()) < page {
+        return Err("max_transfer is less than a page");
+    }
+    let needed = Operation::Nop.bit() | Operation::Read.bit() | Operation::Write.bit();
+    if config.operations.get() & needed != needed {
+        return Err("NOP, READ or WRITE is missing from operations");
+    }
+    Ok(())
+}

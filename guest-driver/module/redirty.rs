@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests whose pages have to be marked dirty again before they complete.
+//!
+//! Marking takes the folio lock, which sleeps, and completions run in interrupt context. So pages are
+//! marked before the request starts; only those that writeback has cleaned in the meantime come here
+//! (the way of `bio_check_pages_dirty` in `block/bio.c`).
+
+use crate::{
+    request::{Answer, Request},
+    slab::SlabBox,
+    spinlock::{new_irq_spinlock, IrqSpinLock},
+};
+use core::{mem::offset_of, ptr};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::atomic::{Acquire, Atomic, Full, Release},
+    types::Opaque,
+};
+
+#[pin_data]
+#[repr(C)]
+struct Inner {
+    #[pin]
+    work: Opaque<bindings::work_struct>,
+    #[pin]
+    waiting: IrqSpinLock<Option<SlabBox<Request>>>,
+}
+
+/// The worker, while there is one.
+static INNER: Atomic<*mut Inner> = Atomic::new(ptr::null_mut());
+
+/// Keeps the worker in existence. Dropped after every queue is gone.
+pub(crate) struct Worker(Pin<KBox<Inner>>);
+
+// SAFETY: The work item may be queued and flushed from any task.
+unsafe impl Send for Worker {}
+// SAFETY: Nothing can be done with a shared reference.
+unsafe impl Sync for Worker {}
+
+impl Worker {
+    pub(crate) fn new() -> Result<Self> {
+        let inner = KBox::pin_init(
+            pin_init!(Inner {
+                // SAFETY: `slot` is valid for writes, pinned, and flushed before it is freed.
+                work <- Opaque::ffi_init(|slot: *mut bindings::work_struct| unsafe {
+                    bindings::init_work_with_key(
+                        slot,
+                        Some(run),
+                        false,
+                        c"vdma_redirty".as_ptr().cast(),
+                        kernel::static_lock_class!().as_ptr(),
+                    )
+                }),
+                waiting <- new_irq_spinlock!(None, "vdma_redirty"),
+            }),
+            GFP_KERNEL,
+        )?;
+        INNER.store(ptr::from_ref(&*inner).cast_mut(), Release);
+        Ok(Self(inner))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        INNER.xchg(ptr::null_mut(), Full);
+        // SAFETY: The work item is initialized. No request is left that could queue it again: the
+        // driver is unregistered first.
+        unsafe { bindings::flush_work(self.0.work.get()) };
+    }
+}
+
+/// Completes `request` from process context, once its pages are dirty again. Any context.
+pub(crate) fn defer(mut request: SlabBox<Request>, answer: Answer) {
+    let inner = INNER.load(Acquire);
+    // SAFETY: Requests exist only while a driver is registered, and then there is a worker.
+    let Some(inner) = (unsafe { inner.as_ref() }) else {
+        return request.abandon();
+    };
+    {
+        let mut waiting = inner.waiting.lock();
+        request.enlist(answer, waiting.take());
+        *waiting = Some(request);
+    }
+    // SAFETY: The work item is initialized and stays until it is flushed.
+    unsafe {
+        bindings::queue_work_on(
+            bindings::wq_misc_consts_WORK_CPU_UNBOUND as i32,
+            bindings::system_dfl_wq,
+            inner.work.get(),
+        )
+    };
+}
+
+/// Runs in process context.
+unsafe extern "C" fn run(work: *mut bindings::work_struct) {
+    const { assert!(offset_of!(Inner, work) == 0) };
+    // SAFETY: The work item is the first field of an `Inner`, which lives until it is flushed.
+    let inner = unsafe { &*work.cast::<Inner>() };
+    let mut next = inner.waiting.lock().take();
+    while let Some(mut request) = next {
+        next = request.delist();
+        request.redirty_and_finish();
+    }
+}

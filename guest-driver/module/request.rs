@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One request to the device: header, response, and the pages in between.
+
+use crate::{
+    counters::Direction,
+    log,
+    pages::HeldPages,
+    protocol::{RequestHeader, Response, Status},
+    redirty,
+    scatterlist::SgEntry,
+    slab::{Cache, Cached, SlabBox},
+    transfer::Transfer,
+    virtio::{Buffer, SgLists},
+};
+use core::{
+    marker::PhantomPinned,
+    ptr::{self, NonNull},
+};
+use kernel::{ffi::c_void, prelude::*, sync::aref::ARef};
+
+/// Device-writable bytes, alone on their cache line: a line is mapped for one direction only.
+#[repr(C, align(64))]
+struct DeviceWritable(Response);
+
+/// A request and all that it holds until it completes.
+///
+/// In a queue it belongs to the device and the queue; before and after to whoever has the box.
+#[pin_data]
+#[repr(C)]
+pub(crate) struct Request {
+    response: DeviceWritable,
+    header: RequestHeader,
+    header_sg: SgEntry,
+    response_sg: SgEntry,
+    direction: Direction,
+    pages: HeldPages,
+    transfer: ARef<Transfer>,
+    position: usize,
+    /// The checked answer, and the next request, in the list of those whose pages wait to be marked
+    /// dirty again.
+    deferred: Option<Answer>,
+    next: Option<SlabBox<Request>>,
+    #[pin]
+    _pin: PhantomPinned,
+}
+
+// SAFETY: Everything inside may be used from any CPU.
+unsafe impl Send for Request {}
+// SAFETY: `&Request` only reads.
+unsafe impl Sync for Request {}
+
+static CACHE: Cache<Request> = Cache::new();
+
+impl Cached for Request {
+    fn cache() -> &'static Cache<Self> {
+        &CACHE
+    }
+}
+
+/// Where a finished request stands in its transfer, and how it ended.
+pub(crate) struct Completed {
+    /// Byte of the transfer at which the request begins.
+    pub(crate) position: usize,
+    /// Bytes moved, or why none were.
+    pub(crate) result: Result<usize>,
+    /// Bytes moved before an error; equal to the result without one.
+    pub(crate) moved: usize,
+    /// [`Response::value`].
+    pub(crate) value: u64,
+    /// Direction of the data.
+    pub(crate) direction: Direction,
+}
+
+impl SlabBox<Request> {
+    /// A request for `transfer`, whose data are `pages`. May sleep.
+    ///
+    /// Pages that the device will write to are marked dirty now, where sleeping is allowed.
+    pub(crate) fn create(
+        header: RequestHeader,
+        direction: Direction,
+        pages: HeldPages,
+        transfer: ARef<Transfer>,
+        position: usize,
+    ) -> Result<Self> {
+        if direction == Direction::Read {
+            pages.mark_dirty();
+        }
+        let mut request = SlabBox::new::<Error>(try_pin_init!(Request {
+            response: DeviceWritable(Response::new(Status::UNWRITTEN, 0, 0)),
+            header,
+            header_sg: SgEntry::empty(),
+            response_sg: SgEntry::empty(),
+            direction,
+            pages,
+            transfer,
+            position,
+            deferred: None,
+            next: None,
+            _pin: PhantomPinned,
+        }? Error))?;
+        // SAFETY: Nothing is moved out of the request.
+        let inner = unsafe { request.as_mut().get_unchecked_mut() };
+        // SAFETY: Header and response are in the request's slab object, which stays in place, and
+        // which nobody touches while it is in a queue.
+        unsafe { inner.header_sg.set(&inner.header) };
+        // SAFETY: As above.
+        unsafe { inner.response_sg.set(&inner.response.0) };
+        Ok(request)
+    }
+
+    /// Pinned pages and scatter-gather entries of the data.
+    pub(crate) fn extent(&self) -> (usize, usize) {
+        (self.pages.pinned_pages(), self.pages.entries())
+    }
+
+    pub(crate) fn transfer(&self) -> &Transfer {
+        &self.transfer
+    }
+
+    /// Takes the answer of the device, which claims to have written `written` bytes. Any context.
+    ///
+    /// Pages that were cleaned while the device wrote to them have to be marked dirty again before
+    /// anybody hears of the completion, and that can sleep: such a request takes a detour through a
+    /// work queue. It is rare, for pinned pages are cleaned only by writeback of mapped files.
+    pub(crate) fn complete(self, written: u32) {
+        let answer = self.answer(written);
+        if self.direction == Direction::Read && !self.pages.are_dirty() {
+            redirty::defer(self, answer);
+        } else {
+            self.finish(answer);
+        }
+    }
+
+    /// Puts the request into the list of [`redirty`], in front of `next`.
+    pub(crate) fn enlist(&mut self, answer: Answer, next: Option<SlabBox<Request>>) {
+        // SAFETY: Nothing is moved out of the request.
+        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        request.deferred = Some(answer);
+        request.next = next;
+    }
+
+    /// Takes the rest of the list off the request.
+    pub(crate) fn delist(&mut self) -> Option<SlabBox<Request>> {
+        // SAFETY: The field is not pinned.
+        unsafe { self.as_mut().get_unchecked_mut() }.next.take()
+    }
+
+    /// Marks the pages dirty again and completes with the answer kept by [`Self::enlist`]. May sleep.
+    pub(crate) fn redirty_and_finish(self) {
+        self.pages.mark_dirty();
+        let answer = self.deferred.unwrap_or(Answer { result: Err(EIO), moved: 0, value: 0 });
+        self.finish(answer);
+    }
+
+    /// Gives the request up: the device is gone. Any context.
+    pub(crate) fn abandon(self) {
+        self.finish(Answer { result: Err(ENODEV), moved: 0, value: 0 });
+    }
+
+    fn finish(self, answer: Answer) {
+        let transfer = self.transfer.clone();
+        let completed = Completed {
+            position: self.position,
+            result: answer.result,
+            moved: answer.moved,
+            value: answer.value,
+            direction: self.direction,
+        };
+        // The pages are let go before anybody hears of the completion: whoever waits for it may
+        // count on them.
+        drop(self);
+        transfer.request_completed(completed);
+    }
+
+    /// Checks what the device says; it may say anything.
+    fn answer(&self, written: u32) -> Answer {
+        // SAFETY: The response is in this object. A device that breaks the rules may still write to
+        // it, hence one volatile read, and only the copy is used.
+        let response = unsafe { ptr::read_volatile(&self.response.0) };
+        let length = self.header.length.get();
+        let transferred = response.transferred.get();
+        let incoming = if self.direction == Direction::Read { transferred as usize } else { 0 };
+        let problem = match response.status() {
+            Status::OK if u64::from(transferred) > length => Some((EIO, "more bytes than asked for")),
+            Status::OK if (written as usize) < Response::SIZE + incoming => {
+                Some((EIO, "fewer bytes written than transferred"))
+            }
+            Status::OK if u64::from(transferred) < length => Some((EIO, "short transfer")),
+            Status::OK => None,
+            Status::UNSUPPORTED => Some((EOPNOTSUPP, "operation not supported")),
+            status => Some((EIO, status.describe())),
+        };
+        match problem {
+            None => Answer {
+                result: Ok(transferred as usize),
+                moved: transferred as usize,
+                value: response.value.get(),
+            },
+            Some((error, what)) => {
+                log::bad_answer(&self.header, what);
+                let valid = response.status() == Status::OK
+                    && u64::from(transferred) < length
+                    && written as usize >= Response::SIZE + incoming;
+                let moved = if valid { transferred as usize } else { 0 };
+                Answer { result: Err(error), moved, value: 0 }
+            }
+        }
+    }
+}
+
+/// The checked answer of the device.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer {
+    result: Result<usize>,
+    moved: usize,
+    value: u64,
+}
+
+// SAFETY: The lists name the header, the response and the held pages: all of them are part of the slab
+// object or kept by it. The box is the only owner, so nobody touches them while it is a raw pointer.
+unsafe impl Buffer for SlabBox<Request> {
+    fn sg_lists(&mut self) -> SgLists {
+        // SAFETY: Nothing is moved out of the request.
+        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        let mut lists = SgLists::new();
+        let data = request.pages.sg_list();
+        lists.push_readable(request.header_sg.as_mut_ptr());
+        if request.direction == Direction::Write {
+            lists.push_readable(data);
+        }
+        lists.push_writable(request.response_sg.as_mut_ptr());
+        if request.direction == Direction::Read {
+            lists.push_writable(data);
+        }
+        lists
+    }
+
+    fn into_raw(self) -> NonNull<c_void> {
+        SlabBox::into_raw(self).cast()
+    }
+
+    unsafe fn from_raw(raw: NonNull<c_void>) -> Self {
+        // SAFETY: The pointer comes from `into_raw` above, and is taken back once.
+        unsafe { SlabBox::from_raw(raw.cast()) }
+    }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device on the virtio bus.
+
+use super::{Buffer, VirtQueue};
+use crate::bindings::{
+    vdma_virtio_cread_bytes, vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features,
+    vdma_virtio_find_vqs, vdma_virtio_get_shm_region, virtio_device, virtio_max_dma_size,
+    virtio_reset_device, virtio_shm_region, virtqueue, virtqueue_info,
+};
+use core::ptr;
+use kernel::{device, ffi::c_void, prelude::*, types::Opaque};
+
+/// A window of guest-physical addresses in which the device shows memory (virtio 1.2, section 2.10).
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMemory {
+    pub(crate) address: u64,
+    pub(crate) size: u64,
+}
+
+/// What a driver does when the device has used buffers of a queue.
+///
+/// # Safety
+///
+/// Implementors are only handed to [`Device::attach_handler`] while they stay in place, as its
+/// contract says.
+pub(crate) trait QueueHandler: Sync {
+    /// Called in interrupt context, with the interrupts of this CPU off.
+    fn on_used(&self);
+}
+
+/// `struct virtio_device`, bound to this driver.
+#[repr(transparent)]
+pub(crate) struct Device(Opaque<virtio_device>);
+
+impl Device {
+    /// # Safety
+    ///
+    /// `raw` is a valid device for as long as the reference is used.
+    pub(super) unsafe fn from_raw<'a>(raw: *mut virtio_device) -> &'a Self {
+        // SAFETY: `Self` is a transparent wrapper; the caller vouches for the rest.
+        unsafe { &*raw.cast() }
+    }
+
+    fn raw(&self) -> *mut virtio_device {
+        self.0.get()
+    }
+
+    pub(super) fn set_private(&self, data: *mut c_void) {
+        // SAFETY: `priv` belongs to the driver.
+        unsafe { (*self.raw()).priv_ = data }
+    }
+
+    pub(super) fn private(&self) -> *mut c_void {
+        // SAFETY: `priv` belongs to the driver.
+        unsafe { (*self.raw()).priv_ }
+    }
+
+    /// The generic device, for messages.
+    pub(crate) fn as_device(&self) -> &device::Device {
+        // SAFETY: The embedded device lives as long as the virtio device.
+        unsafe { device::Device::from_raw(ptr::addr_of_mut!((*self.raw()).dev)) }
+    }
+
+    /// The generic device as C code wants it.
+    pub(crate) fn as_device_ptr(&self) -> *mut kernel::bindings::device {
+        // SAFETY: Only the address is taken.
+        unsafe { ptr::addr_of_mut!((*self.raw()).dev) }
+    }
+
+    /// The negotiated feature bits 0 to 63.
+    pub(crate) fn features(&self) -> u64 {
+        // SAFETY: Valid by the type's invariant.
+        unsafe { vdma_virtio_features(self.raw()) }
+    }
+
+    /// The first `N` bytes of the configuration space. May sleep.
+    pub(crate) fn read_config<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        // SAFETY: `bytes` has room for `N` bytes.
+        unsafe { vdma_virtio_cread_bytes(self.raw(), 0, bytes.as_mut_ptr().cast(), N) };
+        bytes
+    }
+
+    /// The shared-memory window with this id, if the device has it.
+    pub(crate) fn shared_memory(&self, id: u8) -> Option<SharedMemory> {
+        let mut region = virtio_shm_region::default();
+        // SAFETY: `region` is valid for writes.
+        let found = unsafe { vdma_virtio_get_shm_region(self.raw(), &mut region, id) };
+        found.then_some(SharedMemory { address: region.addr, size: region.len })
+    }
+
+    /// Most bytes that one DMA segment may have.
+    pub(crate) fn max_segment(&self) -> usize {
+        // SAFETY: Valid by the type's invariant.
+        unsafe { virtio_max_dma_size(self.raw()) }
+    }
+
+    /// Creates the first `count` queues, with `H` as the handler of each. May sleep.
+    ///
+    /// Their interrupts do nothing until [`Device::attach_handler`].
+    pub(crate) fn create_queues<B: Buffer, H: QueueHandler>(
+        &self,
+        count: usize,
+    ) -> Result<KVec<VirtQueue<B>>> {
+        let mut raw: KVec<*mut virtqueue> = KVec::new();
+        raw.extend_with(count, ptr::null_mut(), GFP_KERNEL)?;
+        let mut info = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            info.push(
+                virtqueue_info {
+                    name: c"requests".as_ptr().cast(),
+                    callback: Some(Self::on_used::<H>),
+                    ctx: false,
+                },
+                GFP_KERNEL,
+            )?;
+        }
+        let mut queues = KVec::with_capacity(count, GFP_KERNEL)?;
+        // SAFETY: Both arrays have `count` elements; the names are static.
+        kernel::error::to_result(unsafe {
+            vdma_virtio_find_vqs(self.raw(), count as u32, raw.as_mut_ptr(), info.as_mut_ptr())
+        })?;
+        for queue in raw {
+            // SAFETY: The call above filled in valid queues, each of which is wrapped once.
+            queues.push(unsafe { VirtQueue::from_raw(queue) }, GFP_KERNEL)?;
+        }
+        Ok(queues)
+    }
+
+    /// Lets the interrupts of `queue` call `handler`.
+    ///
+    /// # Safety
+    ///
+    /// `handler` has the type that the queue was created with, and stays where it is until
+    /// [`Device::delete_queues`].
+    pub(crate) unsafe fn attach_handler<B: Buffer, H: QueueHandler>(
+        &self,
+        queue: &mut VirtQueue<B>,
+        handler: &H,
+    ) {
+        queue.set_private(ptr::from_ref(handler).cast_mut().cast());
+    }
+
+    extern "C" fn on_used<H: QueueHandler>(queue: *mut virtqueue) {
+        // SAFETY: The bus hands in a valid queue; `priv` is the driver's.
+        let handler: *mut H = unsafe { (*queue).priv_ }.cast();
+        // SAFETY: Null, or attached and alive by the contract of `attach_handler`.
+        if let Some(handler) = unsafe { handler.as_ref() } {
+            handler.on_used();
+        }
+    }
+
+    /// Tells the device that the driver is ready: from now on it serves the queues.
+    pub(crate) fn set_ready(&self) {
+        // SAFETY: Valid by the type's invariant.
+        unsafe { vdma_virtio_device_ready(self.raw()) }
+    }
+
+    /// Resets the device. Afterwards it touches no buffer, and no handler runs. May sleep.
+    pub(crate) fn reset(&self) {
+        // SAFETY: Valid by the type's invariant.
+        unsafe { virtio_reset_device(self.raw()) }
+    }
+
+    /// Deletes all queues and frees their interrupts; a handler that runs is waited for. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The device has been reset, and no [`VirtQueue`] of it is used any more.
+    pub(crate) unsafe fn delete_queues(&self) {
+        // SAFETY: The caller vouches for it.
+        unsafe { vdma_virtio_del_vqs(self.raw()) }
+    }
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The virtio bus: drivers, devices and virtqueues.
+//!
+//! C headers: `include/linux/virtio.h`, `include/linux/virtio_config.h`.
+
+mod device;
+mod driver;
+mod virtqueue;
+
+pub(crate) use self::device::{Device, QueueHandler, SharedMemory};
+pub(crate) use self::driver::{Driver, Registration};
+pub(crate) use self::virtqueue::{Buffer, SgLists, VirtQueue};

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! User mappings of device memory, and the address space that finds them all again.
+
+use crate::bindings::{vdma_io_remap_pfn_range, vdma_vma_pgoff};
+use core::{marker::PhantomData, ptr::NonNull};
+use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Mutex};
+
+/// A mapping that is being made: `struct vm_area_struct` inside of `->mmap`.
+pub(crate) struct NewMapping<'a> {
+    raw: NonNull<bindings::vm_area_struct>,
+    _call: PhantomData<&'a mut bindings::vm_area_struct>,
+}
+
+impl NewMapping<'_> {
+    /// # Safety
+    ///
+    /// `raw` is the argument of `->mmap`, and the result ends with that call.
+    pub(crate) unsafe fn from_raw(raw: *mut bindings::vm_area_struct) -> Option<Self> {
+        NonNull::new(raw).map(|raw| Self { raw, _call: PhantomData })
+    }
+
+    fn vma(&self) -> &bindings::vm_area_struct {
+        // SAFETY: Valid, and not changed by others, during `->mmap`.
+        unsafe { self.raw.as_ref() }
+    }
+
+    fn start(&self) -> usize {
+        // SAFETY: Both views of the union hold the start.
+        unsafe { self.vma().__bindgen_anon_1.__bindgen_anon_1.vm_start }
+    }
+
+    /// Bytes of the mapping.
+    pub(crate) fn len(&self) -> usize {
+        // SAFETY: As in `start`.
+        let end = unsafe { self.vma().__bindgen_anon_1.__bindgen_anon_1.vm_end };
+        end - self.start()
+    }
+
+    /// Offset in the file at which the mapping begins, in bytes; `None` when it overflows.
+    pub(crate) fn offset(&self) -> Option<u64> {
+        // SAFETY: Valid during `->mmap`.
+        let pages = unsafe { vdma_vma_pgoff(self.raw.as_ptr()) } as u64;
+        pages.checked_mul(PAGE_SIZE as u64)
+    }
+
+    /// Whether stores are to reach the device: `MAP_SHARED`.
+    pub(crate) fn is_shared(&self) -> bool {
+        // SAFETY: Both views of the union hold the flags.
+        let flags = unsafe { self.vma().__bindgen_anon_2.vm_flags };
+        flags & bindings::VM_SHARED as bindings::vm_flags_t != 0
+    }
+
+    /// Fills the whole mapping with the frames from `address` on. Sets `VM_IO`, `VM_PFNMAP`,
+    /// `VM_DONTEXPAND` and `VM_DONTDUMP`. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The frames are device memory that user space may access.
+    pub(crate) unsafe fn remap_io(self, address: u64) -> Result {
+        let (start, len) = (self.start(), self.len());
+        // SAFETY: The range is the mapping itself; the caller vouches for the frames.
+        kernel::error::to_result(unsafe {
+            vdma_io_remap_pfn_range(
+                self.raw.as_ptr(),
+                start,
+                (address / PAGE_SIZE as u64) as usize,
+                len,
+            )
+        })
+    }
+}
+
+struct Inode(NonNull<bindings::inode>);
+
+// SAFETY: Inodes are shared between tasks; this is a counted reference.
+unsafe impl Send for Inode {}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        // SAFETY: This object holds a reference to the inode. Dropped in process context only.
+        unsafe { bindings::iput(self.0.as_ptr()) }
+    }
+}
+
+/// The one `struct address_space` through which all mappings of a device can be found: that of the
+/// inode by which the device was opened first. (The device may have several inodes, one for each node
+/// with its number.)
+#[pin_data]
+pub(crate) struct SharedSpace {
+    #[pin]
+    first: Mutex<Option<Inode>>,
+}
+
+impl SharedSpace {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self { first <- kernel::new_mutex!(None, "vdma_space") })
+    }
+
+    /// Makes the mappings of a file that is being opened part of the shared space. The file keeps the
+    /// inode until [`SpaceGuard`] is dropped, at its release. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `inode` and `file` are the arguments of `->open`.
+    pub(crate) unsafe fn adopt(
+        &self,
+        inode: *mut bindings::inode,
+        file: *mut bindings::file,
+    ) -> SpaceGuard {
+        let mut first = self.first.lock();
+        let shared = match &*first {
+            Some(inode) => inode.0,
+            None => {
+                // SAFETY: `inode` is valid during `->open`.
+                unsafe { bindings::ihold(inode) };
+                // SAFETY: As above: not null.
+                let inode = unsafe { NonNull::new_unchecked(inode) };
+                *first = Some(Inode(inode));
+                inode
+            }
+        };
+        // SAFETY: The shared inode is held by `first`.
+        unsafe { bindings::ihold(shared.as_ptr()) };
+        // SAFETY: `file` is not in use yet, and the inode outlives it.
+        unsafe { (*file).f_mapping = (*shared.as_ptr()).i_mapping };
+        SpaceGuard(Inode(shared))
+    }
+
+    /// Takes the pages out of every mapping. The next access to one of them is a fault. May sleep.
+    pub(crate) fn unmap_all(&self) {
+        if let Some(inode) = &*self.first.lock() {
+            // SAFETY: The inode is held, and so is its address space; a hole of length 0 means all.
+            unsafe { bindings::unmap_mapping_range((*inode.0.as_ptr()).i_mapping, 0, 0, 1) };
+        }
+    }
+}
+
+/// Keeps the inode behind a file's mappings. Dropped in process context.
+pub(crate) struct SpaceGuard(#[allow(dead_code)] Inode);
+
+// SAFETY: Nothing can be done with a shared reference.
+unsafe impl Sync for SpaceGuard {}

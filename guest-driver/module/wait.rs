@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Waiting for one event: `struct completion`, with the ways of waiting that the kernel crate's own
+//! `Completion` lacks.
+
+use kernel::{bindings, prelude::*, types::Opaque};
+
+/// An event that happens once.
+#[pin_data]
+pub(crate) struct Completion {
+    #[pin]
+    raw: Opaque<bindings::completion>,
+}
+
+// SAFETY: A completion is made to be shared between tasks and interrupts.
+unsafe impl Send for Completion {}
+// SAFETY: As above; all its functions take its own lock.
+unsafe impl Sync for Completion {}
+
+impl Completion {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: `slot` is valid for writes and pinned.
+            raw <- Opaque::ffi_init(|slot| unsafe { bindings::init_completion(slot) }),
+        })
+    }
+
+    /// Lets every present and future waiter go on. Any context.
+    pub(crate) fn complete_all(&self) {
+        // SAFETY: The completion was initialized.
+        unsafe { bindings::complete_all(self.raw.get()) }
+    }
+
+    /// Waits whatever happens. May sleep.
+    pub(crate) fn wait(&self) {
+        // SAFETY: The completion was initialized.
+        unsafe { bindings::wait_for_completion(self.raw.get()) }
+    }
+
+    /// Waits; a signal ends the wait with `EINTR`. May sleep.
+    pub(crate) fn wait_interruptible(&self) -> Result {
+        // SAFETY: The completion was initialized.
+        match unsafe { bindings::wait_for_completion_interruptible(self.raw.get()) } {
+            0 => Ok(()),
+            _ => Err(EINTR),
+        }
+    }
+
+    /// Waits for some seconds at the most; `ETIMEDOUT` when that was not enough. May sleep.
+    pub(crate) fn wait_seconds(&self, seconds: usize) -> Result {
+        let jiffies = seconds * bindings::HZ as usize;
+        // SAFETY: The completion was initialized.
+        match unsafe { bindings::wait_for_completion_timeout(self.raw.get(), jiffies) } {
+            0 => Err(ETIMEDOUT),
+            _ => Ok(()),
+        }
+    }
+}
