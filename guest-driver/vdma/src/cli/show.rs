@@ -1,0 +1,174 @@
+use super::Output;
+use serde_json::{Value, json};
+use std::path::Path;
+use vdma::{Device, DeviceInfo, Node, Operation, Statistics};
+
+/// Version of the JSON output.
+const JSON_VERSION: u32 = 1;
+
+pub(super) fn list(output: Output) -> anyhow::Result<()> {
+    let nodes = vdma::nodes()?;
+    let devices: Vec<(Node, Result<Device, vdma::Error>)> = nodes
+        .into_iter()
+        .map(|node| {
+            let device = Device::open(&node.path);
+            (node, device)
+        })
+        .collect();
+    match output {
+        Output::Json => print_json(&json!({
+            "version": JSON_VERSION,
+            "devices": devices.iter().map(|(node, device)| json!({
+                "node": node.path,
+                "virtio": node.virtio,
+                "pci": node.pci,
+                "memory_size": device.as_ref().ok().map(|device| device.info().memory_size),
+                "error": device.as_ref().err().map(ToString::to_string),
+            })).collect::<Vec<_>>(),
+        }))?,
+        Output::Text if devices.is_empty() => {
+            eprintln!("no vdma device; is the module virtio_dma loaded, and a device plugged?");
+        }
+        Output::Text => {
+            println!(
+                "{:<12} {:<14} {:<9} {:>10}  {:<6} BAR",
+                "Node", "PCI", "Virtio", "Memory", "Queues"
+            );
+            for (node, device) in &devices {
+                let place = format!(
+                    "{:<12} {:<14} {:<9}",
+                    node.path.display(),
+                    node.pci.as_deref().unwrap_or("-"),
+                    node.virtio
+                );
+                match device {
+                    Ok(device) => {
+                        let info = device.info();
+                        println!(
+                            "{place} {:>10}  {:<6} {}",
+                            size(info.memory_size),
+                            format!("{}x{}", info.num_queues, info.queue_size),
+                            bar(info)
+                        );
+                    }
+                    Err(error) => println!("{place} {error}"),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn info(path: &Path, output: Output) -> anyhow::Result<()> {
+    let device = Device::open(path)?;
+    let info = device.info();
+    let statistics = device.device_statistics()?;
+    let operations: Vec<&str> = Operation::ALL
+        .iter()
+        .filter(|operation| info.operations & operation.bit() != 0)
+        .map(|operation| operation.name())
+        .collect();
+    match output {
+        Output::Json => print_json(&json!({
+            "version": JSON_VERSION,
+            "node": path,
+            "memory_size": info.memory_size,
+            "bar_address": info.bar_address,
+            "bar_size": info.bar_size,
+            "num_queues": info.num_queues,
+            "queue_size": info.queue_size,
+            "max_segments": info.max_segments,
+            "max_transfer": info.max_transfer,
+            "dma_bits": info.dma_bits,
+            "features": info.features,
+            "state": info.state,
+            "operations": operations,
+            "statistics": statistics_json(&statistics),
+        }))?,
+        Output::Text => {
+            let line = |name: &str, value: String| println!("{name:<20}: {value}");
+            line("node", path.display().to_string());
+            line("device memory", size(info.memory_size));
+            line("BAR", bar(info));
+            line(
+                "queues",
+                format!("{} of {} descriptors", info.num_queues, info.queue_size),
+            );
+            line(
+                "largest request",
+                format!(
+                    "{} in {} segments",
+                    size(info.max_transfer.into()),
+                    info.max_segments
+                ),
+            );
+            line("DMA addresses", format!("{} bits", info.dma_bits));
+            line("virtio features", format!("{:#x}", info.features));
+            line("operations", operations.join(" "));
+            for (name, value) in statistics_fields(&statistics) {
+                line(&name.replace('_', " "), value.to_string());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bar(info: &DeviceInfo) -> String {
+    match info.bar_size {
+        0 => "none".into(),
+        bar_size => format!("{} at {:#x}", size(bar_size), info.bar_address),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    const UNITS: [(u32, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    UNITS
+        .iter()
+        .find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift)
+        .map_or_else(
+            || format!("{bytes} B"),
+            |(shift, unit)| format!("{} {unit}", bytes >> shift),
+        )
+}
+
+fn statistics_fields(statistics: &Statistics) -> [(&'static str, u64); 10] {
+    [
+        ("submitted", statistics.submitted),
+        ("completed", statistics.completed),
+        ("failed", statistics.failed),
+        ("bytes_read", statistics.bytes_read),
+        ("bytes_written", statistics.bytes_written),
+        ("pages_pinned", statistics.pages_pinned),
+        ("segments", statistics.segments),
+        ("in_flight", statistics.in_flight),
+        ("in_flight_max", statistics.in_flight_max),
+        ("queue_full", statistics.queue_full),
+    ]
+}
+
+fn statistics_json(statistics: &Statistics) -> Value {
+    statistics_fields(statistics)
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), Value::from(value)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn print_json(value: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_use_the_largest_unit_that_is_exact() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(4097), "4097 B");
+        assert_eq!(size(64 << 10), "64 KiB");
+        assert_eq!(size(1536 << 20), "1536 MiB");
+        assert_eq!(size(1 << 30), "1 GiB");
+    }
+}

@@ -1,0 +1,67 @@
+use std::{io, path::PathBuf};
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device node cannot be opened.
+    #[error("{}: {source}{}", path.display(), open_remedy(source))]
+    Open {
+        /// The device node.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A call on an open device failed.
+    #[error("{}: {call}: {source}{}", path.display(), call_remedy(source))]
+    Call {
+        /// The device node.
+        path: PathBuf,
+        /// The call.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not a vdma device.
+    #[error("{}: not a vdma device; `vdma list` shows those that there are", path.display())]
+    NotVdma {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A load or store outside of a mapping, or across a word's alignment.
+    #[error(
+        "offset {offset:#x} with {size} bytes is not aligned, or outside of a mapping of {length:#x} bytes"
+    )]
+    OutsideMapping {
+        /// Offset of the access in the mapping, in bytes.
+        offset: usize,
+        /// Bytes of the access.
+        size: usize,
+        /// Bytes of the mapping.
+        length: usize,
+    },
+    /// The system's list of devices cannot be read.
+    #[error("/sys/class/misc: {0}; is sysfs mounted?")]
+    List(#[source] io::Error),
+}
+
+fn open_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "; is the module virtio_dma loaded, and a device there? (`vdma list`)"
+        }
+        io::ErrorKind::PermissionDenied => "; try as root, or join the group that owns the node",
+        _ => "",
+    }
+}
+
+fn call_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::NODEV.raw_os_error() => {
+            " (the device is gone, or has no BAR)"
+        }
+        Some(code) if code == rustix::io::Errno::IO.raw_os_error() => {
+            " (the device failed the request; the kernel log says why)"
+        }
+        _ => "",
+    }
+}
