@@ -1,0 +1,154 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{ArgGroup, Parser};
+
+use crate::memory::{Backing, DeviceMemory};
+use crate::queue::MAX_QUEUE_SIZE;
+use crate::size::parse_size;
+use crate::vhost_user::{Device, DeviceSettings, SocketListener};
+
+/// Most request queues of a device.
+pub const MAX_QUEUES: u16 = 16;
+
+const AFTER_HELP: &str = "\
+SIZE is a number with an optional suffix K, M, G or T (powers of 1024).
+
+A QEMU (11.1 or later) command line that goes with the defaults:
+  qemu-system-x86_64 -M q35 -m 512M \\
+    -object memory-backend-memfd,id=mem,size=512M,share=on -numa node,memdev=mem \\
+    -chardev socket,id=c0,path=SOCKET \\
+    -device vhost-user-test-device-pci,chardev=c0,virtio-id=37,num_vqs=1,vq_size=256,config_size=64 ...
+num_vqs and vq_size have to agree with --num-queues and --queue-size.";
+
+/// vhost-user backend that emulates a DMA-capable virtio PCI device with BAR memory
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vhost-device-dma", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(group(ArgGroup::new("socket").required(true).args(["socket_path", "fd"])))]
+pub struct Args {
+    /// Listen on this Unix socket; the file appears once the device is ready
+    #[arg(short, long, value_name = "PATH", help_heading = "Front end")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Listen on this inherited file descriptor instead
+    #[arg(long, value_name = "N", help_heading = "Front end")]
+    pub fd: Option<i32>,
+
+    /// Serve this many devices; with more than one, sockets are PATH0, PATH1, ...
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 1, conflicts_with = "fd",
+          value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Front end")]
+    pub socket_count: u16,
+
+    /// End when the first front end disconnects
+    #[arg(long, help_heading = "Front end")]
+    pub once: bool,
+
+    /// Bytes of device memory, a multiple of 4096 [default: 64M, or the size of the memory file]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Device memory")]
+    pub memory_size: Option<u64>,
+
+    /// Keep device memory in this file; with several devices, in PATH0, PATH1, ...
+    #[arg(long, value_name = "PATH", help_heading = "Device memory")]
+    pub memory_file: Option<PathBuf>,
+
+    /// Let others use the memory file at the same time; with several devices, all use PATH itself
+    #[arg(long, requires = "memory_file", help_heading = "Device memory")]
+    pub share: bool,
+
+    /// Keep device memory in huge pages of the system's default size
+    #[arg(long, conflicts_with = "memory_file", help_heading = "Device memory")]
+    pub hugepages: bool,
+
+    /// Request queues
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)),
+          help_heading = "Queues")]
+    pub num_queues: u16,
+
+    /// Largest size of each queue, a power of two up to 1024
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_queue_size,
+          help_heading = "Queues")]
+    pub queue_size: u16,
+
+    /// Log messages of this level and above: error, warn, info, debug, trace or off
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "info",
+        env = "RUST_LOG",
+        help_heading = "Observation"
+    )]
+    pub log_level: String,
+}
+
+fn parse_queue_size(text: &str) -> Result<u16, String> {
+    text.parse::<u16>()
+        .ok()
+        .filter(|size| (2..=MAX_QUEUE_SIZE).contains(size) && size.is_power_of_two())
+        .ok_or_else(|| format!("'{text}' is not a power of two from 2 to {MAX_QUEUE_SIZE}"))
+}
+
+fn numbered(path: &std::path::Path, index: u16) -> PathBuf {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(index.to_string());
+    PathBuf::from(name)
+}
+
+impl Args {
+    /// Opens memory and sockets of every device. Sockets come last, so that one can only be seen
+    /// when all is ready.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the memory or the socket, in one line.
+    pub fn open(&self) -> anyhow::Result<Vec<(Arc<Device>, SocketListener)>> {
+        let mut devices = Vec::with_capacity(usize::from(self.socket_count));
+        for index in 0..self.socket_count {
+            let memory = DeviceMemory::open(self.backing(index), self.memory_size)?;
+            let settings = DeviceSettings {
+                num_queues: self.num_queues,
+                queue_size: self.queue_size,
+                once: self.once,
+            };
+            let name = format!("device {index}");
+            devices.push(Arc::new(Device::new(name, settings, Arc::new(memory))));
+        }
+        devices
+            .into_iter()
+            .zip(0..)
+            .map(|(device, index)| Ok((device, self.listener(index)?)))
+            .collect()
+    }
+
+    fn backing(&self, index: u16) -> Backing {
+        match &self.memory_file {
+            Some(path) if self.socket_count > 1 && !self.share => Backing::File {
+                path: numbered(path, index),
+                share: false,
+            },
+            Some(path) => Backing::File {
+                path: path.clone(),
+                share: self.share,
+            },
+            None if self.hugepages => Backing::HugePages,
+            None => Backing::Memfd,
+        }
+    }
+
+    fn listener(&self, index: u16) -> anyhow::Result<SocketListener> {
+        if let Some(path) = &self.socket_path {
+            let path = if self.socket_count > 1 {
+                numbered(path, index)
+            } else {
+                path.clone()
+            };
+            return Ok(SocketListener::bind(&path)?);
+        }
+        let number = self.fd.context("give --socket-path or --fd")?;
+        Ok(SocketListener::inherited(number)?)
+    }
+}

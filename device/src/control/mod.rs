@@ -1,0 +1,126 @@
+//! The control loop of the main thread: signals, and the end of servers.
+
+mod signals;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use rustix::event::EventfdFlags;
+use thiserror::Error;
+
+use self::signals::{Signal, SignalPipe};
+use crate::vhost_user::{Device, Server, SocketListener};
+
+/// Why the control loop ended, or did not start.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// Events cannot be waited for.
+    #[error("cannot run the control loop: {0}")]
+    Events(#[from] event_manager::Error),
+    /// Signals, threads or descriptors cannot be set up.
+    #[error("cannot set up {what}: {source}")]
+    Io {
+        /// What it was for.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// Serves all devices until SIGTERM or SIGINT comes, or until no server is left. Then flushes the
+/// memory of each.
+///
+/// # Errors
+///
+/// See [`ControlError`].
+pub fn run(devices: Vec<(Arc<Device>, SocketListener)>) -> Result<(), ControlError> {
+    let io = |what| move |source| ControlError::Io { what, source };
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let ended: OwnedFd =
+        rustix::event::eventfd(0, flags).map_err(|e| io("the control loop")(e.into()))?;
+    let signals = SignalPipe::new().map_err(io("signal handling"))?;
+
+    let mut servers = Vec::with_capacity(devices.len());
+    for (device, listener) in devices {
+        log::info!("{}: listening on {}", device.name(), listener.label());
+        let ended = ended.try_clone().map_err(io("a server"))?;
+        let server = Server::start(Arc::clone(&device), listener, move || {
+            // Fails only when the counter is full.
+            let _ = rustix::io::write(&ended, &1u64.to_ne_bytes());
+        })
+        .map_err(io("a server"))?;
+        servers.push((device, server));
+    }
+
+    let running = servers.len() as u64;
+    let control = Control {
+        signals,
+        ended,
+        running,
+        done: false,
+    };
+    let mut manager = EventManager::new()?;
+    let id = manager.add_subscriber(control);
+    while !manager.subscriber_mut(id)?.done {
+        manager.run()?;
+    }
+
+    for (_, server) in &servers {
+        server.stop();
+    }
+    for (device, server) in servers {
+        server.join();
+        if let Err(e) = device.memory().flush() {
+            log::error!("{}: cannot flush the memory file: {e}", device.name());
+        }
+    }
+    Ok(())
+}
+
+struct Control {
+    signals: SignalPipe,
+    ended: OwnedFd,
+    /// Servers that have not ended.
+    running: u64,
+    done: bool,
+}
+
+const SIGNALS: u32 = 0;
+const ENDED: u32 = 1;
+
+impl MutEventSubscriber for Control {
+    fn init(&mut self, ops: &mut EventOps) {
+        let signals = Events::with_data(&self.signals, SIGNALS, EventSet::IN);
+        let ended = Events::with_data(&self.ended, ENDED, EventSet::IN);
+        for events in [signals, ended] {
+            if let Err(e) = ops.add(events) {
+                log::error!("cannot watch a control descriptor: {e}");
+                self.done = true;
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        match events.data() {
+            SIGNALS => {
+                for signal in self.signals.take() {
+                    match signal {
+                        Signal::End(name) => {
+                            log::info!("{name}: ending");
+                            self.done = true;
+                        }
+                        Signal::HangUp => log::debug!("SIGHUP ignored"),
+                    }
+                }
+            }
+            _ => {
+                let mut count = [0u8; 8];
+                if rustix::io::read(self.ended.as_fd(), &mut count) == Ok(8) {
+                    self.running = self.running.saturating_sub(u64::from_ne_bytes(count));
+                    self.done |= self.running == 0;
+                }
+            }
+        }
+    }
+}

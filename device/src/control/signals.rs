@@ -1,0 +1,68 @@
+//! Signals as readable events.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+/// A signal that means something here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// End now; the signal's name.
+    End(&'static str),
+    /// The terminal has gone, which does not matter.
+    HangUp,
+}
+
+/// The signals that have come, behind a descriptor that is readable when there are any.
+pub(super) struct SignalPipe {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+}
+
+impl SignalPipe {
+    pub(super) fn new() -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        let signals = [SIGTERM, SIGINT, SIGHUP];
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
+        Ok(Self { delivery })
+    }
+
+    /// The signals since the last call.
+    pub(super) fn take(&mut self) -> Vec<Signal> {
+        let has_more = |read: &mut UnixStream| {
+            let mut byte = [0u8; 1];
+            match rustix::net::recv(read, &mut byte, rustix::net::RecvFlags::PEEK) {
+                Ok((_, count)) => Ok(count > 0),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
+                Err(e) => Err(e.into()),
+            }
+        };
+        match self.delivery.poll_pending(&mut { has_more }) {
+            Ok(Some(pending)) => pending.filter_map(signal).collect(),
+            Ok(None) => Vec::new(),
+            Err(e) => {
+                log::error!("cannot read signals: {e}");
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn signal(number: i32) -> Option<Signal> {
+    match number {
+        SIGTERM => Some(Signal::End("SIGTERM")),
+        SIGINT => Some(Signal::End("SIGINT")),
+        SIGHUP => Some(Signal::HangUp),
+        _ => None,
+    }
+}
+
+impl AsRawFd for SignalPipe {
+    fn as_raw_fd(&self) -> RawFd {
+        self.delivery.get_read().as_raw_fd()
+    }
+}

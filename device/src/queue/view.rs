@@ -1,0 +1,153 @@
+//! Guest memory as the device reaches it.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
+    VolatileMemory, VolatileSlice,
+};
+
+use crate::memory::{DeviceMemory, FileIdentity};
+
+/// Part of a range is not in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("guest address {0:#x} is outside of guest memory")]
+pub struct AddressError(pub u64);
+
+/// One state of the memory table, prepared for look-ups.
+///
+/// A region that shows device memory (a front end puts the BAR into its memory table) is resolved
+/// to the device's own mapping. Two addresses of the same byte are then the same pointer, which is
+/// what lets a copy see that source and destination overlap.
+#[derive(Debug)]
+pub struct GuestView {
+    regions: Vec<Region>,
+    /// The region of the last hit: consecutive look-ups mostly stay in one.
+    recent: Cell<usize>,
+}
+
+#[derive(Debug)]
+struct Region {
+    start: u64,
+    length: u64,
+    mapping: Arc<MmapRegion>,
+    /// Where in `mapping` the region begins.
+    base: u64,
+}
+
+impl GuestView {
+    /// Prepares `table`. Regions that cannot be told from device memory are taken as they are.
+    #[must_use]
+    pub fn new(table: &GuestMemoryMmap, device: &DeviceMemory) -> Self {
+        let mut regions: Vec<Region> = table
+            .iter()
+            .map(|region| {
+                let start = region.start_addr().0;
+                let length = region.len();
+                let alias = region.file_offset().filter(|at| {
+                    FileIdentity::of(at.file()).is_ok_and(|id| id == device.identity())
+                        && at
+                            .start()
+                            .checked_add(length)
+                            .is_some_and(|end| end <= device.size())
+                });
+                match alias {
+                    Some(at) => Region {
+                        start,
+                        length,
+                        mapping: Arc::clone(device.mapping()),
+                        base: at.start(),
+                    },
+                    None => Region {
+                        start,
+                        length,
+                        mapping: region.get_mmap(),
+                        base: 0,
+                    },
+                }
+            })
+            .collect();
+        regions.sort_by_key(|region| region.start);
+        Self {
+            regions,
+            recent: Cell::new(0),
+        }
+    }
+
+    /// The `length` bytes at `address` when they lie in one region.
+    ///
+    /// # Errors
+    ///
+    /// The range is not all inside of one region.
+    pub fn contiguous(
+        &self,
+        address: GuestAddress,
+        length: usize,
+    ) -> Result<VolatileSlice<'_>, AddressError> {
+        let slice = self.prefix(address.0, length as u64)?;
+        if slice.len() == length {
+            Ok(slice)
+        } else {
+            Err(AddressError(address.0))
+        }
+    }
+
+    /// Appends the `length` bytes at `address` to `pieces`, one piece for each region that they
+    /// cross; nothing for a length of 0.
+    ///
+    /// # Errors
+    ///
+    /// Part of the range is outside of guest memory; the pieces before it have been appended.
+    pub fn resolve<'m>(
+        &'m self,
+        address: GuestAddress,
+        length: u32,
+        pieces: &mut Vec<VolatileSlice<'m>>,
+    ) -> Result<(), AddressError> {
+        let mut address = address.0;
+        let mut left = u64::from(length);
+        while left > 0 {
+            let slice = self.prefix(address, left)?;
+            left -= slice.len() as u64;
+            address = match address.checked_add(slice.len() as u64) {
+                Some(next) => next,
+                None if left == 0 => break,
+                None => return Err(AddressError(u64::MAX)),
+            };
+            pieces.push(slice);
+        }
+        Ok(())
+    }
+
+    /// As many of the `length` bytes at `address` as the region there has; at least one, unless
+    /// `length` is 0.
+    fn prefix(&self, address: u64, length: u64) -> Result<VolatileSlice<'_>, AddressError> {
+        let region = self.find(address).ok_or(AddressError(address))?;
+        let inside = address - region.start;
+        let count = length.min(region.length - inside);
+        let outside = |_| AddressError(address);
+        let at = usize::try_from(region.base + inside).map_err(|_| AddressError(address))?;
+        let count = usize::try_from(count).map_err(|_| AddressError(address))?;
+        region.mapping.get_slice(at, count).map_err(outside)
+    }
+
+    fn find(&self, address: u64) -> Option<&Region> {
+        let holds = |region: &&Region| {
+            address
+                .checked_sub(region.start)
+                .is_some_and(|inside| inside < region.length)
+        };
+        if let Some(region) = self.regions.get(self.recent.get()).filter(holds) {
+            return Some(region);
+        }
+        let after = self
+            .regions
+            .partition_point(|region| region.start <= address);
+        let index = after.checked_sub(1)?;
+        let region = self.regions.get(index).filter(holds)?;
+        self.recent.set(index);
+        Some(region)
+    }
+}

@@ -1,0 +1,194 @@
+//! What the `vhost-user-backend` crate asks of a device.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vdma_protocol::{
+    CONFIG_MAGIC, CONFIG_VERSION, Config, FEATURE_BAR, Le16, Le32, Le64, STATE_BAR_MAPPED,
+    STATE_PERSISTENT, STATE_SHARED,
+};
+use vhost::vhost_user::Backend as BackendChannel;
+use vhost::vhost_user::message::{
+    VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
+};
+use vhost_user_backend::{VhostUserBackend, VringT};
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+use vmm_sys_util::epoll::EventSet;
+
+use super::bar::Bar;
+use super::server::Device;
+use super::vring::{Memory, Vring, lock};
+use crate::engine::{Engine, MAX_TRANSFER};
+use crate::memory::Backing;
+use crate::queue::MAX_SEGMENTS;
+
+/// Feature bits that every device offers.
+pub(super) fn offered_features() -> u64 {
+    1 << VIRTIO_F_VERSION_1
+        | 1 << VIRTIO_F_ACCESS_PLATFORM
+        | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        | 1 << VIRTIO_RING_F_EVENT_IDX
+        | 1 << FEATURE_BAR
+        | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
+
+/// One device as one front end sees it.
+pub(super) struct Backend {
+    device: Arc<Device>,
+    bar: Arc<Bar>,
+    rings: Mutex<Vec<Vring>>,
+}
+
+impl Backend {
+    pub(super) fn new(device: Arc<Device>, bar: Arc<Bar>) -> Self {
+        Self {
+            device,
+            bar,
+            rings: Mutex::default(),
+        }
+    }
+
+    pub(super) fn set_rings(&self, rings: Vec<Vring>) {
+        *lock(&self.rings) = rings;
+    }
+
+    fn config(&self) -> Config {
+        let mut state = 0;
+        if self.bar.is_mapped() {
+            state |= STATE_BAR_MAPPED;
+        }
+        if let Backing::File { share, .. } = self.device.memory().backing() {
+            state |= STATE_PERSISTENT;
+            if *share {
+                state |= STATE_SHARED;
+            }
+        }
+        Config {
+            magic: Le32::new(CONFIG_MAGIC),
+            version: Le32::new(CONFIG_VERSION),
+            memory_size: Le64::new(self.device.memory().size()),
+            operations: Le64::new(Engine::operations()),
+            num_queues: Le16::new(self.device.settings().num_queues),
+            reserved0: Le16::new(0),
+            max_segments: Le32::new(u32::from(MAX_SEGMENTS)),
+            max_transfer: Le32::new(MAX_TRANSFER),
+            state: Le32::new(state),
+            reserved1: [0; 24],
+        }
+    }
+
+    /// Waits for every ring's pass to end.
+    fn drain(&self) {
+        for ring in lock(&self.rings).iter() {
+            ring.drain();
+            ring.wake();
+        }
+    }
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        usize::from(self.device.settings().num_queues)
+    }
+
+    fn max_queue_size(&self) -> usize {
+        usize::from(self.device.settings().queue_size)
+    }
+
+    fn features(&self) -> u64 {
+        offered_features()
+    }
+
+    fn acked_features(&self, features: u64) {
+        log::debug!("{}: features {features:#x}", self.device.name());
+        if features & (1 << FEATURE_BAR) != 0 {
+            self.bar.map();
+        }
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::BACKEND_SEND_FD
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::SHMEM
+    }
+
+    fn reset_device(&self) {
+        self.drain();
+        self.bar.unmapped();
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // Each ring has been told; there is nothing else to do.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let bytes = self.config().to_bytes();
+        let range = usize::try_from(offset).ok().and_then(|begin| {
+            let end = begin.checked_add(usize::try_from(size).ok()?)?;
+            bytes.get(begin..end)
+        });
+        // An empty answer tells the front end that the range is not part of the space.
+        range.map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    fn set_config(&self, offset: u32, _buf: &[u8]) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("write to read-only configuration space at {offset}"),
+        ))
+    }
+
+    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
+        // Once this returns the front end may reuse memory that is no longer in the table.
+        self.drain();
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&self, channel: BackendChannel) {
+        self.bar.set_channel(channel);
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // None for the crate's own event loop: `worker` runs the rings.
+        Vec::new()
+    }
+
+    fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        // The ring was marked as stopped under its lock, so that no pass is under way.
+        log::debug!("{} queue {queue_index}: stopped", self.device.name());
+        let all_stopped = lock(&self.rings)
+            .iter()
+            .all(|ring| !ring.get_ref().get_queue().ready());
+        if all_stopped {
+            self.bar.unmapped();
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        _device_event: u16,
+        _evset: EventSet,
+        _vrings: &[Vring],
+        _thread_id: usize,
+    ) -> io::Result<()> {
+        // Only the crate's event loop calls this, and it has no thread here.
+        Ok(())
+    }
+
+    fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        // A PCI BAR is a power of two, and QEMU aborts on another size. What lies beyond device
+        // memory stays unmapped.
+        let window = self.device.memory().size().next_power_of_two();
+        Ok(VhostUserShMemConfig::new(1, &[window]))
+    }
+}

@@ -1,0 +1,184 @@
+//! The BAR: asking the front end to map device memory into the guest.
+//!
+//! The request goes out once the driver has acknowledged its features, from a thread of its own: the
+//! front end answers while it may itself be waiting for the socket's thread. Until the answer is
+//! there no request is served, so that a driver whose first request came back knows that the BAR
+//! either shows device memory or never will (`STATE_BAR_MAPPED` says which).
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+
+use vdma_protocol::SHMEM_ID_DEVICE_MEMORY;
+use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
+use vhost::vhost_user::{Backend as BackendChannel, VhostUserFrontendReqHandler};
+
+use super::vring::{Vring, lock};
+use crate::memory::DeviceMemory;
+
+/// Lets requests through, or holds them back.
+#[derive(Debug)]
+pub(super) struct Gate {
+    open: AtomicBool,
+}
+
+impl Gate {
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+}
+
+/// Threads that wait for an answer of a front end that has gone: each keeps one until the channel
+/// breaks, and there must not be any number of them.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// Most of them, in the whole process.
+const MAX_WAITING: usize = 64;
+
+#[derive(Debug, Default)]
+struct State {
+    mapped: bool,
+    /// Sent and not answered, with no stop of all rings since.
+    pending: bool,
+    /// Counts requests to map; only the answer to the latest one opens the gate.
+    latest: u64,
+}
+
+/// The BAR of one front end.
+pub(super) struct Bar {
+    name: String,
+    gate: Arc<Gate>,
+    state: Mutex<State>,
+    requests: Mutex<Option<mpsc::Sender<u64>>>,
+    rings: Mutex<Vec<Vring>>,
+    memory: Arc<DeviceMemory>,
+}
+
+impl Bar {
+    pub(super) fn new(name: String, memory: Arc<DeviceMemory>) -> Arc<Self> {
+        let open = AtomicBool::new(true);
+        Arc::new(Self {
+            name,
+            gate: Arc::new(Gate { open }),
+            state: Mutex::default(),
+            requests: Mutex::default(),
+            rings: Mutex::default(),
+            memory,
+        })
+    }
+
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// The rings to wake when the gate opens.
+    pub(super) fn set_rings(&self, rings: Vec<Vring>) {
+        *lock(&self.rings) = rings;
+    }
+
+    /// Whether the guest sees device memory.
+    pub(super) fn is_mapped(&self) -> bool {
+        lock(&self.state).mapped
+    }
+
+    /// Takes the channel on which requests to the front end are sent.
+    pub(super) fn set_channel(self: &Arc<Self>, channel: BackendChannel) {
+        let (sender, requests) = mpsc::channel();
+        let bar = Arc::clone(self);
+        if WAITING.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
+            WAITING.fetch_sub(1, Ordering::SeqCst);
+            log::warn!(
+                "{}: {MAX_WAITING} front ends left without closing their channel; no BAR for this one",
+                self.name
+            );
+            return;
+        }
+        let mapper = thread::Builder::new().name("bar".to_owned());
+        let spawned = mapper.spawn(move || {
+            for request in requests {
+                let answer = bar.send_map(&channel);
+                bar.answered(request, answer);
+            }
+            WAITING.fetch_sub(1, Ordering::SeqCst);
+        });
+        match spawned {
+            Ok(_) => *lock(&self.requests) = Some(sender),
+            Err(e) => {
+                WAITING.fetch_sub(1, Ordering::SeqCst);
+                log::warn!("{}: cannot start the thread for the BAR: {e}", self.name);
+            }
+        }
+    }
+
+    /// The driver has acknowledged the BAR: maps it, unless it is mapped, and holds requests back
+    /// until that is answered.
+    pub(super) fn map(&self) {
+        let request = {
+            let mut state = lock(&self.state);
+            if state.mapped || state.pending {
+                return;
+            }
+            state.latest += 1;
+            state.pending = true;
+            self.gate.open.store(false, Ordering::SeqCst);
+            state.latest
+        };
+        let sent = lock(&self.requests)
+            .as_ref()
+            .is_some_and(|requests| requests.send(request).is_ok());
+        if !sent {
+            let nothing = "it offers no channel for it (SHMEM needs BACKEND_REQ)".to_owned();
+            self.answered(request, Err(nothing));
+        }
+    }
+
+    /// No ring runs any more: the front end takes the mapping away.
+    pub(super) fn unmapped(&self) {
+        let mut state = lock(&self.state);
+        state.mapped = false;
+        state.pending = false;
+    }
+
+    /// The front end has gone: nothing more is sent, and the thread ends.
+    pub(super) fn close(&self) {
+        lock(&self.requests).take();
+        lock(&self.rings).clear();
+    }
+
+    fn send_map(&self, channel: &BackendChannel) -> Result<(), String> {
+        let region = VhostUserMMap {
+            shmid: SHMEM_ID_DEVICE_MEMORY,
+            padding: [0; 7],
+            fd_offset: 0,
+            shm_offset: 0,
+            len: self.memory.size(),
+            flags: VhostUserMMapFlags::WRITABLE.bits(),
+        };
+        channel
+            .shmem_map(&region, self.memory.file())
+            .map(drop)
+            .map_err(|e| e.to_string())
+    }
+
+    fn answered(&self, request: u64, answer: Result<(), String>) {
+        {
+            let mut state = lock(&self.state);
+            if request != state.latest {
+                return;
+            }
+            state.pending = false;
+            state.mapped = answer.is_ok();
+            self.gate.open.store(true, Ordering::SeqCst);
+        }
+        match answer {
+            Ok(()) => log::info!("{}: BAR mapped", self.name),
+            Err(e) => log::warn!(
+                "{}: the front end does not map the BAR: {e}; going on without",
+                self.name
+            ),
+        }
+        for ring in lock(&self.rings).iter() {
+            ring.wake();
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Serving front ends, one after the other.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use std::os::fd::OwnedFd;
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::backend::Backend;
+use super::bar::Bar;
+use super::listener::SocketListener;
+use super::vring::{collect_rings, lock};
+use super::worker::{self, WorkerParts};
+use crate::memory::DeviceMemory;
+
+/// What is fixed for the life of a device.
+#[derive(Clone, Debug)]
+pub struct DeviceSettings {
+    /// Request queues, 1 to 16.
+    pub num_queues: u16,
+    /// Largest size of each: a power of two up to 1024.
+    pub queue_size: u16,
+    /// End after the first front end.
+    pub once: bool,
+}
+
+/// A device, whoever is connected.
+#[derive(Debug)]
+pub struct Device {
+    name: String,
+    settings: DeviceSettings,
+    memory: Arc<DeviceMemory>,
+}
+
+impl Device {
+    /// A device; `name` is for log lines.
+    #[must_use]
+    pub fn new(name: String, settings: DeviceSettings, memory: Arc<DeviceMemory>) -> Self {
+        Self {
+            name,
+            settings,
+            memory,
+        }
+    }
+
+    /// The name in log lines.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What was chosen at the start.
+    #[must_use]
+    pub fn settings(&self) -> &DeviceSettings {
+        &self.settings
+    }
+
+    /// The memory behind the BAR.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<DeviceMemory> {
+        &self.memory
+    }
+}
+
+/// The thread that serves one device's front ends.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+struct Shared {
+    device: Arc<Device>,
+    listener: SocketListener,
+    stopping: AtomicBool,
+    wake: OwnedFd,
+    connection: Mutex<Option<ShutdownHandle>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("device", &self.device)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Starts serving `device` on `listener`; calls `ended` when it stops by itself (`once`, or an
+    /// error that has been logged).
+    ///
+    /// # Errors
+    ///
+    /// A thread or a descriptor cannot be made.
+    pub fn start(
+        device: Arc<Device>,
+        listener: SocketListener,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let shared = Arc::new(Shared {
+            device,
+            listener,
+            stopping: AtomicBool::new(false),
+            wake: rustix::event::eventfd(0, flags)?,
+            connection: Mutex::default(),
+        });
+        let serving = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("server".to_owned())
+            .spawn(move || {
+                if let Err(e) = serving.serve() {
+                    log::error!("{}: {e}; no more front ends", serving.device.name);
+                }
+                ended();
+            })?;
+        Ok(Self { shared, thread })
+    }
+
+    /// Disconnects the front end, if there is one, and accepts no other.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // Fails only when the counter is full, and then the thread is about to wake.
+        let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
+        if let Some(connection) = lock(&self.shared.connection).as_ref() {
+            connection.shutdown();
+        }
+    }
+
+    /// Waits for the thread to end.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            log::error!("{}: the server thread panicked", self.shared.device.name);
+        }
+    }
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn serve(&self) -> io::Result<()> {
+        let mut listener = Listener::from(self.listener.try_clone()?);
+        while self.await_connection()? {
+            self.connection(&mut listener)?;
+            if self.device.settings.once {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a front end; `false` when the server is to stop.
+    fn await_connection(&self) -> io::Result<bool> {
+        while !self.is_stopping() {
+            let mut fds = [
+                PollFd::new(&self.wake, PollFlags::IN),
+                PollFd::new(&self.listener, PollFlags::IN),
+            ];
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            if !fds[1].revents().is_empty() && !self.is_stopping() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Serves one front end until it disconnects.
+    fn connection(&self, listener: &mut Listener) -> io::Result<()> {
+        let name = &self.device.name;
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let bar = Bar::new(name.clone(), Arc::clone(&self.device.memory));
+        let backend = Arc::new(Backend::new(Arc::clone(&self.device), Arc::clone(&bar)));
+        let (daemon, rings) = collect_rings(|| {
+            VhostUserDaemon::new(
+                "vhost-user".to_owned(),
+                Arc::clone(&backend),
+                memory.clone(),
+            )
+        });
+        let mut daemon = daemon.map_err(|e| io::Error::other(e.to_string()))?;
+        backend.set_rings(rings.clone());
+        bar.set_rings(rings.clone());
+
+        let mut workers = Vec::with_capacity(rings.len());
+        let mut failure = None;
+        for (queue_index, ring) in rings.iter().enumerate() {
+            let worker = worker::spawn(WorkerParts {
+                name: format!("{name} queue {queue_index}"),
+                queue_index,
+                vring: ring.clone(),
+                memory: memory.clone(),
+                device: Arc::clone(&self.device.memory),
+                gate: bar.gate(),
+            });
+            match worker {
+                Ok(worker) => workers.push(worker),
+                Err(e) => failure = Some(e),
+            }
+        }
+        if failure.is_none() {
+            match daemon.start(listener) {
+                Ok(()) => self.attend(&mut daemon),
+                Err(e) => log::warn!("{name}: cannot accept a front end: {e}"),
+            }
+        }
+
+        bar.close();
+        for ring in &rings {
+            ring.stop();
+        }
+        for worker in workers {
+            if worker.join().is_err() {
+                log::error!("{name}: a queue's thread panicked");
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn attend(&self, daemon: &mut VhostUserDaemon<Arc<Backend>>) {
+        let name = &self.device.name;
+        log::info!("{name}: front end connected");
+        *lock(&self.connection) = daemon.shutdown_handle();
+        if self.is_stopping() {
+            // `stop` may have come before it could see the connection.
+            daemon.request_shutdown();
+        }
+        let result = daemon.wait();
+        lock(&self.connection).take();
+        match result {
+            Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
+                log::info!("{name}: front end disconnected");
+            }
+            Err(DaemonError::HandleRequest(e)) => {
+                log::warn!("{name}: connection closed: {e}");
+            }
+            Err(e) => log::error!("{name}: connection failed: {e}"),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The thread that runs one ring.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+
+use super::bar::Gate;
+use super::vring::{Memory, Notifiers, Vring, Wakeup, notify};
+use crate::engine::Engine;
+use crate::memory::DeviceMemory;
+use crate::queue::{GuestView, Notify, Pass, Processor, RingError};
+
+/// Everything that a worker is made of.
+pub(super) struct WorkerParts {
+    /// For log lines: which device and queue.
+    pub(super) name: String,
+    pub(super) queue_index: usize,
+    pub(super) vring: Vring,
+    pub(super) memory: Memory,
+    pub(super) device: Arc<DeviceMemory>,
+    pub(super) gate: Arc<Gate>,
+}
+
+/// Starts the worker of a ring; it ends after [`Vring::stop`].
+///
+/// # Errors
+///
+/// The thread cannot be made.
+pub(super) fn spawn(parts: WorkerParts) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name(format!("queue {}", parts.queue_index))
+        .spawn(move || {
+            let processor = Processor::new(Engine::new(Arc::clone(&parts.device)));
+            Worker {
+                notifiers: parts.vring.notifiers(),
+                notifiers_version: 0,
+                setup_version: 0,
+                view: None,
+                processor,
+                parts,
+            }
+            .run();
+        })
+}
+
+struct Worker {
+    parts: WorkerParts,
+    processor: Processor,
+    view: Option<CurrentView>,
+    notifiers: Notifiers,
+    notifiers_version: u64,
+    setup_version: u64,
+}
+
+/// The view of a memory table, kept as long as the table is the current one.
+struct CurrentView {
+    table: Arc<GuestMemoryMmap>,
+    view: GuestView,
+}
+
+/// What a worker does next.
+enum Next {
+    Pass,
+    /// Nothing is available: a kick will come.
+    AwaitKick,
+    /// The ring does not run, and kicks stay where they are until it does.
+    AwaitChange,
+}
+
+struct Call<'a>(Option<&'a File>);
+
+impl Notify for Call<'_> {
+    fn call(&mut self) {
+        if let Some(call) = self.0 {
+            notify(call);
+        }
+    }
+}
+
+impl Worker {
+    fn run(&mut self) {
+        while !self.parts.vring.is_stopping() {
+            let version = self.parts.vring.notifiers_version();
+            if version != self.notifiers_version {
+                self.notifiers = self.parts.vring.notifiers();
+                self.notifiers_version = version;
+            }
+            let kick = match self.step() {
+                Next::Pass => continue,
+                Next::AwaitKick => self.notifiers.kick.clone(),
+                Next::AwaitChange => None,
+            };
+            match self.parts.vring.sleep(kick.as_deref()) {
+                Ok(Wakeup::Look) => {}
+                Ok(Wakeup::KickDead(e)) => {
+                    log::warn!(
+                        "{}: kick descriptor unusable: {e}; the front end has to set another",
+                        self.parts.name
+                    );
+                    if let Some(kick) = kick {
+                        self.parts.vring.drop_kick(&kick);
+                    }
+                }
+                Err(e) => {
+                    log::error!(
+                        "{}: cannot wait for kicks: {e}; queue stopped",
+                        self.parts.name
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) -> Next {
+        let vring = self.parts.vring.clone();
+        let mut state = vring.for_pass();
+        let runs = state.get_queue().ready() && state.is_enabled() && !vring.is_broken();
+        if !runs || !self.parts.gate.is_open() {
+            // Do not keep memory mapped that the front end may have taken back.
+            self.view = None;
+            return Next::AwaitChange;
+        }
+        let setup_version = vring.setup_version();
+        if setup_version != self.setup_version {
+            self.setup_version = setup_version;
+            self.processor.restart();
+        }
+        let result = match vring.bad_size() {
+            Some(error) => Err(error),
+            None => {
+                let view = current_view(&mut self.view, &self.parts.memory, &self.parts.device);
+                let mut call = Call(self.notifiers.call.as_deref());
+                self.processor.pass(state.get_queue_mut(), view, &mut call)
+            }
+        };
+        drop(state);
+        match result {
+            Ok(Pass::More) => Next::Pass,
+            Ok(Pass::Idle) => Next::AwaitKick,
+            Err(error) => {
+                self.report(error);
+                vring.break_down();
+                Next::AwaitChange
+            }
+        }
+    }
+
+    fn report(&self, error: RingError) {
+        log::error!(
+            "{}: ring corrupt, queue stopped until the driver resets it: {error}",
+            self.parts.name
+        );
+    }
+}
+
+fn current_view<'v>(
+    slot: &'v mut Option<CurrentView>,
+    memory: &Memory,
+    device: &DeviceMemory,
+) -> &'v GuestView {
+    let table = memory.memory();
+    let stale = slot
+        .as_ref()
+        .is_none_or(|current| !std::ptr::eq(&*table, Arc::as_ptr(&current.table)));
+    if stale {
+        *slot = None;
+    }
+    &slot
+        .get_or_insert_with(|| CurrentView {
+            view: GuestView::new(&table, device),
+            table: table.into_inner(),
+        })
+        .view
+}

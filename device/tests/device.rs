@@ -1,0 +1,228 @@
+//! The daemon over its socket: every operation, framing, and the BAR.
+
+mod support;
+
+use support::{Buffer, Connect, DATA, Daemon, FEATURES, FrontEnd, HEADERS, RESPONSES, Request};
+use vdma_protocol::{CONFIG_MAGIC, Operation, RequestHeader, Response, STATE_BAR_MAPPED, Status};
+
+fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    let mut state = u32::from(seed) * 0x9e37 + 1;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    })
+    .take(length)
+    .collect()
+}
+
+#[test]
+fn a_nop_proves_that_the_bar_is_mapped() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    let (response, written) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    assert_eq!(response.status(), Status::OK);
+    assert_eq!(written, 16);
+    assert_eq!(front.config_word(0), CONFIG_MAGIC);
+    assert_eq!(front.config_word(36), STATE_BAR_MAPPED);
+    let window = front.window.clone().unwrap();
+    let maps = window.maps.lock().unwrap();
+    let (map, file) = &maps[0];
+    assert_eq!(maps.len(), 1);
+    assert_eq!((map.shmid, map.len), (0, 1 << 20));
+    assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn data_goes_to_device_memory_and_back() {
+    let daemon = Daemon::start(&["--memory-size", "4M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    let data = pattern(1, 100_001);
+    front.guest.write(DATA + 3, &data);
+    let write = Request::new(Operation::Write, 4097, 100_001, 0).outgoing(DATA + 3, 100_001);
+    let (response, written) = front.call(0, &write);
+    assert_eq!(
+        (response.status(), response.transferred.get(), written),
+        (Status::OK, 100_001, 16)
+    );
+    let target = DATA + 0x10_0000;
+    let read = Request::new(Operation::Read, 4097, 100_001, 0)
+        .incoming(target + 1, 1)
+        .incoming(target + 2, 60_000)
+        .incoming(target + 60_002, 40_000);
+    let (response, written) = front.call(0, &read);
+    assert_eq!((response.status(), written), (Status::OK, 16 + 100_001));
+    assert_eq!(front.guest.bytes(target + 1, 100_001), data);
+    assert_eq!(front.guest.bytes(target, 1), [0]);
+    assert_eq!(front.guest.bytes(target + 100_002, 8), [0; 8]);
+}
+
+#[test]
+fn without_shmem_there_is_a_device_without_bar() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect {
+        shmem: false,
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    assert_eq!(response.status(), Status::OK);
+    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+    drop(front);
+    let (status, log) = daemon.end();
+    assert!(status.success());
+    assert_eq!(log.matches("does not map the BAR").count(), 1, "{log}");
+}
+
+#[test]
+fn requests_wait_for_the_mapping_and_the_socket_does_not() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect::default();
+    let held = options.map_answer.lock().unwrap();
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
+    front.kick(0);
+    // The socket is served while the mapping is not answered: this comes back.
+    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+    assert_eq!(front.stop_ring(0), 0, "nothing may have been taken");
+    front.start_ring(0);
+    assert_eq!(front.rings[0].used_index(&front.guest), 0);
+    drop(held);
+    front.wait(0);
+    assert_eq!(front.response(0).status(), Status::OK);
+}
+
+#[test]
+fn the_bar_is_mapped_again_after_a_reset() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    for round in 1..=3 {
+        let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+        assert_eq!(response.status(), Status::OK);
+        let window = front.window.clone().unwrap();
+        assert_eq!(window.maps.lock().unwrap().len(), round);
+        assert_eq!(front.stop_ring(0), 1);
+        assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+        front.start();
+    }
+}
+
+#[test]
+fn a_refused_mapping_leaves_a_device_without_bar() {
+    let daemon = Daemon::start(&[]);
+    let options = Connect::default();
+    *options.map_answer.lock().unwrap() = false;
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    assert_eq!(response.status(), Status::OK);
+    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+}
+
+#[test]
+fn framing_means_nothing() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    let guest = front.guest.clone();
+    let data = pattern(2, 600);
+    // Header and data in one descriptor.
+    let header = RequestHeader::new(Operation::Write, 10, 600, 0).to_bytes();
+    guest.write(HEADERS, &header);
+    guest.write(HEADERS + 32, &data);
+    let chain = [
+        Buffer::readable(HEADERS, 632),
+        Buffer::writable(RESPONSES, 16),
+    ];
+    front.rings[0].submit_direct(&guest, &chain, 5);
+    front.kick(0);
+    assert_eq!(
+        (front.wait(0).id, front.response(0).status()),
+        (5, Status::OK)
+    );
+    // Header and response split into odd pieces, with empty descriptors in between, response and
+    // data in one.
+    let header = RequestHeader::new(Operation::Read, 10, 600, 0).to_bytes();
+    guest.write(HEADERS, &header);
+    guest.write(RESPONSES, &[0xff; 16]);
+    let chain = [
+        Buffer::readable(HEADERS, 0),
+        Buffer::readable(HEADERS, 1),
+        Buffer::readable(HEADERS + 1, 30),
+        Buffer::readable(HEADERS + 31, 1),
+        Buffer::writable(RESPONSES, 3),
+        Buffer::writable(RESPONSES + 3, 0),
+        Buffer::writable(RESPONSES + 3, 13 + 100),
+        Buffer::writable(DATA, 500),
+    ];
+    front.rings[0].submit_direct(&guest, &chain, 0);
+    front.kick(0);
+    let used = front.wait(0);
+    assert_eq!((used.id, used.written), (0, 616));
+    assert_eq!(front.response(0), Response::new(Status::OK, 600, 0));
+    let mut back = guest.bytes(RESPONSES + 16, 100);
+    back.extend(guest.bytes(DATA, 500));
+    assert_eq!(back, data);
+}
+
+#[test]
+fn rings_without_event_index_work() {
+    let daemon = Daemon::start(&[]);
+    let options = Connect {
+        features: FEATURES & !(1 << 29),
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    for _ in 0..1000 {
+        let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+        assert_eq!(response.status(), Status::OK);
+    }
+}
+
+#[test]
+fn many_requests_on_many_queues() {
+    let daemon = Daemon::start(&["--num-queues", "4", "--queue-size", "64"]);
+    let options = Connect {
+        num_queues: 4,
+        queue_size: 64,
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    for _ in 0..200 {
+        for queue in 0..4 {
+            for slot in 0..64 {
+                front.submit(queue, &Request::new(Operation::Nop, 0, 0, 0), slot);
+            }
+            front.kick(queue);
+        }
+        for queue in 0..4 {
+            let mut seen: Vec<u32> = (0..64).map(|_| front.wait(queue).id).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..64).collect::<Vec<u32>>());
+        }
+    }
+}
+
+#[test]
+fn another_front_end_comes_after_the_first() {
+    let mut daemon = Daemon::start(&["--memory-size", "1M"]);
+    for round in 0u8..3 {
+        let mut front = FrontEnd::connect(&daemon.socket());
+        front.guest.write(DATA, &[round + 1; 8]);
+        let read = Request::new(Operation::Read, 0, 1, 0).incoming(DATA + 64, 1);
+        assert_eq!(front.call(0, &read).0.status(), Status::OK);
+        // Device memory outlives the front end.
+        assert_eq!(front.guest.bytes(DATA + 64, 1), [round]);
+        let write = Request::new(Operation::Write, 0, 8, 0).outgoing(DATA, 8);
+        assert_eq!(front.call(0, &write).0.status(), Status::OK);
+    }
+    assert!(daemon.is_running());
+}
+
+#[test]
+fn once_ends_with_the_first_front_end() {
+    let daemon = Daemon::start(&["--once"]);
+    let socket = daemon.socket();
+    let front = FrontEnd::connect(&socket);
+    drop(front);
+    let (status, log) = daemon.wait();
+    assert!(status.success(), "{log}");
+    assert!(!socket.exists());
+}

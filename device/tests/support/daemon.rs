@@ -1,0 +1,118 @@
+//! The daemon as a child process.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use super::DEADLINE;
+
+/// A running daemon with a directory of its own; both end with this value.
+pub struct Daemon {
+    child: Child,
+    directory: tempfile::TempDir,
+    log: Option<std::thread::JoinHandle<String>>,
+}
+
+impl Daemon {
+    /// Starts the daemon with a socket in a fresh directory and waits until it listens.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), arguments)
+    }
+
+    /// The same in a directory that is there already.
+    pub fn start_in(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
+        let socket = directory.path().join("vdma.sock");
+        let mut command = Self::command();
+        command.arg("--socket-path").arg(&socket).args(arguments);
+        let daemon = Self::spawn(command, directory);
+        daemon.await_file(&socket);
+        daemon
+    }
+
+    /// The command, without arguments.
+    pub fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-dma"));
+        command.env("RUST_BACKTRACE", "0").env_remove("RUST_LOG");
+        command
+    }
+
+    /// Starts a prepared command.
+    pub fn spawn(mut command: Command, directory: tempfile::TempDir) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let log = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Self {
+            child,
+            directory,
+            log: Some(log),
+        }
+    }
+
+    pub fn await_file(&self, path: &Path) {
+        let begin = Instant::now();
+        while !path.exists() {
+            assert!(begin.elapsed() < DEADLINE, "{} never came", path.display());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("vdma.sock")
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for the daemon to end by itself; returns its status and all that it logged.
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        let begin = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begin.elapsed() < DEADLINE, "the daemon does not end");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        };
+        let log = self.log.take().unwrap().join().unwrap();
+        (status, log)
+    }
+
+    /// Ends the daemon with SIGTERM; returns its status and all that it logged.
+    pub fn end(self) -> (ExitStatus, String) {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(log) = self.log.take() {
+            // Shown by the test harness when the test fails.
+            eprint!("{}", log.join().unwrap());
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! A vhost-user front end: guest memory in memfds, rings, and the BAR.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use vdma_protocol::{Config, FEATURE_BAR};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures,
+};
+use vhost::vhost_user::{
+    Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandler,
+};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+};
+
+use super::ring::RING_BYTES;
+use super::{DEADLINE, DriverRing, Used};
+
+/// VERSION_1, ACCESS_PLATFORM, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, BAR.
+pub const FEATURES: u64 = 1 << 32 | 1 << 33 | 1 << 28 | 1 << 29 | 1 << 30 | 1 << FEATURE_BAR;
+pub const EVENT_IDX: u64 = 1 << 29;
+
+/// Guest memory: two regions of one guest-physical range each, adjacent, in separate files.
+#[derive(Clone)]
+pub struct Guest {
+    pub memory: Arc<GuestMemoryMmap>,
+}
+
+/// Bytes of each region.
+pub const REGION: u64 = 0x100_0000;
+
+pub fn memfd(size: u64) -> File {
+    let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&fd, size).unwrap();
+    File::from(fd)
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        let region = |start: u64| {
+            let size = usize::try_from(REGION).unwrap();
+            (
+                GuestAddress(start),
+                size,
+                Some(FileOffset::new(memfd(REGION), 0)),
+            )
+        };
+        let memory = GuestMemoryMmap::from_ranges_with_files([region(0), region(REGION)]).unwrap();
+        Self {
+            memory: Arc::new(memory),
+        }
+    }
+
+    /// The same with another region, which may show any file.
+    pub fn with_region(&self, start: u64, size: u64, file: File) -> Self {
+        let at = Some(FileOffset::new(file, 0));
+        let size = usize::try_from(size).unwrap();
+        let region = GuestRegionMmap::from_range(GuestAddress(start), size, at).unwrap();
+        Self {
+            memory: Arc::new(self.memory.insert_region(Arc::new(region)).unwrap()),
+        }
+    }
+
+    pub fn write(&self, address: u64, bytes: &[u8]) {
+        self.memory
+            .write_slice(bytes, GuestAddress(address))
+            .unwrap();
+    }
+
+    pub fn read(&self, address: u64, bytes: &mut [u8]) {
+        self.memory
+            .read_slice(bytes, GuestAddress(address))
+            .unwrap();
+    }
+
+    pub fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.read(address, &mut bytes);
+        bytes
+    }
+
+    pub fn table(&self) -> Vec<VhostUserMemoryRegionInfo> {
+        self.memory
+            .iter()
+            .map(|region| VhostUserMemoryRegionInfo::from_guest_region(region).unwrap())
+            .collect()
+    }
+
+    fn host_address(&self, address: u64) -> u64 {
+        self.memory.get_host_address(GuestAddress(address)).unwrap() as u64
+    }
+}
+
+/// What a front end offers and asks for.
+#[derive(Clone)]
+pub struct Connect {
+    pub features: u64,
+    pub shmem: bool,
+    pub num_queues: usize,
+    pub queue_size: u16,
+    /// What requests to map the BAR are answered with, once this lock can be taken.
+    pub map_answer: Arc<Mutex<bool>>,
+}
+
+impl Default for Connect {
+    fn default() -> Self {
+        Self {
+            features: FEATURES,
+            shmem: true,
+            num_queues: 1,
+            queue_size: 256,
+            map_answer: Arc::new(Mutex::new(true)),
+        }
+    }
+}
+
+/// The front end's end of the channel for the back end's requests.
+pub struct BarWindow {
+    answer: Arc<Mutex<bool>>,
+    pub maps: Mutex<Vec<(VhostUserMMap, File)>>,
+}
+
+impl VhostUserFrontendReqHandler for BarWindow {
+    fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
+        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        self.maps.lock().unwrap().push((*request, file));
+        if *self.answer.lock().unwrap() {
+            Ok(0)
+        } else {
+            Err(std::io::Error::from_raw_os_error(22))
+        }
+    }
+}
+
+pub struct FrontEnd {
+    pub frontend: Frontend,
+    pub guest: Guest,
+    pub rings: Vec<DriverRing>,
+    pub window: Option<Arc<BarWindow>>,
+    pub options: Connect,
+}
+
+impl FrontEnd {
+    /// Connects with the defaults and starts every ring.
+    pub fn connect(socket: &Path) -> Self {
+        Self::connect_with(socket, &Connect::default())
+    }
+
+    pub fn connect_with(socket: &Path, options: &Connect) -> Self {
+        let mut front = Self::handshake(socket, options);
+        front.start();
+        front
+    }
+
+    /// Connects and negotiates protocol features, no more.
+    pub fn handshake(socket: &Path, options: &Connect) -> Self {
+        let mut frontend = Frontend::connect(socket, options.num_queues as u64).unwrap();
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        frontend.set_owner().unwrap();
+        let offered = frontend.get_features().unwrap();
+        assert_eq!(offered & FEATURES, FEATURES, "offered {offered:#x}");
+        let mut wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        if options.shmem {
+            wanted |= VhostUserProtocolFeatures::BACKEND_REQ
+                | VhostUserProtocolFeatures::BACKEND_SEND_FD
+                | VhostUserProtocolFeatures::SHMEM;
+        }
+        let protocol = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(protocol & wanted).unwrap();
+        let window = options.shmem.then(|| {
+            let window = Arc::new(BarWindow {
+                answer: Arc::clone(&options.map_answer),
+                maps: Mutex::default(),
+            });
+            let mut handler = FrontendReqHandler::new(Arc::clone(&window)).unwrap();
+            handler.set_reply_ack_flag(true);
+            frontend
+                .set_backend_request_fd(&handler.get_tx_raw_fd())
+                .unwrap();
+            thread::spawn(move || while handler.handle_request().is_ok() {});
+            window
+        });
+        Self {
+            frontend,
+            guest: Guest::new(),
+            rings: Vec::new(),
+            window,
+            options: options.clone(),
+        }
+    }
+
+    /// What a driver does that is bound: features, memory, rings.
+    pub fn start(&mut self) {
+        self.frontend.set_features(self.options.features).unwrap();
+        self.frontend.set_mem_table(&self.guest.table()).unwrap();
+        self.rings.clear();
+        for index in 0..self.options.num_queues {
+            let event_index = self.options.features & EVENT_IDX != 0;
+            let base = RING_BYTES * index as u64;
+            let ring = DriverRing::new(base, self.options.queue_size, event_index);
+            // A fresh ring is zero, whatever was there before.
+            self.guest.write(ring.available, &[0; 0x1000]);
+            self.guest.write(ring.used, &[0; 0x3000]);
+            self.rings.push(ring);
+            self.start_ring(index);
+        }
+    }
+
+    /// (Re)starts one ring where it stands.
+    pub fn start_ring(&mut self, index: usize) {
+        let ring = &self.rings[index];
+        self.frontend.set_vring_num(index, ring.size).unwrap();
+        let config = VringConfigData {
+            queue_max_size: 1024,
+            queue_size: ring.size,
+            flags: 0,
+            desc_table_addr: self.guest.host_address(ring.descriptors),
+            used_ring_addr: self.guest.host_address(ring.used),
+            avail_ring_addr: self.guest.host_address(ring.available),
+            log_addr: None,
+        };
+        self.frontend.set_vring_addr(index, &config).unwrap();
+        self.frontend.set_vring_base(index, ring.next_used).unwrap();
+        self.frontend.set_vring_call(index, &ring.call).unwrap();
+        self.frontend.set_vring_err(index, &ring.error).unwrap();
+        self.frontend.set_vring_kick(index, &ring.kick).unwrap();
+        self.frontend.set_vring_enable(index, true).unwrap();
+    }
+
+    /// Stops one ring; returns the index of the next chain to take.
+    pub fn stop_ring(&mut self, index: usize) -> u32 {
+        self.frontend.get_vring_base(index).unwrap()
+    }
+
+    pub fn kick(&self, queue: usize) {
+        self.rings[queue].kick.write(1).unwrap();
+    }
+
+    /// Waits for the next used entry, sleeping on the call descriptor.
+    pub fn wait(&mut self, queue: usize) -> Used {
+        self.wait_for(queue).expect("a completion")
+    }
+
+    /// The same, or `None` at the deadline.
+    pub fn wait_for(&mut self, queue: usize) -> Option<Used> {
+        let begin = Instant::now();
+        loop {
+            let ring = &mut self.rings[queue];
+            ring.request_call(&self.guest);
+            if let Some(used) = ring.pop_used(&self.guest) {
+                return Some(used);
+            }
+            let left = DEADLINE.checked_sub(begin.elapsed())?;
+            await_event(&ring.call, left);
+        }
+    }
+
+    pub fn config(&mut self) -> [u8; Config::SIZE] {
+        let size = u32::try_from(Config::SIZE).unwrap();
+        let (_, bytes) = self
+            .frontend
+            .get_config(0, size, VhostUserConfigFlags::empty(), &[0; Config::SIZE])
+            .unwrap();
+        bytes.try_into().unwrap()
+    }
+
+    pub fn config_word(&mut self, at: usize) -> u32 {
+        u32::from_le_bytes(self.config()[at..at + 4].try_into().unwrap())
+    }
+}
+
+/// Waits until an event counter is readable, and empties it; `false` when it never was.
+pub fn await_event(event: &vmm_sys_util::eventfd::EventFd, limit: std::time::Duration) -> bool {
+    // SAFETY: the descriptor stays open while `event` is borrowed.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: limit.as_secs().try_into().unwrap(),
+        tv_nsec: limit.subsec_nanos().into(),
+    };
+    let ready = rustix::event::poll(&mut fds, Some(&limit)).unwrap() > 0;
+    let _ = event.read();
+    ready
+}

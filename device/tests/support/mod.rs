@@ -1,0 +1,97 @@
+//! A daemon under test, and a front end with a driver for it.
+//!
+//! Each test binary uses a part of this.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+mod daemon;
+mod frontend;
+mod ring;
+
+pub use self::daemon::Daemon;
+pub use self::frontend::{Connect, FEATURES, FrontEnd, Guest};
+pub use self::ring::{Buffer, DriverRing, Used};
+
+use std::time::Duration;
+
+use vdma_protocol::{Operation, RequestHeader, Response, Status};
+
+/// How long a test waits for what must come. Only a failing test waits that long.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A request as a driver lays it out: header, outgoing data, response, incoming data.
+pub struct Request {
+    pub header: RequestHeader,
+    pub outgoing: Vec<(u64, u32)>,
+    pub incoming: Vec<(u64, u32)>,
+}
+
+impl Request {
+    pub fn new(operation: Operation, offset: u64, length: u64, argument: u64) -> Self {
+        Self {
+            header: RequestHeader::new(operation, offset, length, argument),
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+        }
+    }
+
+    pub fn outgoing(mut self, address: u64, length: u32) -> Self {
+        self.outgoing.push((address, length));
+        self
+    }
+
+    pub fn incoming(mut self, address: u64, length: u32) -> Self {
+        self.incoming.push((address, length));
+        self
+    }
+}
+
+/// Where the requests of [`FrontEnd::submit`] have headers and responses: one slot for each head.
+pub const HEADERS: u64 = 0x40_0000;
+pub const RESPONSES: u64 = 0x50_0000;
+/// Where tests keep data.
+pub const DATA: u64 = 0x80_0000;
+
+impl FrontEnd {
+    /// Makes `request` available on `queue`, without a kick; returns its slot.
+    pub fn submit(&mut self, queue: usize, request: &Request, slot: u16) {
+        let header_at = HEADERS + 64 * u64::from(slot);
+        let response_at = RESPONSES + 64 * u64::from(slot);
+        self.guest.write(header_at, &request.header.to_bytes());
+        self.guest.write(
+            response_at,
+            &Response::new(Status::UNWRITTEN, 0, 0).to_bytes(),
+        );
+        let mut chain = vec![Buffer::readable(header_at, 32)];
+        chain.extend(
+            request
+                .outgoing
+                .iter()
+                .map(|&(a, l)| Buffer::readable(a, l)),
+        );
+        chain.push(Buffer::writable(response_at, 16));
+        chain.extend(
+            request
+                .incoming
+                .iter()
+                .map(|&(a, l)| Buffer::writable(a, l)),
+        );
+        let guest = self.guest.clone();
+        self.rings[queue].submit(&guest, &chain, slot);
+    }
+
+    /// The response in a slot.
+    pub fn response(&self, slot: u16) -> Response {
+        let mut bytes = [0; 16];
+        self.guest
+            .read(RESPONSES + 64 * u64::from(slot), &mut bytes);
+        Response::from_bytes(&bytes)
+    }
+
+    /// Submits one request, kicks, waits, and returns the response and the used length.
+    pub fn call(&mut self, queue: usize, request: &Request) -> (Response, u32) {
+        self.submit(queue, request, 0);
+        self.kick(queue);
+        let used = self.wait(queue);
+        (self.response(0), used.written)
+    }
+}
