@@ -4,9 +4,11 @@
 //! chains) → [`request`] (header, data parts, response) → [`engine`] (operations on device memory).
 //! `ARCHITECTURE.md` draws the way; `protocol/SPEC.md` specifies what the guest sees.
 
+pub mod bus_error;
 pub mod cli;
 pub mod control;
 pub mod engine;
+pub mod log_limit;
 pub mod memory;
 pub mod queue;
 pub mod request;

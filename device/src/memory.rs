@@ -10,6 +10,7 @@ use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
+use crate::bus_error;
 use crate::size::format_size;
 
 /// Smallest device memory, and the unit of its size: the page of the guest's BAR mapping.
@@ -191,6 +192,26 @@ impl DeviceMemory {
         let offset = usize::try_from(offset).ok()?;
         let length = usize::try_from(length).ok()?;
         self.mapping.get_slice(offset, length).ok()
+    }
+
+    /// Deals with a bus error at a host address: when it lies in this memory, the file could not
+    /// give a page (it was cut off, or its file system is full), and the page is tried again at the
+    /// next access. `false` for any other address.
+    pub fn recover(&self, address: usize) -> bool {
+        let base = self.mapping.as_ptr() as usize;
+        let Some(at) = address
+            .checked_sub(base)
+            .filter(|&at| at < self.mapping.size())
+        else {
+            return false;
+        };
+        log::error!(
+            "device memory at {at:#x} has no page: was its file cut off, or is the file system full?"
+        );
+        if let Err(e) = bus_error::restore_page(&self.mapping, &self.file, at) {
+            log::error!("cannot map that page again: {e}");
+        }
+        true
     }
 
     /// Makes every byte durable in the file; nothing to do for anonymous memory.

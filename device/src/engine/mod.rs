@@ -12,6 +12,7 @@ use vdma_protocol::{Operation, RequestHeader, Status};
 use vm_memory::VolatileSlice;
 
 pub use self::segments::Segments;
+use crate::bus_error;
 use crate::memory::DeviceMemory;
 
 /// Most data bytes of one request.
@@ -108,10 +109,16 @@ impl Engine {
         outgoing: Segments<'_, '_>,
         incoming: Segments<'_, '_>,
     ) -> Outcome {
-        match self.checked(header, outgoing, incoming) {
-            Ok(outcome) => outcome,
-            Err(status) => Outcome::refused(status),
+        let outcome = self
+            .checked(header, outgoing, incoming)
+            .unwrap_or_else(Outcome::refused);
+        if let Some(address) = bus_error::fault()
+            && self.memory.recover(address)
+        {
+            let _ = bus_error::take_fault();
+            return Outcome::refused(Status::IO_ERROR);
         }
+        outcome
     }
 
     fn checked(

@@ -72,6 +72,9 @@ pub enum RingError {
         /// Bytes of the table.
         length: u32,
     },
+    /// The front end has cut off the file behind guest memory.
+    #[error("guest memory has vanished under an access")]
+    MemoryVanished,
     /// An indirect table outside of guest memory.
     #[error("indirect table at {address:#x} is outside of guest memory")]
     IndirectAddress {

@@ -3,6 +3,7 @@
 use virtio_queue::{Queue, QueueT};
 
 use super::{Chain, GuestView, Ring, RingError, Scratch};
+use crate::bus_error;
 use crate::engine::Engine;
 use crate::request::{self, Served};
 
@@ -69,9 +70,13 @@ impl Processor {
     ) -> Result<Pass, RingError> {
         let ring = Ring::new(queue, view)?;
         let mut chain = Chain::new(self.scratch.take().unwrap_or_default());
-        let result = self.batches(queue, &ring, view, &mut chain, notify);
+        let result = bus_error::guarded(|| self.batches(queue, &ring, view, &mut chain, notify));
         self.scratch = Some(chain.into_scratch());
-        result
+        match bus_error::take_fault() {
+            // Nothing that was read or written since can be believed.
+            Some(_) => Err(RingError::MemoryVanished),
+            None => result,
+        }
     }
 
     fn batches<'m>(
@@ -113,6 +118,9 @@ impl Processor {
             let head = ring.head(queue.next_avail());
             chain.walk(head, ring, view)?;
             let served: Served = request::serve(&mut self.engine, chain);
+            if bus_error::fault().is_some() {
+                return Err(RingError::MemoryVanished);
+            }
             log::trace!("head {head}: {served:?}");
             queue.set_next_avail(queue.next_avail().wrapping_add(1));
             ring.write_used(queue.next_used(), head, served.written);

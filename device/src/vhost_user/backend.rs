@@ -1,7 +1,7 @@
 //! What the `vhost-user-backend` crate asks of a device.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use vdma_protocol::{
     CONFIG_MAGIC, CONFIG_VERSION, Config, FEATURE_BAR, Le16, Le32, Le64, STATE_BAR_MAPPED,
@@ -11,15 +11,15 @@ use vhost::vhost_user::Backend as BackendChannel;
 use vhost::vhost_user::message::{
     VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
 };
-use vhost_user_backend::{VhostUserBackend, VringT};
+use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::QueueT;
 use vmm_sys_util::epoll::EventSet;
 
 use super::bar::Bar;
 use super::server::Device;
-use super::vring::{Memory, Vring, lock};
+use super::session::Session;
+use super::vring::{Memory, Vring};
 use crate::engine::{Engine, MAX_TRANSFER};
 use crate::memory::Backing;
 use crate::queue::MAX_SEGMENTS;
@@ -36,22 +36,17 @@ pub(super) fn offered_features() -> u64 {
 
 /// One device as one front end sees it.
 pub(super) struct Backend {
-    device: Arc<Device>,
+    session: Arc<Session>,
     bar: Arc<Bar>,
-    rings: Mutex<Vec<Vring>>,
 }
 
 impl Backend {
-    pub(super) fn new(device: Arc<Device>, bar: Arc<Bar>) -> Self {
-        Self {
-            device,
-            bar,
-            rings: Mutex::default(),
-        }
+    pub(super) fn new(session: Arc<Session>, bar: Arc<Bar>) -> Self {
+        Self { session, bar }
     }
 
-    pub(super) fn set_rings(&self, rings: Vec<Vring>) {
-        *lock(&self.rings) = rings;
+    fn device(&self) -> &Device {
+        self.session.device()
     }
 
     fn config(&self) -> Config {
@@ -59,7 +54,7 @@ impl Backend {
         if self.bar.is_mapped() {
             state |= STATE_BAR_MAPPED;
         }
-        if let Backing::File { share, .. } = self.device.memory().backing() {
+        if let Backing::File { share, .. } = self.device().memory().backing() {
             state |= STATE_PERSISTENT;
             if *share {
                 state |= STATE_SHARED;
@@ -68,22 +63,14 @@ impl Backend {
         Config {
             magic: Le32::new(CONFIG_MAGIC),
             version: Le32::new(CONFIG_VERSION),
-            memory_size: Le64::new(self.device.memory().size()),
+            memory_size: Le64::new(self.device().memory().size()),
             operations: Le64::new(Engine::operations()),
-            num_queues: Le16::new(self.device.settings().num_queues),
+            num_queues: Le16::new(self.device().settings().num_queues),
             reserved0: Le16::new(0),
             max_segments: Le32::new(u32::from(MAX_SEGMENTS)),
             max_transfer: Le32::new(MAX_TRANSFER),
             state: Le32::new(state),
             reserved1: [0; 24],
-        }
-    }
-
-    /// Waits for every ring's pass to end.
-    fn drain(&self) {
-        for ring in lock(&self.rings).iter() {
-            ring.drain();
-            ring.wake();
         }
     }
 }
@@ -93,19 +80,20 @@ impl VhostUserBackend for Backend {
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
-        usize::from(self.device.settings().num_queues)
+        usize::from(self.device().settings().num_queues)
     }
 
     fn max_queue_size(&self) -> usize {
-        usize::from(self.device.settings().queue_size)
+        usize::from(self.device().settings().queue_size)
     }
 
     fn features(&self) -> u64 {
+        self.session.note_speech();
         offered_features()
     }
 
     fn acked_features(&self, features: u64) {
-        log::debug!("{}: features {features:#x}", self.device.name());
+        log::debug!("{}: features {features:#x}", self.device().name());
         if features & (1 << FEATURE_BAR) != 0 {
             self.bar.map();
         }
@@ -122,7 +110,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
-        self.drain();
+        self.session.drain();
         self.bar.unmapped();
     }
 
@@ -149,7 +137,7 @@ impl VhostUserBackend for Backend {
 
     fn update_memory(&self, _memory: Memory) -> io::Result<()> {
         // Once this returns the front end may reuse memory that is no longer in the table.
-        self.drain();
+        self.session.drain();
         Ok(())
     }
 
@@ -164,11 +152,8 @@ impl VhostUserBackend for Backend {
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
         // The ring was marked as stopped under its lock, so that no pass is under way.
-        log::debug!("{} queue {queue_index}: stopped", self.device.name());
-        let all_stopped = lock(&self.rings)
-            .iter()
-            .all(|ring| !ring.get_ref().get_queue().ready());
-        if all_stopped {
+        log::debug!("{} queue {queue_index}: stopped", self.device().name());
+        if self.session.all_stopped() {
             self.bar.unmapped();
         }
         Ok(())
@@ -188,7 +173,7 @@ impl VhostUserBackend for Backend {
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
         // A PCI BAR is a power of two, and QEMU aborts on another size. What lies beyond device
         // memory stays unmapped.
-        let window = self.device.memory().size().next_power_of_two();
+        let window = self.device().memory().size().next_power_of_two();
         Ok(VhostUserShMemConfig::new(1, &[window]))
     }
 }

@@ -5,7 +5,7 @@
 //! there no request is served, so that a driver whose first request came back knows that the BAR
 //! either shows device memory or never will (`STATE_BAR_MAPPED` says which).
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
@@ -13,20 +13,8 @@ use vdma_protocol::SHMEM_ID_DEVICE_MEMORY;
 use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
 use vhost::vhost_user::{Backend as BackendChannel, VhostUserFrontendReqHandler};
 
-use super::vring::{Vring, lock};
-use crate::memory::DeviceMemory;
-
-/// Lets requests through, or holds them back.
-#[derive(Debug)]
-pub(super) struct Gate {
-    open: AtomicBool,
-}
-
-impl Gate {
-    pub(super) fn is_open(&self) -> bool {
-        self.open.load(Ordering::SeqCst)
-    }
-}
+use super::session::Session;
+use super::vring::lock;
 
 /// Threads that wait for an answer of a front end that has gone: each keeps one until the channel
 /// breaks, and there must not be any number of them.
@@ -46,34 +34,22 @@ struct State {
 
 /// The BAR of one front end.
 pub(super) struct Bar {
-    name: String,
-    gate: Arc<Gate>,
+    session: Arc<Session>,
     state: Mutex<State>,
     requests: Mutex<Option<mpsc::Sender<u64>>>,
-    rings: Mutex<Vec<Vring>>,
-    memory: Arc<DeviceMemory>,
 }
 
 impl Bar {
-    pub(super) fn new(name: String, memory: Arc<DeviceMemory>) -> Arc<Self> {
-        let open = AtomicBool::new(true);
+    pub(super) fn new(session: Arc<Session>) -> Arc<Self> {
         Arc::new(Self {
-            name,
-            gate: Arc::new(Gate { open }),
+            session,
             state: Mutex::default(),
             requests: Mutex::default(),
-            rings: Mutex::default(),
-            memory,
         })
     }
 
-    pub(super) fn gate(&self) -> Arc<Gate> {
-        Arc::clone(&self.gate)
-    }
-
-    /// The rings to wake when the gate opens.
-    pub(super) fn set_rings(&self, rings: Vec<Vring>) {
-        *lock(&self.rings) = rings;
+    fn name(&self) -> &str {
+        self.session.device().name()
     }
 
     /// Whether the guest sees device memory.
@@ -89,7 +65,7 @@ impl Bar {
             WAITING.fetch_sub(1, Ordering::SeqCst);
             log::warn!(
                 "{}: {MAX_WAITING} front ends left without closing their channel; no BAR for this one",
-                self.name
+                self.name()
             );
             return;
         }
@@ -105,7 +81,7 @@ impl Bar {
             Ok(_) => *lock(&self.requests) = Some(sender),
             Err(e) => {
                 WAITING.fetch_sub(1, Ordering::SeqCst);
-                log::warn!("{}: cannot start the thread for the BAR: {e}", self.name);
+                log::warn!("{}: cannot start the thread for the BAR: {e}", self.name());
             }
         }
     }
@@ -120,7 +96,7 @@ impl Bar {
             }
             state.latest += 1;
             state.pending = true;
-            self.gate.open.store(false, Ordering::SeqCst);
+            self.session.close_gate();
             state.latest
         };
         let sent = lock(&self.requests)
@@ -142,20 +118,20 @@ impl Bar {
     /// The front end has gone: nothing more is sent, and the thread ends.
     pub(super) fn close(&self) {
         lock(&self.requests).take();
-        lock(&self.rings).clear();
     }
 
     fn send_map(&self, channel: &BackendChannel) -> Result<(), String> {
+        let memory = self.session.device().memory();
         let region = VhostUserMMap {
             shmid: SHMEM_ID_DEVICE_MEMORY,
             padding: [0; 7],
             fd_offset: 0,
             shm_offset: 0,
-            len: self.memory.size(),
+            len: memory.size(),
             flags: VhostUserMMapFlags::WRITABLE.bits(),
         };
         channel
-            .shmem_map(&region, self.memory.file())
+            .shmem_map(&region, memory.file())
             .map(drop)
             .map_err(|e| e.to_string())
     }
@@ -168,17 +144,14 @@ impl Bar {
             }
             state.pending = false;
             state.mapped = answer.is_ok();
-            self.gate.open.store(true, Ordering::SeqCst);
+            self.session.open_gate();
         }
         match answer {
-            Ok(()) => log::info!("{}: BAR mapped", self.name),
+            Ok(()) => log::info!("{}: BAR mapped", self.name()),
             Err(e) => log::warn!(
                 "{}: the front end does not map the BAR: {e}; going on without",
-                self.name
+                self.name()
             ),
-        }
-        for ring in lock(&self.rings).iter() {
-            ring.wake();
         }
     }
 }

@@ -9,6 +9,7 @@ mod backend;
 mod bar;
 mod listener;
 mod server;
+mod session;
 mod vring;
 mod worker;
 

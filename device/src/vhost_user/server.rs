@@ -1,12 +1,12 @@
 //! Serving front ends, one after the other.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
-use std::os::fd::OwnedFd;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -14,8 +14,10 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use super::backend::Backend;
 use super::bar::Bar;
 use super::listener::SocketListener;
+use super::session::Session;
 use super::vring::{collect_rings, lock};
 use super::worker::{self, WorkerParts};
+use crate::log_limit::LogLimit;
 use crate::memory::DeviceMemory;
 
 /// What is fixed for the life of a device.
@@ -35,6 +37,7 @@ pub struct Device {
     name: String,
     settings: DeviceSettings,
     memory: Arc<DeviceMemory>,
+    log_limit: LogLimit,
 }
 
 impl Device {
@@ -45,7 +48,13 @@ impl Device {
             name,
             settings,
             memory,
+            log_limit: LogLimit::default(),
         }
+    }
+
+    /// Limits the lines that guests can cause.
+    pub(super) fn log_limit(&self) -> &LogLimit {
+        &self.log_limit
     }
 
     /// The name in log lines.
@@ -102,12 +111,11 @@ impl Server {
         listener: SocketListener,
         ended: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let shared = Arc::new(Shared {
             device,
             listener,
             stopping: AtomicBool::new(false),
-            wake: rustix::event::eventfd(0, flags)?,
+            wake: event_counter()?,
             connection: Mutex::default(),
         });
         let serving = Arc::clone(&shared);
@@ -125,8 +133,7 @@ impl Server {
     /// Disconnects the front end, if there is one, and accepts no other.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        // Fails only when the counter is full, and then the thread is about to wake.
-        let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
+        signal(&self.shared.wake);
         if let Some(connection) = lock(&self.shared.connection).as_ref() {
             connection.shutdown();
         }
@@ -178,8 +185,9 @@ impl Shared {
     fn connection(&self, listener: &mut Listener) -> io::Result<()> {
         let name = &self.device.name;
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let bar = Bar::new(name.clone(), Arc::clone(&self.device.memory));
-        let backend = Arc::new(Backend::new(Arc::clone(&self.device), Arc::clone(&bar)));
+        let session = Session::new(Arc::clone(&self.device));
+        let bar = Bar::new(Arc::clone(&session));
+        let backend = Arc::new(Backend::new(Arc::clone(&session), Arc::clone(&bar)));
         let (daemon, rings) = collect_rings(|| {
             VhostUserDaemon::new(
                 "vhost-user".to_owned(),
@@ -188,19 +196,16 @@ impl Shared {
             )
         });
         let mut daemon = daemon.map_err(|e| io::Error::other(e.to_string()))?;
-        backend.set_rings(rings.clone());
-        bar.set_rings(rings.clone());
+        session.set_rings(rings.clone());
 
         let mut workers = Vec::with_capacity(rings.len());
         let mut failure = None;
         for (queue_index, ring) in rings.iter().enumerate() {
             let worker = worker::spawn(WorkerParts {
-                name: format!("{name} queue {queue_index}"),
                 queue_index,
                 vring: ring.clone(),
                 memory: memory.clone(),
-                device: Arc::clone(&self.device.memory),
-                gate: bar.gate(),
+                session: Arc::clone(&session),
             });
             match worker {
                 Ok(worker) => workers.push(worker),
@@ -209,7 +214,7 @@ impl Shared {
         }
         if failure.is_none() {
             match daemon.start(listener) {
-                Ok(()) => self.attend(&mut daemon),
+                Ok(()) => self.attend(&mut daemon, &session)?,
                 Err(e) => log::warn!("{name}: cannot accept a front end: {e}"),
             }
         }
@@ -223,18 +228,31 @@ impl Shared {
                 log::error!("{name}: a queue's thread panicked");
             }
         }
+        // A thread that still waits for the front end's answer must not keep guest memory mapped.
+        session.set_rings(Vec::new());
         failure.map_or(Ok(()), Err)
     }
 
-    fn attend(&self, daemon: &mut VhostUserDaemon<Arc<Backend>>) {
+    fn attend(
+        &self,
+        daemon: &mut VhostUserDaemon<Arc<Backend>>,
+        session: &Session,
+    ) -> io::Result<()> {
         let name = &self.device.name;
         log::info!("{name}: front end connected");
-        *lock(&self.connection) = daemon.shutdown_handle();
+        let connection = daemon.shutdown_handle();
+        lock(&self.connection).clone_from(&connection);
         if self.is_stopping() {
             // `stop` may have come before it could see the connection.
             daemon.request_shutdown();
         }
-        let result = daemon.wait();
+        let over = event_counter()?;
+        let result = thread::scope(|scope| {
+            scope.spawn(|| self.watch_for_others(&over, session, connection.as_ref()));
+            let result = daemon.wait();
+            signal(&over);
+            result
+        });
         lock(&self.connection).take();
         match result {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
@@ -245,5 +263,63 @@ impl Shared {
             }
             Err(e) => log::error!("{name}: connection failed: {e}"),
         }
+        Ok(())
     }
+
+    /// Until `over`, looks whether another front end comes. It waits in the listener's queue; but a
+    /// connection that has not said a word gives way to it.
+    fn watch_for_others(
+        &self,
+        over: &OwnedFd,
+        session: &Session,
+        connection: Option<&ShutdownHandle>,
+    ) {
+        let mut fds = [
+            PollFd::new(over, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        loop {
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => {
+                    log::warn!("{}: cannot watch the socket: {e}", self.device.name);
+                    return;
+                }
+            }
+        }
+        let is_over = |limit: Option<&Timespec>| {
+            let mut fds = [PollFd::new(over, PollFlags::IN)];
+            matches!(rustix::event::poll(&mut fds, limit), Ok(1))
+        };
+        if is_over(Some(&Timespec::default())) {
+            return;
+        }
+        log::warn!(
+            "{}: another front end waits until the connected one leaves",
+            self.device.name
+        );
+        if !session.has_spoken() && !is_over(Some(&SILENCE)) && !session.has_spoken() {
+            log::warn!("{}: connection closed: it never spoke", self.device.name);
+            if let Some(connection) = connection {
+                connection.shutdown();
+            }
+        }
+    }
+}
+
+/// How long a connection may be silent while another one waits.
+const SILENCE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+fn event_counter() -> io::Result<OwnedFd> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    Ok(rustix::event::eventfd(0, flags)?)
+}
+
+fn signal(counter: &OwnedFd) {
+    // Fails only when the counter is full, and then it is readable all the same.
+    let _ = rustix::io::write(counter, &1u64.to_ne_bytes());
 }

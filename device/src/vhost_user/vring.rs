@@ -12,6 +12,7 @@ use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutG
 use virtio_queue::{Error as QueueError, QueueT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+use crate::bus_error;
 use crate::queue::{MAX_QUEUE_SIZE, RingError};
 
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -44,6 +45,14 @@ struct Shared {
     broken: AtomicBool,
     stopping: AtomicBool,
     wake: OwnedFd,
+}
+
+impl std::fmt::Debug for Vring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vring")
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One ring. Clones are the same ring.
@@ -332,9 +341,12 @@ impl VringT<Memory> for Vring {
         // Through the inner ring: it alone knows the memory. `get_ref` would not do, for the
         // accessor is not on the state.
         self.shared.waiting.fetch_add(1, Ordering::SeqCst);
-        let index = self.inner.queue_used_idx();
+        let index = bus_error::guarded(|| self.inner.queue_used_idx());
         self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
-        index
+        match bus_error::take_fault() {
+            Some(_) => Err(QueueError::QueueNotReady),
+            None => index,
+        }
     }
 
     fn set_queue_size(&self, num: u16) {

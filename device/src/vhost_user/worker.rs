@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use super::bar::Gate;
+use super::session::Session;
 use super::vring::{Memory, Notifiers, Vring, Wakeup, notify};
 use crate::engine::Engine;
 use crate::memory::DeviceMemory;
@@ -16,13 +16,10 @@ use crate::queue::{GuestView, Notify, Pass, Processor, RingError};
 
 /// Everything that a worker is made of.
 pub(super) struct WorkerParts {
-    /// For log lines: which device and queue.
-    pub(super) name: String,
     pub(super) queue_index: usize,
     pub(super) vring: Vring,
     pub(super) memory: Memory,
-    pub(super) device: Arc<DeviceMemory>,
-    pub(super) gate: Arc<Gate>,
+    pub(super) session: Arc<Session>,
 }
 
 /// Starts the worker of a ring; it ends after [`Vring::stop`].
@@ -34,13 +31,19 @@ pub(super) fn spawn(parts: WorkerParts) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name(format!("queue {}", parts.queue_index))
         .spawn(move || {
-            let processor = Processor::new(Engine::new(Arc::clone(&parts.device)));
+            let processor =
+                Processor::new(Engine::new(Arc::clone(parts.session.device().memory())));
             Worker {
                 notifiers: parts.vring.notifiers(),
                 notifiers_version: 0,
                 setup_version: 0,
                 view: None,
                 processor,
+                name: format!(
+                    "{} queue {}",
+                    parts.session.device().name(),
+                    parts.queue_index
+                ),
                 parts,
             }
             .run();
@@ -48,6 +51,8 @@ pub(super) fn spawn(parts: WorkerParts) -> io::Result<JoinHandle<()>> {
 }
 
 struct Worker {
+    /// For log lines: which device and queue.
+    name: String,
     parts: WorkerParts,
     processor: Processor,
     view: Option<CurrentView>,
@@ -99,17 +104,14 @@ impl Worker {
                 Ok(Wakeup::KickDead(e)) => {
                     log::warn!(
                         "{}: kick descriptor unusable: {e}; the front end has to set another",
-                        self.parts.name
+                        self.name
                     );
                     if let Some(kick) = kick {
                         self.parts.vring.drop_kick(&kick);
                     }
                 }
                 Err(e) => {
-                    log::error!(
-                        "{}: cannot wait for kicks: {e}; queue stopped",
-                        self.parts.name
-                    );
+                    log::error!("{}: cannot wait for kicks: {e}; queue stopped", self.name);
                     return;
                 }
             }
@@ -120,7 +122,7 @@ impl Worker {
         let vring = self.parts.vring.clone();
         let mut state = vring.for_pass();
         let runs = state.get_queue().ready() && state.is_enabled() && !vring.is_broken();
-        if !runs || !self.parts.gate.is_open() {
+        if !runs || !self.parts.session.is_open() {
             // Do not keep memory mapped that the front end may have taken back.
             self.view = None;
             return Next::AwaitChange;
@@ -133,7 +135,8 @@ impl Worker {
         let result = match vring.bad_size() {
             Some(error) => Err(error),
             None => {
-                let view = current_view(&mut self.view, &self.parts.memory, &self.parts.device);
+                let device = self.parts.session.device().memory();
+                let view = current_view(&mut self.view, &self.parts.memory, device);
                 let mut call = Call(self.notifiers.call.as_deref());
                 self.processor.pass(state.get_queue_mut(), view, &mut call)
             }
@@ -144,16 +147,28 @@ impl Worker {
             Ok(Pass::Idle) => Next::AwaitKick,
             Err(error) => {
                 self.report(error);
-                vring.break_down();
+                if error == RingError::MemoryVanished {
+                    // Zeroes are mapped in its place now, which no other ring would notice.
+                    self.parts.session.break_down();
+                } else {
+                    vring.break_down();
+                }
                 Next::AwaitChange
             }
         }
     }
 
     fn report(&self, error: RingError) {
+        let Some(held_back) = self.parts.session.device().log_limit().pass() else {
+            return;
+        };
+        let more = match held_back {
+            0 => String::new(),
+            count => format!(" ({count} such lines held back)"),
+        };
         log::error!(
-            "{}: ring corrupt, queue stopped until the driver resets it: {error}",
-            self.parts.name
+            "{}: ring corrupt, queue stopped until the driver resets it: {error}{more}",
+            self.name
         );
     }
 }

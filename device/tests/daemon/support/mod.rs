@@ -1,15 +1,12 @@
 //! A daemon under test, and a front end with a driver for it.
-//!
-//! Each test binary uses a part of this.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 mod daemon;
 mod frontend;
 mod ring;
 
 pub use self::daemon::Daemon;
-pub use self::frontend::{Connect, FEATURES, FrontEnd, Guest};
-pub use self::ring::{Buffer, DriverRing, Used};
+pub use self::frontend::{Connect, FEATURES, FrontEnd, Guest, await_event};
+pub use self::ring::{Buffer, DriverRing, Used, descriptor_flags};
 
 use std::time::Duration;
 

@@ -69,10 +69,6 @@ impl Daemon {
         self.directory.path().join("vdma.sock")
     }
 
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
     pub fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }

@@ -1,8 +1,8 @@
 //! The daemon over its socket: every operation, framing, and the BAR.
 
-mod support;
-
-use support::{Buffer, Connect, DATA, Daemon, FEATURES, FrontEnd, HEADERS, RESPONSES, Request};
+use crate::support::{
+    Buffer, Connect, DATA, Daemon, FEATURES, FrontEnd, HEADERS, RESPONSES, Request,
+};
 use vdma_protocol::{CONFIG_MAGIC, Operation, RequestHeader, Response, STATE_BAR_MAPPED, Status};
 
 fn pattern(seed: u8, length: usize) -> Vec<u8> {

@@ -39,9 +39,13 @@ pub struct Used {
     pub written: u32,
 }
 
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const INDIRECT: u16 = 4;
+/// Virtio 1.2, section 2.7.5.
+pub mod descriptor_flags {
+    pub const NEXT: u16 = 1;
+    pub const WRITE: u16 = 2;
+    pub const INDIRECT: u16 = 4;
+}
+use descriptor_flags::{INDIRECT, NEXT, WRITE};
 
 /// A ring as its driver sees it. Descriptors are not managed: each chain is laid out as an indirect
 /// table at a place given by its slot, and takes the one descriptor of that slot.
