@@ -1,1 +1,61 @@
-//! VM harness.
+//! The VM harness behind `cargo vm`: it builds the environment that guests run in, boots them with
+//! backend and driver, runs commands and suites in them, and notices every way in which that can
+//! fail.
+
+mod accel;
+mod backend;
+mod cache;
+mod cli;
+mod commands;
+mod console;
+mod environment;
+mod failure;
+mod guest;
+mod guest_image;
+mod host;
+mod initramfs;
+mod interrupt;
+mod kernel;
+mod kernel_log;
+mod mirror;
+mod module_build;
+mod packages;
+mod process;
+mod programs;
+mod progress;
+mod qemu;
+mod run_dir;
+mod tools;
+mod vm;
+
+use clap::Parser as _;
+
+/// Runs `cargo vm` with this process's arguments; gives the exit status.
+#[must_use]
+pub fn run() -> u8 {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    // Started by cargo as a subcommand of its own, not through the alias.
+    if arguments.get(1).is_some_and(|argument| argument == "vm") {
+        arguments.remove(1);
+    }
+    let cli = match cli::Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let status = if error.use_stderr() {
+                failure::USAGE
+            } else {
+                0
+            };
+            // A closed standard output is not a reason to fail.
+            let _ = error.print();
+            return status;
+        }
+    };
+    match interrupt::install().and_then(|()| commands::run(cli.command)) {
+        Ok(status) => status,
+        Err(error) => {
+            progress::say(&format!("cargo vm: {error:#}"));
+            failure::exit_status(&error)
+        }
+    }
+}

@@ -1,1 +1,2 @@
 //! Guest suites.
+fn main() {}

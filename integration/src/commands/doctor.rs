@@ -1,0 +1,231 @@
+//! `cargo vm doctor`: what this machine has and lacks, each with its remedy.
+
+use anyhow::Result;
+use std::fs;
+use std::process::Command;
+
+use crate::cache::Cache;
+use crate::{accel, host, mirror, process, programs};
+
+/// Free space that a cold run needs, in bytes.
+const SPACE: u64 = 6 << 30;
+
+/// What a check found.
+enum Finding {
+    /// All is well; what there is.
+    Good(String),
+    /// Works, but not as well as it could; what to do about it.
+    Limited(String, String),
+    /// Nothing works; what to do about it.
+    Missing(String, String),
+}
+
+/// Prints the findings; fails when something essential is missing.
+pub(crate) fn run() -> Result<u8> {
+    let mut checks: Vec<(&str, Finding)> = vec![("system", system())];
+    for (need, met) in host::needs() {
+        checks.push((need.program, program(need, met)));
+    }
+    checks.push(("libc.a", static_libc()));
+    checks.push(("sandbox", sandbox()));
+    checks.push(("memfd", memfd()));
+    checks.push(("kvm", kvm()));
+    checks.push(("mirror", package_mirror()));
+    checks.push(("cargo", rust()));
+    checks.push(("cache", cache()));
+    let mut missing = 0;
+    for (name, finding) in &checks {
+        match finding {
+            Finding::Good(what) => println!("ok       {name:<12} {what}"),
+            Finding::Limited(what, remedy) => {
+                println!(
+                    "limited  {name:<12} {what}\n         {:<12} -> {remedy}",
+                    ""
+                );
+            }
+            Finding::Missing(what, remedy) => {
+                missing += 1;
+                println!(
+                    "missing  {name:<12} {what}\n         {:<12} -> {remedy}",
+                    ""
+                );
+            }
+        }
+    }
+    if missing == 0 {
+        println!("everything that `cargo vm` needs is here");
+        Ok(0)
+    } else {
+        println!("{missing} of {} checks failed", checks.len());
+        Ok(1)
+    }
+}
+
+fn system() -> Finding {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+            .map(|value| value.trim_matches('"').to_owned())
+    };
+    let name = field("PRETTY_NAME").unwrap_or_else(|| "unknown".to_owned());
+    let machine = rustix::system::uname();
+    if machine.machine().to_bytes() != b"x86_64" {
+        return Finding::Missing(
+            format!("{name} on {}", machine.machine().to_string_lossy()),
+            "guests are x86_64 and so must be the host".to_owned(),
+        );
+    }
+    match field("ID").as_deref() {
+        Some("debian") => Finding::Good(name),
+        _ => Finding::Limited(
+            name,
+            "made for Debian 12 and 13; others need apt, dpkg and the programs below".to_owned(),
+        ),
+    }
+}
+
+fn program(need: &host::Need, met: bool) -> Finding {
+    if met {
+        return Finding::Good(need.purpose.to_owned());
+    }
+    let command = format!("apt-get install --yes {}", need.package);
+    if rustix::process::geteuid().is_root() {
+        Finding::Limited(
+            format!("not installed; {}", need.purpose),
+            format!("installed when first needed, or now: {command}"),
+        )
+    } else {
+        Finding::Missing(
+            format!("not installed; {}", need.purpose),
+            format!("sudo {command}"),
+        )
+    }
+}
+
+fn static_libc() -> Finding {
+    if host::missing_packages().contains(&"libc6-dev") {
+        Finding::Missing(
+            "no static C library; guests' programs are linked statically".to_owned(),
+            "sudo apt-get install --yes libc6-dev".to_owned(),
+        )
+    } else {
+        Finding::Good("links guests' programs".to_owned())
+    }
+}
+
+fn sandbox() -> Finding {
+    if host::find_program("bwrap").is_none() {
+        return Finding::Limited(
+            "cannot be tried without bwrap".to_owned(),
+            "install bubblewrap first".to_owned(),
+        );
+    }
+    let tried = process::output(
+        Command::new("bwrap").args([
+            "--ro-bind",
+            "/",
+            "/",
+            "--unshare-pid",
+            "--proc",
+            "/proc",
+            "true",
+        ]),
+        "bwrap",
+    );
+    match tried {
+        Ok(_) => Finding::Good("bubblewrap can make one".to_owned()),
+        Err(error) => Finding::Missing(
+            format!("bubblewrap cannot make one: {error}"),
+            "allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 \
+             user.max_user_namespaces=10000, or run as root"
+                .to_owned(),
+        ),
+    }
+}
+
+fn memfd() -> Finding {
+    match rustix::fs::memfd_create("vdma-doctor", rustix::fs::MemfdFlags::CLOEXEC) {
+        Ok(_) => Finding::Good("backends can share guest memory".to_owned()),
+        Err(error) => Finding::Missing(
+            format!("memfd_create: {error}"),
+            "needs a Linux kernel with CONFIG_MEMFD_CREATE".to_owned(),
+        ),
+    }
+}
+
+fn kvm() -> Finding {
+    let slower = "guests run under TCG, some ten times slower".to_owned();
+    if let Some(reason) = accel::kvm_unusable() {
+        return Finding::Limited(
+            format!("{reason}; {slower}"),
+            "for speed, enable virtualization and add this user to the group kvm".to_owned(),
+        );
+    }
+    let known = Cache::open().map(|cache| accel::recorded(&cache));
+    match known.ok().and_then(|known| known.into_values().next_back()) {
+        Some(true) => Finding::Good("a guest has booted with it".to_owned()),
+        Some(false) => Finding::Limited(
+            format!("/dev/kvm opens, but no guest boots with it; {slower}"),
+            "nested virtualization has to be enabled on the machine below this one".to_owned(),
+        ),
+        None => Finding::Limited(
+            "/dev/kvm opens, but no guest has been booted with it yet".to_owned(),
+            "`cargo vm exec -- true` finds out".to_owned(),
+        ),
+    }
+}
+
+fn package_mirror() -> Finding {
+    match mirror::find(std::env::var(mirror::MIRROR_VARIABLE).ok().as_deref()) {
+        Ok(mirror) => Finding::Good(mirror),
+        Err(error) => Finding::Missing("none found".to_owned(), error.to_string()),
+    }
+}
+
+fn rust() -> Finding {
+    let version = programs::workspace().and_then(|workspace| {
+        process::output(programs::cargo(&workspace).arg("--version"), "cargo")
+    });
+    match version {
+        Ok(version) => Finding::Good(version.trim().to_owned()),
+        Err(error) => Finding::Missing(
+            error.to_string(),
+            "install Rust with rustup and run `cargo vm` inside the workspace".to_owned(),
+        ),
+    }
+}
+
+fn cache() -> Finding {
+    let location = match Cache::open().and_then(|_| Cache::location()) {
+        Ok(location) => location,
+        Err(error) => {
+            return Finding::Missing(
+                format!("{error:#}"),
+                "name a directory that can be written to with VDMA_CACHE".to_owned(),
+            );
+        }
+    };
+    match rustix::fs::statvfs(&location) {
+        Ok(space) if space.f_bavail * space.f_frsize >= SPACE => Finding::Good(format!(
+            "{} ({} GiB free)",
+            location.display(),
+            (space.f_bavail * space.f_frsize) >> 30
+        )),
+        Ok(space) => Finding::Limited(
+            format!(
+                "{} has {} MiB free",
+                location.display(),
+                (space.f_bavail * space.f_frsize) >> 20
+            ),
+            format!(
+                "a cold run needs {} GiB; VDMA_CACHE names another place",
+                SPACE >> 30
+            ),
+        ),
+        Err(error) => Finding::Limited(
+            format!("{}: {error}", location.display()),
+            "the free space is unknown".to_owned(),
+        ),
+    }
+}

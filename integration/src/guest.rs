@@ -1,0 +1,330 @@
+//! From options to a booted guest: provides everything that a guest needs, then starts it.
+
+use anyhow::{Context, Result, anyhow};
+use guest_agent::InitConfig;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::accel::{self, AccelChoice};
+use crate::backend::BackendSpec;
+use crate::cache::Cache;
+use crate::environment::Environment;
+use crate::failure::RunFailure;
+use crate::initramfs::{self, Initramfs};
+use crate::kernel::{self, KernelFiles, KernelTree};
+use crate::programs::{self, Programs};
+use crate::qemu::{Accel, Machine};
+use crate::run_dir::RunDir;
+use crate::tools::Tools;
+use crate::vm::{Vm, VmSpec};
+use crate::{guest_image, module_build, process};
+
+/// Environment variable: seconds that a guest may take to come up.
+const BOOT_SECONDS: &str = "VDMA_BOOT_SECONDS";
+
+/// Seconds that a guest may take to come up, unless [`BOOT_SECONDS`] says otherwise.
+const DEFAULT_BOOT_SECONDS: u64 = 90;
+
+/// How long the guest that proves KVM may take; a working one needs a second or two.
+const PROOF: Duration = Duration::from_secs(15);
+
+/// What the environment is to hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) mirror: Option<String>,
+    pub(crate) refresh: bool,
+    pub(crate) kernel: String,
+    pub(crate) packages: Vec<String>,
+    pub(crate) accel: AccelChoice,
+    pub(crate) driver: bool,
+}
+
+/// Everything that guests are started from.
+pub(crate) struct Bench {
+    pub(crate) run: RunDir,
+    pub(crate) tools: Tools,
+    pub(crate) kernel: KernelFiles,
+    pub(crate) image: PathBuf,
+    pub(crate) programs: Programs,
+    /// The driver's module and the backend, unless guests are to have neither.
+    pub(crate) driver: Option<(PathBuf, PathBuf)>,
+    pub(crate) accel: Accel,
+}
+
+/// One guest.
+#[derive(Clone, Debug)]
+pub(crate) struct GuestSpec {
+    pub(crate) name: String,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) devices: u32,
+    pub(crate) device_arguments: Vec<String>,
+    pub(crate) qemu_arguments: Vec<String>,
+    pub(crate) kernel_parameters: Vec<String>,
+    /// Files for the guest: where on the host, where in the guest.
+    pub(crate) copies: Vec<(PathBuf, PathBuf)>,
+    /// Let programs in the guest reach device memory through the harness.
+    pub(crate) visible_memory: bool,
+    pub(crate) verbose: bool,
+}
+
+impl Bench {
+    /// Builds whatever is not in the cache; steps that do not need each other run side by side.
+    pub(crate) fn provide(cache: &Cache, wanted: &Wanted) -> Result<Self> {
+        let workspace = programs::workspace()?;
+        // Packages of the host first: cargo needs its linker.
+        let environment = Environment::open(cache, wanted.mirror.as_deref(), wanted.refresh)?;
+        let snapshot = &environment.snapshot;
+        let chosen = kernel::choose(&environment.record.kernels, &wanted.kernel)
+            .map_err(|error| RunFailure::Usage(error.to_string()))?;
+        let (built, ((kernel, module, tools), image)) = both(
+            || {
+                let programs = programs::for_guests(&workspace)?;
+                let backend = wanted
+                    .driver
+                    .then(|| programs::backend(&workspace))
+                    .transpose()?;
+                Ok((programs, backend))
+            },
+            || {
+                let tools = Tools::provide(cache, snapshot)?;
+                both(
+                    || {
+                        let files = KernelFiles::provide(cache, snapshot, &tools, chosen)?;
+                        let module = wanted
+                            .driver
+                            .then(|| {
+                                let tree =
+                                    KernelTree::provide(cache, snapshot, &tools, chosen, &files)?;
+                                module_build::provide(cache, &tools, &tree, &workspace)
+                            })
+                            .transpose()?;
+                        Ok((files, module, tools.clone()))
+                    },
+                    || guest_image::provide(cache, snapshot, &tools, &wanted.packages),
+                )
+            },
+        )?;
+        let (programs, backend) = built;
+        let mut bench = Self {
+            run: RunDir::create(cache)?,
+            tools,
+            kernel,
+            image,
+            programs,
+            driver: module.zip(backend),
+            accel: Accel::Kvm,
+        };
+        let qemu_version = Tools::qemu_version(snapshot)?;
+        bench.accel = accel::decide(wanted.accel, cache, &qemu_version, || bench.proves_kvm())?;
+        Ok(bench)
+    }
+
+    /// Boots a guest.
+    pub(crate) fn boot(&self, spec: &GuestSpec) -> Result<Vm> {
+        let seconds = match std::env::var(BOOT_SECONDS) {
+            Ok(text) => text.parse().map_err(|_| {
+                RunFailure::Usage(format!("{BOOT_SECONDS}={text}: not a number of seconds"))
+            })?,
+            Err(_) => DEFAULT_BOOT_SECONDS,
+        };
+        self.boot_within(spec, Duration::from_secs(seconds))
+    }
+
+    /// Whether a guest comes up with KVM.
+    fn proves_kvm(&self) -> Result<bool> {
+        let spec = GuestSpec {
+            name: "kvm-proof".to_owned(),
+            cpus: 1,
+            memory_mib: 512,
+            devices: 0,
+            device_arguments: Vec::new(),
+            qemu_arguments: Vec::new(),
+            kernel_parameters: Vec::new(),
+            copies: Vec::new(),
+            visible_memory: false,
+            verbose: false,
+        };
+        match self.boot_within(&spec, PROOF) {
+            Ok(_) => Ok(true),
+            Err(error) => match error.downcast_ref() {
+                Some(RunFailure::Guest(_)) => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn boot_within(&self, spec: &GuestSpec, boot_deadline: Duration) -> Result<Vm> {
+        let driver = self.driver.as_ref().filter(|_| spec.devices > 0);
+        let directory = self.run.path().join(&spec.name);
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        self.write_initramfs(spec, driver.map(|(module, _)| module.as_path()), &directory)?;
+        let machine = Machine {
+            accel: self.accel,
+            cpus: spec.cpus,
+            memory_mib: spec.memory_mib,
+            kernel: self.kernel.image(),
+            root_image: self.image.clone(),
+            run_directory: directory,
+            kernel_parameters: kernel_parameters(self.accel, &spec.kernel_parameters),
+            devices: Vec::new(),
+            extra: spec.qemu_arguments.clone(),
+        };
+        let backend = BackendSpec {
+            program: driver
+                .map(|(_, program)| program.clone())
+                .unwrap_or_default(),
+            arguments: spec.device_arguments.clone(),
+            visible_memory: spec.visible_memory,
+        };
+        Vm::boot(
+            VmSpec {
+                machine,
+                backend,
+                devices: if driver.is_some() { spec.devices } else { 0 },
+                boot_deadline,
+                verbose: spec.verbose,
+                name: spec.name.clone(),
+            },
+            &self.tools,
+            &self.run,
+        )
+    }
+
+    fn write_initramfs(
+        &self,
+        spec: &GuestSpec,
+        module: Option<&Path>,
+        directory: &Path,
+    ) -> Result<()> {
+        let root_modules = self.kernel.root_modules()?;
+        let in_archive = |path: &Path| -> Result<PathBuf> {
+            let name = path.file_name().context("a kernel module without a name")?;
+            Ok(Path::new("modules").join(name))
+        };
+        let mut config = InitConfig {
+            hostname: "vdma".to_owned(),
+            devices: spec.devices,
+            ..InitConfig::default()
+        };
+        for path in &root_modules {
+            config
+                .modules
+                .push(format!("/{}", in_archive(path)?.display()));
+        }
+        let installed = Path::new("/usr/lib/modules")
+            .join(self.kernel.release())
+            .join("updates");
+        config.driver = module.map(|_| installed.join("virtio_dma.ko").display().to_string());
+        let mut archive = Initramfs::create(
+            &directory.join("initramfs.cpio"),
+            &self.programs.agent,
+            &config,
+        )?;
+        for path in &root_modules {
+            archive.file(path, &in_archive(path)?)?;
+        }
+        if let Some(module) = module {
+            archive.layer(module, &installed.join("virtio_dma.ko"))?;
+            // What `modprobe virtio_dma` reads.
+            archive.layer_content(
+                b"updates/virtio_dma.ko:\n",
+                &Path::new("/usr/lib/modules")
+                    .join(self.kernel.release())
+                    .join("modules.dep"),
+            )?;
+        }
+        archive.layer(
+            &self.programs.suites,
+            Path::new("/usr/local/bin/guest-suites"),
+        )?;
+        if let Some(tool) = &self.programs.tool {
+            archive.layer(tool, Path::new("/usr/local/bin/vdma"))?;
+        }
+        let mut bytes = 0;
+        for (from, to) in &spec.copies {
+            bytes += initramfs::size_of(from)?;
+            // The archive and what is unpacked from it are in the guest's memory at once.
+            if 2 * (bytes >> 20) > spec.memory_mib * 8 / 10 {
+                return Err(RunFailure::Usage(format!(
+                    "{} MiB of files do not fit into a guest with {} MiB of memory; use --memory",
+                    bytes >> 20,
+                    spec.memory_mib
+                ))
+                .into());
+            }
+            archive.layer(from, to)?;
+        }
+        archive.finish()?;
+        Ok(())
+    }
+}
+
+/// The kernel's command line.
+fn kernel_parameters(accel: Accel, more: &[String]) -> String {
+    let mut parameters = vec![
+        "console=ttyS0",
+        // Warnings and worse, which is what splats are made of; a serial line is slow.
+        "loglevel=5",
+        // An oops is a dead guest; a dead guest ends at once.
+        "oops=panic",
+        "panic=-1",
+        // Marks must not be dropped.
+        "printk.devkmsg=on",
+        "sysctl.kernel.hung_task_timeout_secs=60",
+        "sysctl.kernel.sysrq=1",
+    ];
+    if accel == Accel::Tcg {
+        // On a busy machine an emulated CPU can stand still for long without any fault of its own.
+        parameters.extend([
+            "sysctl.kernel.watchdog_thresh=60",
+            "rcupdate.rcu_cpu_stall_timeout=120",
+        ]);
+    }
+    parameters.extend(more.iter().map(String::as_str));
+    parameters.join(" ")
+}
+
+/// Runs both side by side; the first to fail ends the other's processes.
+fn both<A: Send, B: Send>(
+    first: impl FnOnce() -> Result<A> + Send,
+    second: impl FnOnce() -> Result<B> + Send,
+) -> Result<(A, B)> {
+    let cause: Mutex<Option<anyhow::Error>> = Mutex::new(None);
+    let note = |error: anyhow::Error| {
+        let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
+        if cause.is_none() {
+            *cause = Some(error);
+            process::signal_all(rustix::process::Signal::TERM);
+        }
+    };
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| first().map_err(note).ok());
+        let second = second().map_err(note).ok();
+        (first.join(), second)
+    });
+    let first = first.map_err(|_| anyhow!("a thread of the harness panicked"))?;
+    match (first, second) {
+        (Some(first), Some(second)) => Ok((first, second)),
+        _ => Err(cause
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .unwrap_or_else(|| anyhow!("a step failed without a reason"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_one_side_is_the_result_of_both() {
+        let result = both(|| -> Result<()> { Err(anyhow!("first")) }, || Ok(2));
+        assert_eq!(result.unwrap_err().to_string(), "first");
+        let result = both(|| Ok(1), || -> Result<()> { Err(anyhow!("second")) });
+        assert_eq!(result.unwrap_err().to_string(), "second");
+        assert_eq!(both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
+    }
+}

@@ -1,0 +1,150 @@
+//! The workspace's own programs: built by cargo, for the host and for guests.
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::process::Process;
+use crate::{interrupt, progress};
+
+/// What guests' programs are compiled for. Linked statically, they run in any guest.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The workspace's programs, by name.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    pub(crate) agent: PathBuf,
+    pub(crate) suites: PathBuf,
+    /// The command-line tool for guests, where the workspace has one.
+    pub(crate) tool: Option<PathBuf>,
+}
+
+/// The workspace that this harness belongs to.
+pub(crate) fn workspace() -> Result<PathBuf> {
+    let crate_directory = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let workspace = crate_directory
+        .parent()
+        .map(Path::to_owned)
+        .unwrap_or_default();
+    if !workspace.join("guest-driver/module").is_dir() {
+        bail!(
+            "{} is not the vdma workspace; run `cargo vm` from inside it",
+            workspace.display()
+        );
+    }
+    Ok(workspace)
+}
+
+/// Builds the backend.
+pub(crate) fn backend(workspace: &Path) -> Result<PathBuf> {
+    let mut command = cargo(workspace);
+    command.args(["build", "--release", "--package", "vhost-device-dma"]);
+    let built = build(&mut command, "building the backend")?;
+    built
+        .get("vhost-device-dma")
+        .cloned()
+        .context("the package vhost-device-dma builds no program of that name")
+}
+
+/// Builds the programs that run in guests.
+pub(crate) fn for_guests(workspace: &Path) -> Result<Programs> {
+    let mut command = cargo(workspace);
+    command
+        .args(["build", "--release", "--target", GUEST_TARGET])
+        .args(["--package", "guest-agent", "--package", "guest-suites"])
+        .args(["--package", "vdma"])
+        // These would take the place of the flags for the target.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        );
+    let built = build(&mut command, "building the guest's programs")?;
+    let find = |name: &str| {
+        built
+            .get(name)
+            .cloned()
+            .with_context(|| format!("the workspace builds no program called {name}"))
+    };
+    Ok(Programs {
+        agent: find("guest-agent")?,
+        suites: find("guest-suites")?,
+        tool: built.get("vdma").cloned(),
+    })
+}
+
+/// The `cargo` that runs this program, in `workspace`.
+pub(crate) fn cargo(workspace: &Path) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(workspace).stdin(Stdio::null());
+    // What `cargo run` sets for this program is not meant for the builds it starts.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Runs a cargo build; gives the programs it made. Compiler messages go to standard error.
+fn build(command: &mut Command, what: &str) -> Result<HashMap<String, PathBuf>> {
+    command
+        .args(["--quiet", "--message-format=json-render-diagnostics"])
+        .stdout(Stdio::piped());
+    let _step = progress::step(what);
+    let mut cargo = Process::spawn(command)?;
+    let mut text = String::new();
+    if let Some(mut stdout) = cargo.take_stdout() {
+        std::io::Read::read_to_string(&mut stdout, &mut text)
+            .context("cannot read cargo's output")?;
+    }
+    let status = cargo.wait()?;
+    interrupt::check()?;
+    if !status.success() {
+        bail!("{what} failed; cargo's messages are above");
+    }
+    Ok(programs_in(&text))
+}
+
+fn programs_in(messages: &str) -> HashMap<String, PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+        .filter(|message| message.reason == "compiler-artifact")
+        .filter_map(|message| Some((message.target?.name, message.executable?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::programs_in;
+
+    #[test]
+    fn finds_programs_among_cargos_messages() {
+        let text = r#"{"reason":"compiler-artifact","target":{"name":"lib"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"vdma"},"executable":"/t/vdma","fresh":true}
+not json
+{"reason":"build-finished","success":true}"#;
+        let programs = programs_in(text);
+        assert_eq!(programs.len(), 1);
+        assert_eq!(programs["vdma"], std::path::Path::new("/t/vdma"));
+    }
+}

@@ -1,0 +1,115 @@
+//! What the user sees while something takes long: a spinner on a terminal, plain lines elsewhere.
+//!
+//! A step that ends within [`QUIET_FOR`] is never shown, so a warm run prints nothing.
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const QUIET_FOR: Duration = Duration::from_secs(2);
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+static STEPS: Mutex<Vec<Shown>> = Mutex::new(Vec::new());
+static CHANGED: Condvar = Condvar::new();
+static TICKER: LazyLock<()> = LazyLock::new(|| {
+    std::thread::spawn(show_what_takes_long);
+});
+
+struct Shown {
+    id: u64,
+    text: String,
+    since: Instant,
+    bar: Option<ProgressBar>,
+    announced: bool,
+}
+
+/// One piece of work; its time is printed when it is dropped.
+#[must_use]
+pub(crate) struct Step {
+    id: u64,
+}
+
+/// Begins a step called `text` ("building the guest image").
+pub(crate) fn step(text: impl Into<String>) -> Step {
+    LazyLock::force(&TICKER);
+    let mut steps = steps();
+    let id = steps.last().map_or(0, |last| last.id + 1);
+    steps.push(Shown {
+        id,
+        text: text.into(),
+        since: Instant::now(),
+        bar: None,
+        announced: false,
+    });
+    CHANGED.notify_all();
+    Step { id }
+}
+
+/// Prints a line of its own, above any spinner.
+pub(crate) fn say(text: &str) {
+    BARS.suspend(|| eprintln!("{text}"));
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        let mut steps = steps();
+        let Some(position) = steps.iter().position(|shown| shown.id == self.id) else {
+            return;
+        };
+        let shown = steps.remove(position);
+        drop(steps);
+        if let Some(bar) = &shown.bar {
+            bar.finish_and_clear();
+            BARS.remove(bar);
+        }
+        if shown.announced {
+            let seconds = shown.since.elapsed().as_secs_f64();
+            say(&format!("vdma: {} ({seconds:.1} s)", shown.text));
+        }
+    }
+}
+
+fn steps() -> MutexGuard<'static, Vec<Shown>> {
+    STEPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn show_what_takes_long() {
+    let terminal = std::io::stderr().is_terminal();
+    let mut guard = steps();
+    loop {
+        let now = Instant::now();
+        for shown in guard.iter_mut().filter(|shown| !shown.announced) {
+            if now - shown.since < QUIET_FOR {
+                continue;
+            }
+            shown.announced = true;
+            if terminal {
+                let bar = BARS.add(ProgressBar::new_spinner());
+                if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+                    bar.set_style(style);
+                }
+                bar.set_elapsed(now - shown.since);
+                bar.set_message(shown.text.clone());
+                bar.enable_steady_tick(Duration::from_millis(120));
+                shown.bar = Some(bar);
+            } else {
+                eprintln!("vdma: {} ...", shown.text);
+            }
+        }
+        let next = guard
+            .iter()
+            .filter(|shown| !shown.announced)
+            .map(|shown| shown.since + QUIET_FOR)
+            .min();
+        guard = match next {
+            Some(at) => {
+                CHANGED
+                    .wait_timeout(guard, at.saturating_duration_since(Instant::now()))
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+            None => CHANGED.wait(guard).unwrap_or_else(PoisonError::into_inner),
+        };
+    }
+}

@@ -1,0 +1,194 @@
+//! QEMU's command line.
+
+use anyhow::{Context, Result};
+use command_fds::{CommandFdExt as _, FdMapping};
+use guest_agent::{PORT_NAME, ROOT_SERIAL};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::tools::Tools;
+
+/// Which accelerator runs the guest.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Accel {
+    /// The host's own virtualization.
+    Kvm,
+    /// Emulation, on any machine.
+    Tcg,
+}
+
+/// Where things appear in QEMU's sandbox.
+const RUN: &str = "/mnt/run";
+const KERNEL: &str = "/mnt/vmlinuz";
+const ROOT: &str = "/mnt/root.erofs";
+
+/// Descriptors that QEMU inherits.
+const AGENT_FD: i32 = 10;
+const QMP_FD: i32 = 11;
+
+/// Bytes of configuration space that the front end offers: what the device has.
+const CONFIG_SIZE: u32 = 64;
+
+/// Virtio device id of the DMA device.
+const VIRTIO_ID: u32 = 37;
+
+/// One device of the guest.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceSpec {
+    /// Name of the backend's socket in the run directory.
+    pub(crate) socket: String,
+    /// Number of request queues, as the backend was told.
+    pub(crate) queues: String,
+    /// Size of each queue, as the backend was told.
+    pub(crate) queue_size: String,
+}
+
+/// Everything that QEMU's command line depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    pub(crate) accel: Accel,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) kernel: PathBuf,
+    pub(crate) root_image: PathBuf,
+    /// Directory with the backends' sockets and the initial file system, `initramfs.cpio`.
+    pub(crate) run_directory: PathBuf,
+    pub(crate) kernel_parameters: String,
+    pub(crate) devices: Vec<DeviceSpec>,
+    pub(crate) extra: Vec<String>,
+}
+
+impl Machine {
+    /// QEMU's arguments.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> = Vec::new();
+        let mut add =
+            |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
+        add(&[
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        add(&["-machine", "q35,memory-backend=memory"]);
+        match self.accel {
+            Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+            Accel::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+        }
+        add(&["-smp", &self.cpus.to_string()]);
+        let memory = format!("{}M", self.memory_mib);
+        add(&["-m", &memory]);
+        // A backend sees the guest's memory only if it is a shared file.
+        add(&[
+            "-object",
+            &format!("memory-backend-memfd,id=memory,size={memory},share=on"),
+        ]);
+        add(&[
+            "-chardev",
+            "stdio,id=console,signal=off",
+            "-serial",
+            "chardev:console",
+        ]);
+        add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}")]);
+        add(&["-mon", "chardev=qmp,mode=control"]);
+        add(&["-device", "virtio-serial-pci"]);
+        add(&["-chardev", &format!("socket,id=agent,fd={AGENT_FD}")]);
+        add(&[
+            "-device",
+            &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+        ]);
+        add(&[
+            "-blockdev",
+            &format!("driver=file,node-name=root,filename={ROOT},read-only=on"),
+        ]);
+        add(&[
+            "-device",
+            &format!("virtio-blk-pci,drive=root,serial={ROOT_SERIAL}"),
+        ]);
+        add(&[
+            "-kernel",
+            KERNEL,
+            "-initrd",
+            &format!("{RUN}/initramfs.cpio"),
+        ]);
+        add(&["-append", &self.kernel_parameters]);
+        for (number, device) in self.devices.iter().enumerate() {
+            // Behind a port of its own a device can be unplugged and plugged in again.
+            add(&[
+                "-device",
+                &format!("pcie-root-port,id=port{number},chassis={}", number + 1),
+                "-chardev",
+                &format!("socket,id=backend{number},path={RUN}/{}", device.socket),
+                "-device",
+                &device_argument(number, device),
+            ]);
+        }
+        arguments.extend(self.extra.iter().cloned());
+        arguments
+    }
+
+    /// The command that starts QEMU in the sandbox; `agent` and `qmp` are its ends of connections.
+    pub(crate) fn command(&self, tools: &Tools, agent: OwnedFd, qmp: OwnedFd) -> Result<Command> {
+        let mut command = tools
+            .sandbox()
+            .read(&self.kernel, KERNEL)
+            .read(&self.root_image, ROOT)
+            .write(&self.run_directory, RUN)
+            .command("qemu-system-x86_64");
+        command.args(self.arguments());
+        command
+            .fd_mappings(vec![
+                FdMapping {
+                    parent_fd: agent,
+                    child_fd: AGENT_FD,
+                },
+                FdMapping {
+                    parent_fd: qmp,
+                    child_fd: QMP_FD,
+                },
+            ])
+            .context("cannot hand descriptors to QEMU")?;
+        Ok(command)
+    }
+}
+
+fn device_argument(number: usize, device: &DeviceSpec) -> String {
+    format!(
+        "vhost-user-test-device-pci,id=vdma{number},bus=port{number},chardev=backend{number},\
+         virtio-id={VIRTIO_ID},num_vqs={},vq_size={},config_size={CONFIG_SIZE}",
+        device.queues, device.queue_size
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_arguments_come_last_and_every_device_has_its_own_port() {
+        let device = |number: u32| DeviceSpec {
+            socket: format!("backend-{number}.sock"),
+            queues: "2".to_owned(),
+            queue_size: "128".to_owned(),
+        };
+        let machine = Machine {
+            accel: Accel::Tcg,
+            cpus: 2,
+            memory_mib: 512,
+            kernel: PathBuf::from("/k"),
+            root_image: PathBuf::from("/r"),
+            run_directory: PathBuf::from("/d"),
+            kernel_parameters: "quiet".to_owned(),
+            devices: vec![device(0), device(1)],
+            extra: vec!["-s".to_owned()],
+        };
+        let arguments = machine.arguments();
+        assert_eq!(arguments.last().map(String::as_str), Some("-s"));
+        let line = arguments.join(" ");
+        assert!(line.contains("id=vdma1,bus=port1,chardev=backend1,virtio-id=37,num_vqs=2"));
+        assert!(line.contains("path=/mnt/run/backend-1.sock"));
+        assert!(line.contains("size=512M,share=on"));
+    }
+}

@@ -1,0 +1,488 @@
+//! A running guest: booting it, running commands in it, and noticing at once when it dies.
+//!
+//! Everything that can happen (console, agent, processes, signals, input) arrives as an [`Event`]
+//! in one channel, and one loop decides what it means.
+
+use anyhow::{Context, Result, anyhow};
+use guest_agent::{
+    Command, CommandEnd, CommandId, HostCall, HostReply, Stream, ToGuest, ToHost, WindowSize,
+    read_frame, write_frame,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use crate::backend::{self, Backend, BackendSpec};
+use crate::console::Console;
+use crate::failure::{GuestDeath, GuestFailure, RunFailure};
+use crate::kernel_log::{MARK_PREFIX, Splat};
+use crate::process::{self, Process};
+use crate::qemu::Machine;
+use crate::run_dir::RunDir;
+use crate::tools::Tools;
+use crate::{interrupt, progress};
+
+/// How long a panicking kernel may take to finish its report.
+const PANIC_REPORT: Duration = Duration::from_secs(3);
+
+/// How long the guest may take to answer what takes no time.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a killed command may take to end.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Something that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The kernel panicked.
+    Panic(String),
+    /// The guest's first process gives up.
+    Fatal(String),
+    /// A mark came by in the kernel log.
+    Mark(String),
+    /// The console ended, and QEMU with it.
+    ConsoleClosed,
+    /// The agent says something.
+    Agent(ToHost),
+    /// The agent's connection ended.
+    AgentClosed(String),
+    /// The backend of this device ended.
+    BackendEnded(u32),
+    /// Input for the running command; none stands for its end.
+    Input(Vec<u8>),
+    /// The user's terminal has a new size.
+    Resized(WindowSize),
+    /// A signal arrived.
+    Interrupted,
+}
+
+/// What a guest is made of.
+pub(crate) struct VmSpec {
+    /// The machine; its devices are filled in from `backend`.
+    pub(crate) machine: Machine,
+    /// The devices' backend.
+    pub(crate) backend: BackendSpec,
+    /// How many devices.
+    pub(crate) devices: u32,
+    /// How long the guest may take until it takes commands.
+    pub(crate) boot_deadline: Duration,
+    /// Show the console and QEMU's command line.
+    pub(crate) verbose: bool,
+    /// Distinguishes the logs of several guests of one run.
+    pub(crate) name: String,
+}
+
+/// Where a command's output goes and how it is told of what happens.
+pub(crate) trait CommandIo {
+    /// Output has come.
+    fn output(&mut self, stream: Stream, data: &[u8]) -> Result<()>;
+    /// The command took input that was sent; more may be sent now.
+    fn input_taken(&mut self) {}
+}
+
+/// A running guest.
+pub(crate) struct Vm {
+    // In the order in which they are to end: QEMU before the backends it talks to.
+    qemu: Process,
+    backends: Vec<Option<Backend>>,
+    console: Console,
+    agent: UnixStream,
+    _qmp: UnixStream,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    qemu_log: PathBuf,
+    next_command: u32,
+    next_mark: u32,
+    kernel: String,
+}
+
+impl Vm {
+    /// Boots a guest and waits until it takes commands.
+    pub(crate) fn boot(spec: VmSpec, tools: &Tools, run: &RunDir) -> Result<Self> {
+        let started = Instant::now();
+        let (sender, events) = channel();
+        let logs = run.logs().join(&spec.name);
+        std::fs::create_dir_all(&logs)
+            .with_context(|| format!("cannot create {}", logs.display()))?;
+        let mut backends = Vec::new();
+        for number in 0..spec.devices {
+            let backend =
+                Backend::start(&spec.backend, number, &spec.machine.run_directory, &logs)?;
+            watch_backend(&backend, number, sender.clone())?;
+            backends.push(Some(backend));
+        }
+        let mut machine = spec.machine;
+        machine.devices = (0..spec.devices)
+            .map(|number| spec.backend.device(number))
+            .collect();
+        let (agent, agent_end) = UnixStream::pair().context("cannot make a socket pair")?;
+        let (qmp, qmp_end) = UnixStream::pair().context("cannot make a socket pair")?;
+        let qemu_log = logs.join("qemu.log");
+        let mut command =
+            machine.command(tools, OwnedFd::from(agent_end), OwnedFd::from(qmp_end))?;
+        if spec.verbose {
+            progress::say(&format!(
+                "vdma: qemu-system-x86_64 {}",
+                shown(&machine.arguments())
+            ));
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(process::open_log(&qemu_log)?);
+        let mut qemu = Process::spawn(&mut command)?;
+        // The command holds QEMU's ends of the connections, whose closing is to be noticed.
+        drop(command);
+        let stdout = qemu.take_stdout().context("QEMU has no standard output")?;
+        let console = Console::watch(
+            stdout,
+            &logs.join("console.log"),
+            spec.verbose,
+            sender.clone(),
+        )?;
+        read_agent(&agent, sender.clone())?;
+        let interrupts = sender.clone();
+        interrupt::listen(move || {
+            // Nobody listens once the run is over.
+            let _ = interrupts.send(Event::Interrupted);
+        });
+        let mut vm = Self {
+            qemu,
+            backends,
+            console,
+            agent,
+            _qmp: qmp,
+            events,
+            sender,
+            qemu_log,
+            next_command: 0,
+            next_mark: 0,
+            kernel: String::new(),
+        };
+        let _step = progress::step("booting the guest");
+        let deadline = started + spec.boot_deadline;
+        loop {
+            match vm.next_event(Some(deadline))? {
+                Some(Event::Agent(ToHost::Ready { kernel })) => {
+                    vm.kernel = kernel;
+                    return Ok(vm);
+                }
+                Some(_) => {}
+                None => {
+                    return Err(vm.died(GuestFailure::BootTimeout(spec.boot_deadline.as_secs())));
+                }
+            }
+        }
+    }
+
+    /// What `uname -r` says in the guest.
+    pub(crate) fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// Where events for this guest can be sent to.
+    pub(crate) fn sender(&self) -> Sender<Event> {
+        self.sender.clone()
+    }
+
+    /// Runs `command` to its end, or kills it after `limit`.
+    pub(crate) fn run(
+        &mut self,
+        command: Command,
+        limit: Option<Duration>,
+        io: &mut dyn CommandIo,
+    ) -> Result<CommandEnd> {
+        let id = CommandId(self.next_command);
+        self.next_command += 1;
+        self.tell(&ToGuest::Run { id, command })?;
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            match self.next_event(deadline)? {
+                Some(Event::Agent(ToHost::Output {
+                    id: from,
+                    stream,
+                    data,
+                })) if from == id => io.output(stream, &data)?,
+                Some(Event::Agent(ToHost::InputTaken { id: by, .. })) if by == id => {
+                    io.input_taken();
+                }
+                Some(Event::Agent(ToHost::Ended { id: which, end })) if which == id => {
+                    return Ok(end);
+                }
+                Some(Event::Input(data)) => self.tell(&ToGuest::Input { id, data })?,
+                Some(Event::Resized(size)) => self.tell(&ToGuest::Resize { id, size })?,
+                Some(_) => {}
+                None => {
+                    let seconds = limit.unwrap_or_default().as_secs();
+                    self.kill(id)?;
+                    return Err(RunFailure::TimedOut(seconds).into());
+                }
+            }
+        }
+    }
+
+    /// Waits until everything that the kernel had to say up to now has been read.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        let number = self.next_mark;
+        self.mark(&format!("settle {number}"))?;
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        loop {
+            match self.next_event(Some(deadline))? {
+                Some(Event::Mark(text)) if text == format!("settle {number}") => {
+                    self.next_mark += 1;
+                    return Ok(());
+                }
+                Some(_) => {}
+                None => {
+                    let what = "a line written to the kernel log did not reach the console";
+                    return Err(self.died(GuestFailure::Silent(what.to_owned())));
+                }
+            }
+        }
+    }
+
+    /// Writes a line to the kernel log.
+    pub(crate) fn mark(&mut self, text: &str) -> Result<()> {
+        self.tell(&ToGuest::Mark(format!("{MARK_PREFIX}{text}")))
+    }
+
+    /// The kernel's complaints since the last call.
+    pub(crate) fn take_splats(&mut self) -> Vec<Splat> {
+        self.console.take_splats()
+    }
+
+    /// Ends a guest that has done its work; fails if its kernel complained about itself.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.settle()?;
+        let splats = self.take_splats();
+        if splats.is_empty() {
+            return Ok(());
+        }
+        Err(RunFailure::Splat {
+            count: splats.len(),
+            text: splats
+                .iter()
+                .flat_map(|splat| &splat.lines)
+                .map(|line| format!("\n    {line}"))
+                .collect(),
+            log: self.console.log().to_owned(),
+        }
+        .into())
+    }
+
+    /// Ends a command that took too long; one that cannot be ended is a dead guest.
+    fn kill(&mut self, id: CommandId) -> Result<()> {
+        let kill = ToGuest::Signal {
+            id,
+            signal: Signal::KILL.as_raw(),
+        };
+        self.tell(&kill)?;
+        let deadline = Instant::now() + KILL_DEADLINE;
+        loop {
+            match self.next_event(Some(deadline))? {
+                Some(Event::Agent(ToHost::Ended { id: which, .. })) if which == id => {
+                    return Ok(());
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        // What it hangs in is worth knowing.
+        self.tell(&ToGuest::Blocked)?;
+        self.settle()?;
+        let what = "a command cannot be killed; the console's end shows what it waits for";
+        Err(self.died(GuestFailure::Silent(what.to_owned())))
+    }
+
+    /// The next event that is not dealt with here; `None` at the deadline.
+    ///
+    /// What means the guest's death is an error. Calls of programs in the guest are answered.
+    fn next_event(&mut self, deadline: Option<Instant>) -> Result<Option<Event>> {
+        loop {
+            let event = match deadline {
+                None => self
+                    .events
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Some(deadline) => self
+                    .events
+                    .recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            };
+            let event = match event {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(anyhow!("the harness lost all sources of events"));
+                }
+            };
+            match event {
+                Event::Interrupted => {
+                    interrupt::check()?;
+                }
+                Event::Panic(reason) => {
+                    self.let_report_end();
+                    return Err(self.died(GuestFailure::Panic(reason)));
+                }
+                Event::Fatal(reason) => {
+                    return Err(self.died(GuestFailure::Fatal(reason)));
+                }
+                Event::ConsoleClosed => {
+                    interrupt::check()?;
+                    let failure = self.qemu_failure()?;
+                    return Err(self.died(failure));
+                }
+                Event::AgentClosed(reason) => {
+                    interrupt::check()?;
+                    // QEMU's own end says more; it closes both.
+                    if self.qemu.wait_for(PANIC_REPORT)?.is_some() {
+                        let failure = self.qemu_failure()?;
+                        return Err(self.died(failure));
+                    }
+                    return Err(self.died(GuestFailure::AgentLost(reason)));
+                }
+                Event::BackendEnded(number) => {
+                    interrupt::check()?;
+                    if let Some(Some(backend)) = self.backends.get_mut(number as usize)
+                        && backend.process.try_wait()?.is_some()
+                    {
+                        let failure = backend.failure()?;
+                        return Err(self.died(failure));
+                    }
+                }
+                Event::Agent(ToHost::Call { id, call }) => {
+                    let reply = match self.answer(&call) {
+                        Ok(data) => HostReply::Done(data),
+                        Err(error) => HostReply::Refused(format!("{error:#}")),
+                    };
+                    self.tell(&ToGuest::Reply { id, reply })?;
+                }
+                event => return Ok(Some(event)),
+            }
+        }
+    }
+
+    /// Does what a program in the guest asks for.
+    fn answer(&self, call: &HostCall) -> Result<Vec<u8>> {
+        let backend = |device: u32| {
+            self.backends
+                .get(device as usize)
+                .and_then(Option::as_ref)
+                .with_context(|| format!("there is no device {device}"))
+        };
+        match call {
+            HostCall::ReadMemory {
+                device,
+                offset,
+                length,
+            } => backend(*device)?.read_memory(*offset, (*length).min(1 << 20) as usize),
+            HostCall::WriteMemory {
+                device,
+                offset,
+                data,
+            } => backend(*device)?
+                .write_memory(*offset, data)
+                .map(|()| Vec::new()),
+        }
+    }
+
+    /// Sends a message to the agent.
+    fn tell(&mut self, message: &ToGuest) -> Result<()> {
+        match write_frame(&mut &self.agent, message) {
+            Ok(()) => Ok(()),
+            // Whatever broke the connection is reported by the event that it causes.
+            Err(guest_agent::FrameError::Io(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads the console until a panicking kernel has said everything.
+    fn let_report_end(&mut self) {
+        let deadline = Instant::now() + PANIC_REPORT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                // The kernel reboots after its report, and QEMU ends instead.
+                Ok(Event::ConsoleClosed | Event::Interrupted) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn qemu_failure(&mut self) -> Result<GuestFailure> {
+        let status = match self.qemu.wait_for(PANIC_REPORT)? {
+            Some(status) => process::describe(status),
+            None => "it closed its console but is still there".to_owned(),
+        };
+        Ok(GuestFailure::QemuEnded {
+            status,
+            detail: backend::indented(&process::tail(&self.qemu_log, 0, 10)),
+        })
+    }
+
+    /// The error for a guest that died.
+    fn died(&self, failure: GuestFailure) -> anyhow::Error {
+        RunFailure::Guest(GuestDeath {
+            failure,
+            last_lines: self.console.last_lines(),
+            log: self.console.log().to_owned(),
+        })
+        .into()
+    }
+}
+
+/// Reports the end of a backend's process.
+fn watch_backend(backend: &Backend, number: u32, events: Sender<Event>) -> Result<()> {
+    let pid = i32::try_from(backend.process.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("a process without a number")?;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .context("cannot watch the backend's process")?;
+    std::thread::spawn(move || {
+        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+        while let Err(rustix::io::Errno::INTR) = poll(&mut polled, None) {}
+        // Nobody listens once the run is over.
+        let _ = events.send(Event::BackendEnded(number));
+    });
+    Ok(())
+}
+
+/// Reads what the agent sends in a thread of its own.
+fn read_agent(agent: &UnixStream, events: Sender<Event>) -> Result<()> {
+    let mut reader = agent.try_clone().context("cannot duplicate a socket")?;
+    std::thread::spawn(move || {
+        let reason = loop {
+            match read_frame(&mut reader) {
+                Ok(Some(message)) => {
+                    if events.send(Event::Agent(message)).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break "it hung up".to_owned(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        let _ = events.send(Event::AgentClosed(reason));
+    });
+    Ok(())
+}
+
+/// A command line that a shell would take.
+fn shown(arguments: &[String]) -> String {
+    arguments
+        .iter()
+        .map(|argument| {
+            if argument.contains([' ', '\'', '"', '$', '\\']) {
+                format!("'{}'", argument.replace('\'', "'\\''"))
+            } else {
+                argument.clone()
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
