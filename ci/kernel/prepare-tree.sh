@@ -25,6 +25,17 @@ tar --extract --file "$source" --directory "$tree" --strip-components 1 --anchor
 cd "$tree"
 cp "$config" .config
 make CC=gcc-14 HOSTCC=gcc-14 olddefconfig
+# An option that the tools here cannot provide changes structures and symbols: better no tree at all
+# than one that does not fit the image. Signing and the compiler's name change neither.
+options() {
+    grep '^CONFIG_' "$1" | grep -vE '^CONFIG_(CC_VERSION_TEXT|BUILD_SALT|MODULE_SIG|OPENSSL|SYSTEM_TRUST)'
+}
+options "$config" > .config.image
+options .config > .config.here
+if ! diff .config.image .config.here; then
+    echo "prepare-tree.sh: the image's configuration needs tools that are missing here" >&2
+    exit 1
+fi
 make -j"$(nproc)" CC=gcc-14 HOSTCC=gcc-14 LOCALVERSION="$localversion" modules_prepare
 cp "$symvers" Module.symvers
 test -e rust/libkernel.rmeta

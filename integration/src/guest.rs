@@ -78,7 +78,8 @@ impl Bench {
         let snapshot = &environment.snapshot;
         let chosen = kernel::choose(&environment.record.kernels, &wanted.kernel)
             .map_err(|error| RunFailure::Usage(error.to_string()))?;
-        let (built, ((kernel, module, tools), image)) = both(
+        let steps = Steps::default();
+        let all = steps.both(
             || {
                 let programs = programs::for_guests(&workspace)?;
                 let backend = wanted
@@ -89,7 +90,7 @@ impl Bench {
             },
             || {
                 let tools = Tools::provide(cache, snapshot)?;
-                both(
+                steps.both(
                     || {
                         let files = KernelFiles::provide(cache, snapshot, &tools, chosen)?;
                         let module = wanted
@@ -105,7 +106,8 @@ impl Bench {
                     || guest_image::provide(cache, snapshot, &tools, &wanted.packages),
                 )
             },
-        )?;
+        );
+        let (built, ((kernel, module, tools), image)) = steps.explain(all)?;
         let (programs, backend) = built;
         let mut bench = Self {
             run: RunDir::create(cache)?,
@@ -287,31 +289,50 @@ fn kernel_parameters(accel: Accel, more: &[String]) -> String {
     parameters.join(" ")
 }
 
-/// Runs both side by side; the first to fail ends the other's processes.
-fn both<A: Send, B: Send>(
-    first: impl FnOnce() -> Result<A> + Send,
-    second: impl FnOnce() -> Result<B> + Send,
-) -> Result<(A, B)> {
-    let cause: Mutex<Option<anyhow::Error>> = Mutex::new(None);
-    let note = |error: anyhow::Error| {
-        let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
-        if cause.is_none() {
+/// Steps that run side by side; when one fails, the others' processes are ended.
+#[derive(Default)]
+struct Steps {
+    cause: Mutex<Option<anyhow::Error>>,
+}
+
+/// Stands for a failure that [`Steps`] holds.
+#[derive(Debug, thiserror::Error)]
+#[error("a step failed")]
+struct Noted;
+
+impl Steps {
+    /// Runs both; may be nested.
+    fn both<A: Send, B: Send>(
+        &self,
+        first: impl FnOnce() -> Result<A> + Send,
+        second: impl FnOnce() -> Result<B> + Send,
+    ) -> Result<(A, B)> {
+        let (first, second) = std::thread::scope(|scope| {
+            let first = scope.spawn(|| first().map_err(|error| self.note(error)));
+            let second = second().map_err(|error| self.note(error));
+            (first.join(), second)
+        });
+        let first = first.map_err(|_| anyhow!("a thread of the harness panicked"))?;
+        Ok((first?, second?))
+    }
+
+    /// Keeps the first failure: those that follow are its consequences.
+    fn note(&self, error: anyhow::Error) -> anyhow::Error {
+        let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        if cause.is_none() && !error.is::<Noted>() {
             *cause = Some(error);
             process::signal_all(rustix::process::Signal::TERM);
         }
-    };
-    let (first, second) = std::thread::scope(|scope| {
-        let first = scope.spawn(|| first().map_err(note).ok());
-        let second = second().map_err(note).ok();
-        (first.join(), second)
-    });
-    let first = first.map_err(|_| anyhow!("a thread of the harness panicked"))?;
-    match (first, second) {
-        (Some(first), Some(second)) => Ok((first, second)),
-        _ => Err(cause
+        Noted.into()
+    }
+
+    /// What made `result` fail.
+    fn explain<T>(self, result: Result<T>) -> Result<T> {
+        let cause = self
+            .cause
             .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .unwrap_or_else(|| anyhow!("a step failed without a reason"))),
+            .unwrap_or_else(PoisonError::into_inner);
+        result.map_err(|error| cause.unwrap_or(error))
     }
 }
 
@@ -321,10 +342,13 @@ mod tests {
 
     #[test]
     fn a_failure_of_one_side_is_the_result_of_both() {
-        let result = both(|| -> Result<()> { Err(anyhow!("first")) }, || Ok(2));
-        assert_eq!(result.unwrap_err().to_string(), "first");
-        let result = both(|| Ok(1), || -> Result<()> { Err(anyhow!("second")) });
-        assert_eq!(result.unwrap_err().to_string(), "second");
-        assert_eq!(both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
+        let failing = |text: &'static str| move || -> Result<u8> { Err(anyhow!(text)) };
+        let steps = Steps::default();
+        let result = steps.both(failing("first"), || Ok(2));
+        assert_eq!(steps.explain(result).unwrap_err().to_string(), "first");
+        let steps = Steps::default();
+        let result = steps.both(|| Ok(1), || steps.both(|| Ok(2), failing("inner")));
+        assert_eq!(steps.explain(result).unwrap_err().to_string(), "inner");
+        assert_eq!(Steps::default().both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
     }
 }
