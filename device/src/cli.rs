@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{ArgGroup, Parser};
 
+use crate::fault::{self, FaultSpec};
 use crate::memory::{Backing, DeviceMemory};
 use crate::queue::MAX_QUEUE_SIZE;
 use crate::size::parse_size;
@@ -14,6 +15,10 @@ use crate::vhost_user::{Device, DeviceSettings, SocketListener};
 
 /// Most request queues of a device.
 pub const MAX_QUEUES: u16 = 16;
+
+fn after_help() -> String {
+    format!("{AFTER_HELP}\n\n{}", fault::HELP)
+}
 
 const AFTER_HELP: &str = "\
 SIZE is a number with an optional suffix K, M, G or T (powers of 1024).
@@ -27,7 +32,7 @@ num_vqs and vq_size have to agree with --num-queues and --queue-size.";
 
 /// vhost-user backend that emulates a DMA-capable virtio PCI device with BAR memory
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vhost-device-dma", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "vhost-device-dma", version, after_help = after_help(), max_term_width = 100)]
 #[command(group(ArgGroup::new("socket").required(true).args(["socket_path", "fd"])))]
 pub struct Args {
     /// Listen on this Unix socket; the file appears once the device is ready
@@ -74,6 +79,15 @@ pub struct Args {
           help_heading = "Queues")]
     pub queue_size: u16,
 
+    /// Do something wrong on purpose (repeatable; see below)
+    #[arg(long = "fault", value_name = "FAULT", help_heading = "Faults")]
+    pub faults: Vec<FaultSpec>,
+
+    /// Serve the counters as Prometheus text on this Unix socket (curl --unix-socket PATH
+    /// http://localhost/metrics)
+    #[arg(long, value_name = "PATH", help_heading = "Observation")]
+    pub metrics_socket: Option<PathBuf>,
+
     /// Log messages of this level and above: error, warn, info, debug, trace or off
     #[arg(
         long,
@@ -113,6 +127,7 @@ impl Args {
                 num_queues: self.num_queues,
                 queue_size: self.queue_size,
                 once: self.once,
+                faults: self.faults.clone(),
             };
             let name = format!("device {index}");
             devices.push(Arc::new(Device::new(name, settings, Arc::new(memory))));
@@ -122,6 +137,18 @@ impl Args {
             .zip(0..)
             .map(|(device, index)| Ok((device, self.listener(index)?)))
             .collect()
+    }
+
+    /// Opens the metrics socket, when one is wanted.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, in one line.
+    pub fn open_metrics(&self) -> anyhow::Result<Option<SocketListener>> {
+        let path = self.metrics_socket.as_deref();
+        path.map(SocketListener::bind)
+            .transpose()
+            .context("--metrics-socket")
     }
 
     fn backing(&self, index: u16) -> Backing {

@@ -11,14 +11,16 @@ fn main() -> ExitCode {
     env_logger::Builder::new()
         .parse_filters(&args.log_level)
         .init();
-    let result = args
-        .open()
-        .and_then(|devices| control::run(devices).map_err(anyhow::Error::from));
-    match result {
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("vhost-device-dma: {e:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let metrics = args.open_metrics()?;
+    Ok(control::run(args.open()?, metrics)?)
 }

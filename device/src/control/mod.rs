@@ -1,15 +1,21 @@
-//! The control loop of the main thread: signals, and the end of servers.
+//! The control loop of the main thread: signals, the metrics socket, and the end of servers.
 
+mod metrics_socket;
 mod signals;
 
+use std::cell::RefCell;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::event::EventfdFlags;
 use thiserror::Error;
 
+use self::metrics_socket::MetricsSocket;
 use self::signals::{Signal, SignalPipe};
+use crate::metrics::summary_lines;
 use crate::vhost_user::{Device, Server, SocketListener};
 
 /// Why the control loop ended, or did not start.
@@ -34,7 +40,10 @@ pub enum ControlError {
 /// # Errors
 ///
 /// See [`ControlError`].
-pub fn run(devices: Vec<(Arc<Device>, SocketListener)>) -> Result<(), ControlError> {
+pub fn run(
+    devices: Vec<(Arc<Device>, SocketListener)>,
+    metrics: Option<SocketListener>,
+) -> Result<(), ControlError> {
     let io = |what| move |source| ControlError::Io { what, source };
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let ended: OwnedFd =
@@ -53,16 +62,24 @@ pub fn run(devices: Vec<(Arc<Device>, SocketListener)>) -> Result<(), ControlErr
         servers.push((device, server));
     }
 
-    let running = servers.len() as u64;
-    let control = Control {
+    let state = Rc::new(RefCell::new(Control {
         signals,
         ended,
-        running,
+        running: servers.len() as u64,
+        devices: servers
+            .iter()
+            .map(|(device, _)| Arc::clone(device))
+            .collect(),
         done: false,
-    };
-    let mut manager = EventManager::new()?;
-    let id = manager.add_subscriber(control);
-    while !manager.subscriber_mut(id)?.done {
+    }));
+    let mut manager: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()?;
+    manager.add_subscriber(Box::new(Rc::clone(&state)));
+    if let Some(socket) = metrics {
+        let devices = state.borrow().devices.clone();
+        let metrics = MetricsSocket::new(socket, devices).map_err(io("the metrics socket"))?;
+        manager.add_subscriber(Box::new(metrics));
+    }
+    while !state.borrow().done {
         manager.run()?;
     }
 
@@ -83,6 +100,7 @@ struct Control {
     ended: OwnedFd,
     /// Servers that have not ended.
     running: u64,
+    devices: Vec<Arc<Device>>,
     done: bool,
 }
 
@@ -109,6 +127,15 @@ impl MutEventSubscriber for Control {
                         Signal::End(name) => {
                             log::info!("{name}: ending");
                             self.done = true;
+                        }
+                        Signal::Summary => {
+                            for device in &self.devices {
+                                for line in summary_lines(device.name(), device.metrics()) {
+                                    // Asked for, so whatever the log level. If nobody reads
+                                    // standard error any more, there is nobody to tell.
+                                    let _ = writeln!(std::io::stderr(), "{line}");
+                                }
+                            }
                         }
                         Signal::HangUp => log::debug!("SIGHUP ignored"),
                     }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -13,6 +13,8 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 pub(super) enum Signal {
     /// End now; the signal's name.
     End(&'static str),
+    /// Print a summary.
+    Summary,
     /// The terminal has gone, which does not matter.
     HangUp,
 }
@@ -26,7 +28,7 @@ impl SignalPipe {
     pub(super) fn new() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let signals = [SIGTERM, SIGINT, SIGHUP];
+        let signals = [SIGTERM, SIGINT, SIGHUP, SIGUSR1];
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
         Ok(Self { delivery })
     }
@@ -57,6 +59,7 @@ fn signal(number: i32) -> Option<Signal> {
         SIGTERM => Some(Signal::End("SIGTERM")),
         SIGINT => Some(Signal::End("SIGINT")),
         SIGHUP => Some(Signal::HangUp),
+        SIGUSR1 => Some(Signal::Summary),
         _ => None,
     }
 }

@@ -102,6 +102,12 @@ impl Engine {
         }
     }
 
+    /// The memory that this engine works on.
+    #[must_use]
+    pub fn memory(&self) -> &DeviceMemory {
+        &self.memory
+    }
+
     /// Checks a request and carries it out. A request that fails a check changes nothing.
     pub fn execute(
         &mut self,
@@ -331,4 +337,5 @@ fn copy_across(outgoing: Segments<'_, '_>, incoming: Segments<'_, '_>) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // Lengths here are small.
 mod tests;

@@ -37,10 +37,21 @@ impl<'s, 'm> Segments<'s, 'm> {
     /// The non-empty pieces, in order.
     pub fn pieces(&self) -> impl Iterator<Item = VolatileSlice<'m>> + use<'s, 'm> {
         let mut skip = self.skip;
+        let mut left = self.length;
         self.list.iter().filter_map(move |segment| {
             let begin = std::mem::take(&mut skip).min(segment.len());
-            segment.offset(begin).ok().filter(|rest| !rest.is_empty())
+            let count = usize::try_from(left).map_or(segment.len() - begin, |left| {
+                left.min(segment.len() - begin)
+            });
+            left -= count as u64;
+            let piece = segment.subslice(begin, count).ok()?;
+            (count > 0).then_some(piece)
         })
+    }
+
+    /// Keeps only the first `count` bytes, or all when there are fewer.
+    pub fn truncate(&mut self, count: u64) {
+        self.length = self.length.min(count);
     }
 
     /// Takes the first `N` bytes, each read once, and leaves the rest; `None`, with nothing
@@ -66,6 +77,17 @@ impl<'s, 'm> Segments<'s, 'm> {
             piece.copy_from(&bytes[at..at + piece.len()]);
         })
         .is_some()
+    }
+
+    /// Inverts one bit; nothing happens beyond the end.
+    pub fn flip_bit(self, bit: u64) {
+        let mut rest = self;
+        let mask = 1u8 << (bit % 8);
+        let skipped = usize::try_from(bit / 8).is_ok_and(|count| rest.advance(count));
+        if let Some([byte]) = Some(rest).filter(|_| skipped).and_then(|mut at| at.read()) {
+            // Cannot fail: the byte was just read.
+            let _ = rest.write(&[byte ^ mask]);
+        }
     }
 
     /// Visits the first `count` bytes piece by piece, with the position of each, and drops them.

@@ -12,7 +12,7 @@ mod view;
 use thiserror::Error;
 
 pub use self::chain::{Chain, Scratch};
-pub use self::pass::{Notify, Pass, Processor};
+pub use self::pass::{MAX_BATCH, Notify, Pass, Processor};
 pub use self::ring::Ring;
 pub use self::view::{AddressError, GuestView};
 
@@ -72,6 +72,9 @@ pub enum RingError {
         /// Bytes of the table.
         length: u32,
     },
+    /// Nothing is wrong: `--fault stop-queue`.
+    #[error("stopped on purpose by --fault stop-queue")]
+    Injected,
     /// The front end has cut off the file behind guest memory.
     #[error("guest memory has vanished under an access")]
     MemoryVanished,
@@ -82,6 +85,3 @@ pub enum RingError {
         address: u64,
     },
 }
-
-#[cfg(test)]
-mod tests;

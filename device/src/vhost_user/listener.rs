@@ -14,13 +14,13 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// Another process answers on the socket.
-    #[error("socket {} is in use by another process; stop it or choose another --socket-path", path.display())]
+    #[error("socket {} is in use by another process; stop it or choose another path", path.display())]
     InUse {
         /// The socket's path.
         path: PathBuf,
     },
     /// The path leads to something that is no socket, and is left alone.
-    #[error("{} exists and is not a socket; remove it or choose another --socket-path", path.display())]
+    #[error("{} exists and is not a socket; remove it or choose another path", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,

@@ -17,8 +17,10 @@ use super::listener::SocketListener;
 use super::session::Session;
 use super::vring::{collect_rings, lock};
 use super::worker::{self, WorkerParts};
+use crate::fault::FaultSpec;
 use crate::log_limit::LogLimit;
 use crate::memory::DeviceMemory;
+use crate::metrics::DeviceMetrics;
 
 /// What is fixed for the life of a device.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub struct DeviceSettings {
     pub queue_size: u16,
     /// End after the first front end.
     pub once: bool,
+    /// What goes wrong on purpose.
+    pub faults: Vec<FaultSpec>,
 }
 
 /// A device, whoever is connected.
@@ -37,6 +41,7 @@ pub struct Device {
     name: String,
     settings: DeviceSettings,
     memory: Arc<DeviceMemory>,
+    metrics: DeviceMetrics,
     log_limit: LogLimit,
 }
 
@@ -46,10 +51,17 @@ impl Device {
     pub fn new(name: String, settings: DeviceSettings, memory: Arc<DeviceMemory>) -> Self {
         Self {
             name,
+            metrics: DeviceMetrics::new(settings.num_queues),
             settings,
             memory,
             log_limit: LogLimit::default(),
         }
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn metrics(&self) -> &DeviceMetrics {
+        &self.metrics
     }
 
     /// Limits the lines that guests can cause.
@@ -200,7 +212,7 @@ impl Shared {
 
         let mut workers = Vec::with_capacity(rings.len());
         let mut failure = None;
-        for (queue_index, ring) in rings.iter().enumerate() {
+        for (queue_index, ring) in (0..).zip(&rings) {
             let worker = worker::spawn(WorkerParts {
                 queue_index,
                 vring: ring.clone(),
@@ -240,6 +252,7 @@ impl Shared {
     ) -> io::Result<()> {
         let name = &self.device.name;
         log::info!("{name}: front end connected");
+        self.device.metrics.front_ends.add(1);
         let connection = daemon.shutdown_handle();
         lock(&self.connection).clone_from(&connection);
         if self.is_stopping() {

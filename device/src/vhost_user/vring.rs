@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
@@ -178,15 +179,18 @@ impl Vring {
         self.wake();
     }
 
-    /// Sleeps until the worker is woken or, with `kick`, until the driver kicks.
+    /// Sleeps until the worker is woken, until the driver kicks (with `kick`), or until `limit`.
     ///
     /// # Errors
     ///
     /// Those of `poll`, but for interruption by a signal.
-    pub(super) fn sleep(&self, kick: Option<&File>) -> io::Result<Wakeup> {
+    pub(super) fn sleep(&self, kick: Option<&File>, limit: Option<Instant>) -> io::Result<Wakeup> {
+        let timeout = limit.and_then(|limit| {
+            Timespec::try_from(limit.saturating_duration_since(Instant::now())).ok()
+        });
         let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
         fds.extend(kick.map(|kick| PollFd::new(kick, PollFlags::IN)));
-        match rustix::event::poll(&mut fds, None) {
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -198,7 +202,8 @@ impl Vring {
         }
         match kick.filter(|_| kicked).map(take_event) {
             Some(Err(e)) => Ok(Wakeup::KickDead(e)),
-            _ => Ok(Wakeup::Look),
+            Some(Ok(())) => Ok(Wakeup::Kick),
+            None => Ok(Wakeup::Look),
         }
     }
 }
@@ -208,6 +213,8 @@ impl Vring {
 pub(super) enum Wakeup {
     /// Something may have changed.
     Look,
+    /// The driver has kicked.
+    Kick,
     /// The kick descriptor cannot be read as an event counter.
     KickDead(io::Error),
 }
@@ -388,11 +395,13 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        // What completed before this descriptor came may not have been announced.
-        if let Some(file) = &file {
-            notify(file);
+        let call = file.map(Arc::new);
+        self.set_notifier(|notifiers| notifiers.call.clone_from(&call));
+        if let Some(call) = call {
+            // What completed until now was announced through the old descriptor, or not at all.
+            self.drain();
+            notify(&call);
         }
-        self.set_notifier(|notifiers| notifiers.call = file.map(Arc::new));
     }
 
     fn set_err(&self, file: Option<File>) {

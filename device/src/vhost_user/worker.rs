@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
@@ -11,12 +12,14 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use super::session::Session;
 use super::vring::{Memory, Notifiers, Vring, Wakeup, notify};
 use crate::engine::Engine;
+use crate::fault::Injector;
 use crate::memory::DeviceMemory;
+use crate::metrics::QueueMetrics;
 use crate::queue::{GuestView, Notify, Pass, Processor, RingError};
 
 /// Everything that a worker is made of.
 pub(super) struct WorkerParts {
-    pub(super) queue_index: usize,
+    pub(super) queue_index: u16,
     pub(super) vring: Vring,
     pub(super) memory: Memory,
     pub(super) session: Arc<Session>,
@@ -31,14 +34,19 @@ pub(super) fn spawn(parts: WorkerParts) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name(format!("queue {}", parts.queue_index))
         .spawn(move || {
-            let processor =
-                Processor::new(Engine::new(Arc::clone(parts.session.device().memory())));
+            let device = parts.session.device();
+            let index = parts.queue_index;
+            let metrics = Arc::clone(&device.metrics().queues()[usize::from(index)]);
+            let injector = Injector::new(&device.settings().faults, index);
+            let engine = Engine::new(Arc::clone(device.memory()));
+            let processor = Processor::new(engine, Arc::clone(&metrics), injector);
             Worker {
                 notifiers: parts.vring.notifiers(),
                 notifiers_version: 0,
                 setup_version: 0,
                 view: None,
                 processor,
+                metrics,
                 name: format!(
                     "{} queue {}",
                     parts.session.device().name(),
@@ -55,6 +63,7 @@ struct Worker {
     name: String,
     parts: WorkerParts,
     processor: Processor,
+    metrics: Arc<QueueMetrics>,
     view: Option<CurrentView>,
     notifiers: Notifiers,
     notifiers_version: u64,
@@ -72,6 +81,8 @@ enum Next {
     Pass,
     /// Nothing is available: a kick will come.
     AwaitKick,
+    /// The next request waits for its time.
+    AwaitTime(Instant),
     /// The ring does not run, and kicks stay where they are until it does.
     AwaitChange,
 }
@@ -89,18 +100,15 @@ impl Notify for Call<'_> {
 impl Worker {
     fn run(&mut self) {
         while !self.parts.vring.is_stopping() {
-            let version = self.parts.vring.notifiers_version();
-            if version != self.notifiers_version {
-                self.notifiers = self.parts.vring.notifiers();
-                self.notifiers_version = version;
-            }
-            let kick = match self.step() {
+            let (kick, limit) = match self.step() {
                 Next::Pass => continue,
-                Next::AwaitKick => self.notifiers.kick.clone(),
-                Next::AwaitChange => None,
+                Next::AwaitKick => (self.notifiers.kick.clone(), None),
+                Next::AwaitTime(time) => (None, Some(time)),
+                Next::AwaitChange => (None, None),
             };
-            match self.parts.vring.sleep(kick.as_deref()) {
+            match self.parts.vring.sleep(kick.as_deref(), limit) {
                 Ok(Wakeup::Look) => {}
+                Ok(Wakeup::Kick) => self.metrics.kicks.add(1),
                 Ok(Wakeup::KickDead(e)) => {
                     log::warn!(
                         "{}: kick descriptor unusable: {e}; the front end has to set another",
@@ -121,6 +129,13 @@ impl Worker {
     fn step(&mut self) -> Next {
         let vring = self.parts.vring.clone();
         let mut state = vring.for_pass();
+        // Under the lock: who replaces a notifier then waits for it once, and knows that the old one
+        // is not used any more.
+        let version = vring.notifiers_version();
+        if version != self.notifiers_version {
+            self.notifiers = vring.notifiers();
+            self.notifiers_version = version;
+        }
         let runs = state.get_queue().ready() && state.is_enabled() && !vring.is_broken();
         if !runs || !self.parts.session.is_open() {
             // Do not keep memory mapped that the front end may have taken back.
@@ -145,6 +160,7 @@ impl Worker {
         match result {
             Ok(Pass::More) => Next::Pass,
             Ok(Pass::Idle) => Next::AwaitKick,
+            Ok(Pass::Held(until)) => Next::AwaitTime(until),
             Err(error) => {
                 self.report(error);
                 if error == RingError::MemoryVanished {

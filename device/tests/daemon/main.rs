@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod device;
+mod faults;
 mod hostile;
+mod observation;
 mod support;

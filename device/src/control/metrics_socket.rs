@@ -1,0 +1,177 @@
+//! The counters, for whoever connects: one HTTP/1.0 answer for each connection.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+
+use crate::metrics::{DeviceMetrics, prometheus_text};
+use crate::vhost_user::{Device, SocketListener};
+
+/// Connections at a time; the oldest gives way.
+const MAX_CONNECTIONS: usize = 16;
+/// A request's head may be this long; what it asks for does not matter.
+const MAX_REQUEST: usize = 4096;
+
+/// Answers on the metrics socket. It never waits for a client.
+pub(super) struct MetricsSocket {
+    listener: UnixListener,
+    /// Removes the socket's file in the end.
+    _file: SocketListener,
+    devices: Vec<Arc<Device>>,
+    connections: Vec<Connection>,
+}
+
+struct Connection {
+    stream: UnixStream,
+    request: Vec<u8>,
+    /// What is still to be sent, once the request is complete.
+    answer: Option<Vec<u8>>,
+}
+
+enum Progress {
+    Waiting(EventSet),
+    Done,
+}
+
+impl MetricsSocket {
+    pub(super) fn new(socket: SocketListener, devices: Vec<Arc<Device>>) -> io::Result<Self> {
+        let listener = socket.try_clone()?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            _file: socket,
+            devices,
+            connections: Vec::new(),
+        })
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+            Err(e) => {
+                log::debug!("metrics socket: {e}");
+                return;
+            }
+        };
+        if self.connections.len() == MAX_CONNECTIONS {
+            let oldest = self.connections[0].stream.as_raw_fd();
+            self.close(oldest, ops);
+        }
+        let watched = stream
+            .set_nonblocking(true)
+            .map_err(|e| e.to_string())
+            .and_then(|()| {
+                ops.add(Events::new(&stream, EventSet::IN))
+                    .map_err(|e| e.to_string())
+            });
+        match watched {
+            Ok(()) => self.connections.push(Connection {
+                stream,
+                request: Vec::new(),
+                answer: None,
+            }),
+            Err(e) => log::warn!("metrics socket: cannot watch a connection: {e}"),
+        }
+    }
+
+    fn close(&mut self, fd: RawFd, ops: &mut EventOps) {
+        if let Err(e) = ops.remove(Events::empty_raw(fd)) {
+            log::debug!("metrics socket: {e}");
+        }
+        self.connections
+            .retain(|connection| connection.stream.as_raw_fd() != fd);
+    }
+
+    fn proceed(&mut self, fd: RawFd, ops: &mut EventOps) {
+        let devices = &self.devices;
+        let Some(connection) = self
+            .connections
+            .iter_mut()
+            .find(|connection| connection.stream.as_raw_fd() == fd)
+        else {
+            return;
+        };
+        let progress = connection.proceed(|| answer(devices));
+        let watched = match &progress {
+            Ok(Progress::Waiting(events)) => {
+                ops.modify(Events::new(&connection.stream, *events)).is_ok()
+            }
+            Ok(Progress::Done) | Err(_) => false,
+        };
+        if !watched {
+            self.close(fd, ops);
+        }
+    }
+}
+
+impl Connection {
+    fn proceed(&mut self, make_answer: impl FnOnce() -> Vec<u8>) -> io::Result<Progress> {
+        if self.answer.is_none() {
+            let mut bytes = [0; MAX_REQUEST];
+            let count = match self.stream.read(&mut bytes) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    return Ok(Progress::Waiting(EventSet::IN));
+                }
+                other => other?,
+            };
+            self.request.extend_from_slice(&bytes[..count]);
+            let complete = count == 0
+                || self.request.windows(4).any(|w| w == b"\r\n\r\n")
+                || self.request.windows(2).any(|w| w == b"\n\n");
+            if !complete && self.request.len() < MAX_REQUEST {
+                return Ok(Progress::Waiting(EventSet::IN));
+            }
+            self.answer = Some(make_answer());
+        }
+        let answer = self.answer.get_or_insert_default();
+        while !answer.is_empty() {
+            match self.stream.write(answer) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    return Ok(Progress::Waiting(EventSet::OUT));
+                }
+                other => {
+                    answer.drain(..other?);
+                }
+            }
+        }
+        Ok(Progress::Done)
+    }
+}
+
+fn answer(devices: &[Arc<Device>]) -> Vec<u8> {
+    let devices: Vec<(String, &DeviceMetrics)> = (0..)
+        .zip(devices)
+        .map(|(index, device): (u32, _)| (index.to_string(), device.metrics()))
+        .collect();
+    let devices: Vec<(&str, &DeviceMetrics)> = devices
+        .iter()
+        .map(|(label, metrics)| (label.as_str(), *metrics))
+        .collect();
+    let text = prometheus_text(&devices);
+    let head = format!(
+        "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        text.len()
+    );
+    (head + &text).into_bytes()
+}
+
+impl MutEventSubscriber for MetricsSocket {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(e) = ops.add(Events::new(&self.listener, EventSet::IN)) {
+            log::error!("cannot watch the metrics socket: {e}");
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.fd() == self.listener.as_raw_fd() {
+            self.accept(ops);
+        } else {
+            self.proceed(events.fd(), ops);
+        }
+    }
+}
