@@ -32,8 +32,8 @@ use kernel::{
 /// Descriptors of a request that are not data: the header and the response.
 const FIXED_SEGMENTS: u32 = 2;
 
-/// Seconds that the device has for its first answer.
-const FIRST_ANSWER_SECONDS: usize = 10;
+/// Milliseconds that the device has for its first answer.
+const FIRST_ANSWER_MS: u32 = 10_000;
 
 /// Which `/dev/vdmaN` exist: one bit for each.
 static NUMBERS: Atomic<u64> = Atomic::new(0);
@@ -298,7 +298,7 @@ impl virtio::Driver for Driver {
         // The device answers only when device memory is mapped, if it can be: see the specification.
         let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
         submit_one(queue, nop, None, counters.clone())?
-            .wait_seconds(FIRST_ANSWER_SECONDS)
+            .wait_milliseconds(FIRST_ANSWER_MS)
             .inspect_err(|error| {
                 dev_err!(dev, "no answer to the first request: {:?}; is the backend alive?\n", error);
             })?;

@@ -25,9 +25,10 @@ bool vdma_virtio_get_shm_region(struct virtio_device *vdev, struct virtio_shm_re
 	return virtio_get_shm_region(vdev, region, id);
 }
 
-void vdma_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset, void *buf, size_t len)
+void vdma_virtio_cread_words(struct virtio_device *vdev, unsigned int offset, __le32 *buf,
+			    size_t words)
 {
-	virtio_cread_bytes(vdev, offset, buf, len);
+	__virtio_cread_many(vdev, offset, buf, words, sizeof(u32));
 }
 
 u64 vdma_virtio_features(const struct virtio_device *vdev)

@@ -199,9 +199,9 @@ impl Transfer {
         self.outcome.lock().result()
     }
 
-    /// Waits for some seconds at the most: `ETIMEDOUT`, and the transfer goes on by itself.
-    pub(crate) fn wait_seconds(&self, seconds: usize) -> Result<usize> {
-        self.done.wait_seconds(seconds)?;
+    /// Waits for some milliseconds at the most: `ETIMEDOUT`, and the transfer goes on by itself.
+    pub(crate) fn wait_milliseconds(&self, milliseconds: u32) -> Result<usize> {
+        self.done.wait_milliseconds(milliseconds)?;
         self.outcome.lock().result()
     }
 }

@@ -3,7 +3,7 @@
 //! Waiting for one event: `struct completion`, with the ways of waiting that the kernel crate's own
 //! `Completion` lacks.
 
-use kernel::{bindings, prelude::*, types::Opaque};
+use kernel::{bindings, prelude::*, time::msecs_to_jiffies, types::Opaque};
 
 /// An event that happens once.
 #[pin_data]
@@ -46,9 +46,9 @@ impl Completion {
         }
     }
 
-    /// Waits for some seconds at the most; `ETIMEDOUT` when that was not enough. May sleep.
-    pub(crate) fn wait_seconds(&self, seconds: usize) -> Result {
-        let jiffies = seconds * bindings::HZ as usize;
+    /// Waits for some milliseconds at the most; `ETIMEDOUT` when that was not enough. May sleep.
+    pub(crate) fn wait_milliseconds(&self, milliseconds: u32) -> Result {
+        let jiffies = msecs_to_jiffies(milliseconds);
         // SAFETY: The completion was initialized.
         match unsafe { bindings::wait_for_completion_timeout(self.raw.get(), jiffies) } {
             0 => Err(ETIMEDOUT),

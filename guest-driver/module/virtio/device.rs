@@ -4,12 +4,18 @@
 
 use super::{Buffer, VirtQueue};
 use crate::bindings::{
-    vdma_virtio_cread_bytes, vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features,
+    vdma_virtio_cread_words, vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features,
     vdma_virtio_find_vqs, vdma_virtio_get_shm_region, virtio_device, virtio_max_dma_size,
     virtio_reset_device, virtio_shm_region, virtqueue, virtqueue_info,
 };
-use core::ptr;
-use kernel::{device, ffi::c_void, prelude::*, types::Opaque};
+use core::{mem::size_of, ptr};
+use kernel::{
+    device,
+    ffi::c_void,
+    prelude::*,
+    sync::atomic::{Acquire, Atomic, Release},
+    types::Opaque,
+};
 
 /// A window of guest-physical addresses in which the device shows memory (virtio 1.2, section 2.10).
 #[derive(Clone, Copy)]
@@ -29,6 +35,26 @@ pub(crate) trait QueueHandler: Sync {
     fn on_used(&self);
 }
 
+/// Most queues that a device may have here.
+const MAX_QUEUES: usize = 16;
+
+/// What `priv` of a device points at while it is probed or bound. (`priv` of a queue is taken: the
+/// transport keeps its notification address there.)
+pub(super) struct Private {
+    handlers: [Atomic<*mut c_void>; MAX_QUEUES],
+    /// [`super::Driver::Data`], once the device is bound.
+    pub(super) data: *mut c_void,
+}
+
+impl Private {
+    pub(super) fn new() -> Self {
+        Self {
+            handlers: core::array::from_fn(|_| Atomic::new(ptr::null_mut())),
+            data: ptr::null_mut(),
+        }
+    }
+}
+
 /// `struct virtio_device`, bound to this driver.
 #[repr(transparent)]
 pub(crate) struct Device(Opaque<virtio_device>);
@@ -46,14 +72,14 @@ impl Device {
         self.0.get()
     }
 
-    pub(super) fn set_private(&self, data: *mut c_void) {
-        // SAFETY: `priv` belongs to the driver.
-        unsafe { (*self.raw()).priv_ = data }
+    pub(super) fn set_private(&self, private: *mut Private) {
+        // SAFETY: `priv` of the device belongs to its driver.
+        unsafe { (*self.raw()).priv_ = private.cast() }
     }
 
-    pub(super) fn private(&self) -> *mut c_void {
-        // SAFETY: `priv` belongs to the driver.
-        unsafe { (*self.raw()).priv_ }
+    pub(super) fn private(&self) -> *mut Private {
+        // SAFETY: `priv` of the device belongs to its driver.
+        unsafe { (*self.raw()).priv_ }.cast()
     }
 
     /// The generic device, for messages.
@@ -74,11 +100,14 @@ impl Device {
         unsafe { vdma_virtio_features(self.raw()) }
     }
 
-    /// The first `N` bytes of the configuration space. May sleep.
+    /// The first `N` bytes of the configuration space, in words: each access is an exit from the
+    /// guest and a message to the device. May sleep.
     pub(crate) fn read_config<const N: usize>(&self) -> [u8; N] {
+        const { assert!(N % size_of::<u32>() == 0) };
         let mut bytes = [0; N];
-        // SAFETY: `bytes` has room for `N` bytes.
-        unsafe { vdma_virtio_cread_bytes(self.raw(), 0, bytes.as_mut_ptr().cast(), N) };
+        let words = N / size_of::<u32>();
+        // SAFETY: `bytes` has room for so many words; they are copied into it as bytes.
+        unsafe { vdma_virtio_cread_words(self.raw(), 0, bytes.as_mut_ptr().cast(), words) };
         bytes
     }
 
@@ -96,7 +125,7 @@ impl Device {
         unsafe { virtio_max_dma_size(self.raw()) }
     }
 
-    /// Creates the first `count` queues, with `H` as the handler of each. May sleep.
+    /// Creates the first `count` queues, 16 at the most, with `H` as the handler of each. May sleep.
     ///
     /// Their interrupts do nothing until [`Device::attach_handler`].
     pub(crate) fn create_queues<B: Buffer, H: QueueHandler>(
@@ -139,14 +168,21 @@ impl Device {
         queue: &mut VirtQueue<B>,
         handler: &H,
     ) {
-        queue.set_private(ptr::from_ref(handler).cast_mut().cast());
+        // SAFETY: A device that is probed or bound has its private part.
+        let private = unsafe { &*self.private() };
+        if let Some(slot) = private.handlers.get(queue.index()) {
+            slot.store(ptr::from_ref(handler).cast_mut().cast(), Release);
+        }
     }
 
     extern "C" fn on_used<H: QueueHandler>(queue: *mut virtqueue) {
-        // SAFETY: The bus hands in a valid queue; `priv` is the driver's.
-        let handler: *mut H = unsafe { (*queue).priv_ }.cast();
+        // SAFETY: The bus hands in a valid queue of a device that is probed or bound.
+        let (device, index) = unsafe { ((*queue).vdev, (*queue).index as usize) };
+        // SAFETY: As above; the private part stays until the queues are deleted.
+        let private = unsafe { &*(*device).priv_.cast::<Private>() };
+        let handler = private.handlers.get(index).map_or(ptr::null_mut(), |slot| slot.load(Acquire));
         // SAFETY: Null, or attached and alive by the contract of `attach_handler`.
-        if let Some(handler) = unsafe { handler.as_ref() } {
+        if let Some(handler) = unsafe { handler.cast::<H>().as_ref() } {
             handler.on_used();
         }
     }

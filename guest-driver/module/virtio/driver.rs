@@ -2,12 +2,12 @@
 
 //! Registration of a driver with the virtio bus.
 
-use super::Device;
+use super::{device::Private, Device};
 use crate::bindings::{
     __register_virtio_driver, unregister_virtio_driver, virtio_device, virtio_device_id,
     virtio_driver,
 };
-use core::marker::PhantomData;
+use core::{marker::PhantomData, ptr};
 use kernel::{error::from_result, ffi::c_int, prelude::*, types::ForeignOwnable, types::Opaque};
 
 /// A driver for devices on the virtio bus.
@@ -77,9 +77,22 @@ impl<T: Driver> Registration<T> {
         // SAFETY: The bus hands in a valid device, and keeps it for the duration of the call.
         let device = unsafe { Device::from_raw(raw) };
         from_result(|| {
-            let data = T::probe(device)?;
-            device.set_private(data.into_foreign());
-            Ok(0)
+            let private = KBox::into_raw(KBox::new(Private::new(), GFP_KERNEL)?);
+            device.set_private(private);
+            match T::probe(device) {
+                Ok(data) => {
+                    // SAFETY: The box was made above, and `data` is written before anybody reads it.
+                    unsafe { (*private).data = data.into_foreign() };
+                    Ok(0)
+                }
+                Err(error) => {
+                    device.set_private(ptr::null_mut());
+                    // SAFETY: The box was made above. A failed probe leaves no queue behind, and so
+                    // no interrupt that reads it.
+                    drop(unsafe { KBox::from_raw(private) });
+                    Err(error)
+                }
+            }
         })
     }
 
@@ -87,9 +100,14 @@ impl<T: Driver> Registration<T> {
         // SAFETY: As in `probe`.
         let device = unsafe { Device::from_raw(raw) };
         // SAFETY: `probe` stored the pointer, and the bus calls `remove` once for each successful
-        // `probe`.
-        let data = unsafe { T::Data::from_foreign(device.private()) };
-        T::remove(device, data);
+        // `probe`. Interrupts may still read the box.
+        let data = unsafe { (*device.private()).data };
+        // SAFETY: As above: this is what `into_foreign` returned.
+        T::remove(device, unsafe { T::Data::from_foreign(data) });
+        let private = device.private();
+        device.set_private(ptr::null_mut());
+        // SAFETY: The queues are deleted, so nobody reads the box any more.
+        drop(unsafe { KBox::from_raw(private) });
     }
 }
 

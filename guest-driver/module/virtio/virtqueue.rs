@@ -93,9 +93,10 @@ impl<B: Buffer> VirtQueue<B> {
         Self { raw: unsafe { NonNull::new_unchecked(raw) }, _buffers: PhantomData }
     }
 
-    pub(super) fn set_private(&mut self, data: *mut c_void) {
-        // SAFETY: Valid by the type's invariant; `priv` belongs to the driver.
-        unsafe { (*self.raw.as_ptr()).priv_ = data }
+    /// The number of the queue.
+    pub(super) fn index(&self) -> usize {
+        // SAFETY: Valid by the type's invariant; the number does not change.
+        unsafe { (*self.raw.as_ptr()).index as usize }
     }
 
     /// Descriptors in the ring.

@@ -46,26 +46,26 @@ impl Device {
         let path = path.as_ref().to_owned();
         let file = match options.open(&path) {
             Ok(file) => file,
-            Err(source) => return Err(Error::Open { path, source }),
+            Err(cause) => return Err(Error::Open { path, cause }),
         };
         match get::<{ IOCTL_INFO as Opcode }, DeviceInfo>(file.as_fd()) {
             Ok(info) => Ok(Self { file, path, info }),
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTTY.raw_os_error()) => {
                 Err(Error::NotVdma { path })
             }
-            Err(source) => Err(Error::Call {
+            Err(cause) => Err(Error::Call {
                 path,
                 call: "ioctl INFO",
-                source,
+                cause,
             }),
         }
     }
 
     fn error(&self, call: &'static str) -> impl FnOnce(io::Error) -> Error + '_ {
-        move |source| Error::Call {
+        move |cause| Error::Call {
             path: self.path.clone(),
             call,
-            source,
+            cause,
         }
     }
 

@@ -4,22 +4,22 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The device node cannot be opened.
-    #[error("{}: {source}{}", path.display(), open_remedy(source))]
+    #[error("{}: {cause}{}", path.display(), open_remedy(cause))]
     Open {
         /// The device node.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A call on an open device failed.
-    #[error("{}: {call}: {source}{}", path.display(), call_remedy(source))]
+    #[error("{}: {call}: {cause}{}", path.display(), call_remedy(cause))]
     Call {
         /// The device node.
         path: PathBuf,
         /// The call.
         call: &'static str,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is not a vdma device.
     #[error("{}: not a vdma device; `vdma list` shows those that there are", path.display())]
@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// The system's list of devices cannot be read.
     #[error("/sys/class/misc: {0}; is sysfs mounted?")]
-    List(#[source] io::Error),
+    List(io::Error),
 }
 
 fn open_remedy(error: &io::Error) -> &'static str {
