@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::accel::AccelChoice;
 use crate::mirror::MIRROR_VARIABLE;
+use crate::suite::select::Partition;
 
 /// Boots guests with the vdma device and driver, and runs things in them.
 #[derive(Debug, Parser)]
@@ -30,6 +31,10 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Open an interactive root shell in a fresh guest with the driver loaded
     Shell(Shell),
+    /// Run the workspace's unit tests, every suite in guests, and the harness's own scenarios
+    ///
+    /// Exit status: 0 if nothing failed, 1 if something did, 2 on wrong usage.
+    Test(Test),
     /// Say what this machine has and lacks, each with its remedy
     Doctor,
     /// Remove everything that the other commands cached
@@ -60,6 +65,32 @@ pub(crate) struct Shell {
     /// End the shell after this many seconds
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
+}
+
+/// `cargo vm test`.
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// Run only tests whose name contains this
+    pub(crate) filter: Option<String>,
+
+    /// Print the tests' names instead of running them
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    /// Also write the results to this file in JUnit's format
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+
+    /// Run the K-th of N equal parts of the tests
+    #[arg(long, value_name = "K/N")]
+    pub(crate) partition: Option<Partition>,
+
+    #[command(flatten)]
+    pub(crate) environment: EnvironmentOptions,
+
+    /// Show QEMU's command lines and the guests' consoles
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
 }
 
 /// Options of guests that run one command.

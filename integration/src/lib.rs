@@ -25,6 +25,8 @@ mod programs;
 mod progress;
 mod qemu;
 mod run_dir;
+mod scenarios;
+mod suite;
 mod tools;
 mod vm;
 

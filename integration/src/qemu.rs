@@ -18,6 +18,16 @@ pub(crate) enum Accel {
     Tcg,
 }
 
+impl Accel {
+    /// The name that QEMU and `--accel` have for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 /// Where things appear in QEMU's sandbox.
 const RUN: &str = "/mnt/run";
 const KERNEL: &str = "/mnt/vmlinuz";
@@ -92,7 +102,7 @@ impl Machine {
             "chardev:console",
         ]);
         add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}")]);
-        add(&["-mon", "chardev=qmp,mode=control"]);
+        add(&["-object", "monitor-qmp,id=monitor,chardev=qmp"]);
         add(&["-device", "virtio-serial-pci"]);
         add(&["-chardev", &format!("socket,id=agent,fd={AGENT_FD}")]);
         add(&[

@@ -275,6 +275,19 @@ impl Vm {
         .into())
     }
 
+    /// The backend of device `number`.
+    pub(crate) fn backend(&mut self, number: u32) -> Result<&mut Backend> {
+        self.backends
+            .get_mut(number as usize)
+            .and_then(Option::as_mut)
+            .with_context(|| format!("there is no device {number}"))
+    }
+
+    /// QEMU's process.
+    pub(crate) fn qemu(&mut self) -> &mut Process {
+        &mut self.qemu
+    }
+
     /// Ends a command that took too long; one that cannot be ended is a dead guest.
     fn kill(&mut self, id: CommandId) -> Result<()> {
         let kill = ToGuest::Signal {

@@ -4,6 +4,7 @@ mod clean;
 mod doctor;
 mod exec;
 mod shell;
+mod test;
 
 use anyhow::Result;
 use guest_agent::CommandEnd;
@@ -16,6 +17,7 @@ pub(crate) fn run(command: Command) -> Result<u8> {
     match command {
         Command::Exec(arguments) => exec::run(arguments),
         Command::Shell(arguments) => shell::run(arguments),
+        Command::Test(arguments) => test::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Clean => clean::run(),
     }

@@ -1,0 +1,129 @@
+//! `cargo vm test`: the workspace's unit tests, every suite in guests, and the scenarios.
+
+use anyhow::Result;
+use std::io::Write as _;
+
+use crate::cache::Cache;
+use crate::cli::Test;
+use crate::failure::RunFailure;
+use crate::guest::{Bench, Wanted};
+use crate::scenarios::{self, Scenario};
+use crate::suite::guests::{self, GuestTest};
+use crate::suite::report::Report;
+use crate::suite::select::Selection;
+use crate::suite::units::{self, UnitTest};
+use crate::suite::{Record, junit};
+use crate::{interrupt, programs, progress};
+
+/// Any test.
+enum AnyTest {
+    Unit(UnitTest),
+    Guest(GuestTest),
+    Scenario(&'static Scenario),
+}
+
+impl AnyTest {
+    fn name(&self) -> &str {
+        match self {
+            Self::Unit(test) => &test.name,
+            Self::Guest(test) => &test.name,
+            Self::Scenario(scenario) => scenario.name,
+        }
+    }
+}
+
+/// Runs or lists the tests; gives the exit status.
+pub(crate) fn run(arguments: &Test) -> Result<u8> {
+    let cache = Cache::open()?;
+    let selection = Selection {
+        filter: arguments.filter.clone(),
+        partition: arguments.partition,
+    };
+    let chosen = selection.of(all()?, AnyTest::name);
+    if arguments.list {
+        for test in &chosen {
+            // A reader that has gone away is not a failure.
+            let _ = writeln!(std::io::stdout(), "{}", test.name());
+        }
+        return Ok(0);
+    }
+    if chosen.is_empty() {
+        return Err(RunFailure::Usage(format!(
+            "no test matches {:?}; `cargo vm test --list` shows all",
+            arguments.filter.as_deref().unwrap_or_default()
+        ))
+        .into());
+    }
+    let mut units = Vec::new();
+    let mut in_guests = Vec::new();
+    let mut scenarios = Vec::new();
+    for test in chosen {
+        match test {
+            AnyTest::Unit(test) => units.push(test),
+            AnyTest::Guest(test) => in_guests.push(test),
+            AnyTest::Scenario(scenario) => scenarios.push(scenario),
+        }
+    }
+    let mut report = Report::new();
+    let result = run_chosen(
+        &cache,
+        arguments,
+        &units,
+        &in_guests,
+        &scenarios,
+        &mut report,
+    );
+    if let Some(path) = &arguments.junit {
+        junit::write(path, report.records(), report.elapsed())?;
+    }
+    let passed = report.finish();
+    result?;
+    Ok(u8::from(!passed))
+}
+
+fn all() -> Result<Vec<AnyTest>> {
+    let workspace = programs::workspace()?;
+    crate::host::provide_packages()?;
+    let guest_tests = guests::list(&programs::for_guests(&workspace)?.suites)?;
+    Ok(units::list(&workspace)?
+        .into_iter()
+        .map(AnyTest::Unit)
+        .chain(guest_tests.into_iter().map(AnyTest::Guest))
+        .chain(scenarios::all().into_iter().map(AnyTest::Scenario))
+        .collect())
+}
+
+fn run_chosen(
+    cache: &Cache,
+    arguments: &Test,
+    units: &[UnitTest],
+    in_guests: &[GuestTest],
+    scenarios: &[&'static Scenario],
+    report: &mut Report,
+) -> Result<()> {
+    let mut record = |record: Record| report.add(record);
+    units::run(units, &mut record)?;
+    if in_guests.is_empty() && scenarios.is_empty() {
+        return Ok(());
+    }
+    let bench = Bench::provide(
+        cache,
+        &Wanted {
+            mirror: arguments.environment.mirror.clone(),
+            refresh: arguments.environment.refresh,
+            kernel: arguments.environment.kernel.clone(),
+            packages: Vec::new(),
+            accel: arguments.environment.accel,
+            driver: true,
+        },
+    )?;
+    progress::say(&format!(
+        "vdma: kernel {}, {}",
+        bench.kernel.release(),
+        bench.accel.name()
+    ));
+    guests::run(&bench, in_guests, arguments.verbose, &mut record)?;
+    scenarios::run(&bench, &arguments.environment, scenarios, &mut record)?;
+    interrupt::check()?;
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! Scenarios: tests that act on the host while a guest runs, and tests of the harness itself.
+//!
+//! A scenario either starts `cargo vm` as a user would ([`Context::cargo_vm`]) or boots a guest and
+//! keeps its handle ([`Context::boot`]).
+
+mod harness;
+mod outage;
+
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use crate::cli::EnvironmentOptions;
+use crate::guest::{Bench, GuestSpec};
+use crate::interrupt;
+use crate::suite::{Outcome, Record};
+use crate::vm::Vm;
+
+/// A scenario.
+pub(crate) struct Scenario {
+    /// `MODULE::NAME`.
+    pub(crate) name: &'static str,
+    run: fn(&Context<'_>) -> Result<()>,
+}
+
+/// What scenarios work with.
+pub(crate) struct Context<'a> {
+    /// Everything that guests are started from.
+    bench: &'a Bench,
+    options: &'a EnvironmentOptions,
+    program: PathBuf,
+    number: std::cell::Cell<u32>,
+}
+
+/// All scenarios.
+pub(crate) fn all() -> Vec<&'static Scenario> {
+    harness::SCENARIOS.iter().chain(outage::SCENARIOS).collect()
+}
+
+/// Runs `scenarios`; hands each result to `record`.
+pub(crate) fn run(
+    bench: &Bench,
+    options: &EnvironmentOptions,
+    scenarios: &[&'static Scenario],
+    mut record: impl FnMut(Record),
+) -> Result<()> {
+    let context = Context {
+        bench,
+        options,
+        program: std::env::current_exe().context("this program has no path")?,
+        number: std::cell::Cell::new(0),
+    };
+    for scenario in scenarios {
+        let started = Instant::now();
+        let result = (scenario.run)(&context);
+        interrupt::check()?;
+        record(Record {
+            name: scenario.name.to_owned(),
+            outcome: match result {
+                Ok(()) => Outcome::Passed,
+                Err(error) => Outcome::Failed(format!("{error:#}")),
+            },
+            time: Some(started.elapsed()),
+            output: String::new(),
+        });
+    }
+    Ok(())
+}
+
+impl Context<'_> {
+    /// `cargo vm COMMAND` with the kernel and the accelerator of this run; arguments to follow.
+    fn cargo_vm(&self, command: &str) -> Command {
+        let mut process = Command::new(&self.program);
+        process
+            .arg(command)
+            .args(["--kernel", &self.options.kernel])
+            .args(["--accel", self.bench.accel.name()])
+            .env_remove("RUST_BACKTRACE");
+        process
+    }
+
+    /// Boots a guest with `devices` devices.
+    fn boot(&self, devices: u32) -> Result<Vm> {
+        let number = self.number.get();
+        self.number.set(number + 1);
+        self.bench.boot(&GuestSpec {
+            name: format!("scenario-{number}"),
+            cpus: 2,
+            memory_mib: 1024,
+            devices,
+            device_arguments: Vec::new(),
+            qemu_arguments: Vec::new(),
+            kernel_parameters: Vec::new(),
+            copies: Vec::new(),
+            visible_memory: false,
+            verbose: false,
+        })
+    }
+}

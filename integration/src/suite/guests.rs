@@ -1,0 +1,262 @@
+//! Suites inside guests: tests that need the same guest share one, a test that kills it gets the
+//! blame and the rest a new one.
+
+use anyhow::{Context, Result};
+use guest_agent::{Command, CommandEnd, Stream};
+use serde::Deserialize;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::{Outcome, Record};
+use crate::failure::RunFailure;
+use crate::guest::{Bench, GuestSpec};
+use crate::interrupt;
+use crate::process;
+use crate::qemu::Accel;
+use crate::vm::{CommandIo, Vm};
+
+/// Exit status of a test that cannot run in this guest.
+const SKIPPED: i32 = 77;
+
+/// The guests' program that holds the suites.
+const PROGRAM: &str = "guest-suites";
+
+/// A test of a guest suite.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct GuestTest {
+    pub(crate) name: String,
+    needs: Needs,
+}
+
+/// The guest that a test needs; see the suites' own description.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+struct Needs {
+    devices: u32,
+    device_arguments: Vec<String>,
+    kernel_parameters: Vec<String>,
+    memory_mib: u64,
+    cpus: u32,
+    visible_memory: bool,
+    kvm: bool,
+    timeout: u64,
+}
+
+impl Needs {
+    /// Whether a guest for `self` serves `other` as well.
+    fn shares_with(&self, other: &Self) -> bool {
+        let alike = |needs: &Self| Self {
+            timeout: 0,
+            ..needs.clone()
+        };
+        alike(self) == alike(other)
+    }
+}
+
+/// Lists the tests of `program`, the suites' program, which runs on the host as well.
+pub(crate) fn list(program: &Path) -> Result<Vec<GuestTest>> {
+    let text = process::output(
+        std::process::Command::new(program).arg("list"),
+        "listing the guest suites",
+    )?;
+    serde_json::from_str(&text).context("the guest suites' list is malformed")
+}
+
+/// Runs `tests`; hands each result to `record`.
+pub(crate) fn run(
+    bench: &Bench,
+    tests: &[GuestTest],
+    verbose: bool,
+    mut record: impl FnMut(Record),
+) -> Result<()> {
+    let mut groups: Vec<Vec<&GuestTest>> = Vec::new();
+    for test in tests {
+        match groups
+            .iter_mut()
+            .find(|group| group[0].needs.shares_with(&test.needs))
+        {
+            Some(group) => group.push(test),
+            None => groups.push(vec![test]),
+        }
+    }
+    for (number, group) in groups.iter().enumerate() {
+        run_group(bench, number, group, verbose, &mut record)?;
+    }
+    Ok(())
+}
+
+fn run_group(
+    bench: &Bench,
+    number: usize,
+    tests: &[&GuestTest],
+    verbose: bool,
+    record: &mut impl FnMut(Record),
+) -> Result<()> {
+    let mut running: Option<Vm> = None;
+    let mut boots = 0;
+    let mut no_boot: Option<String> = None;
+    for test in tests {
+        if test.needs.kvm && bench.accel != Accel::Kvm {
+            record(skipped(test, "needs KVM"));
+            continue;
+        }
+        let mut vm = match running.take() {
+            Some(vm) => vm,
+            None => {
+                if let Some(reason) = &no_boot {
+                    record(failed(
+                        test,
+                        format!("no guest for this test: {reason}"),
+                        Vec::new(),
+                    ));
+                    continue;
+                }
+                boots += 1;
+                match bench.boot(&spec(
+                    &test.needs,
+                    format!("suites-{number}-{boots}"),
+                    verbose,
+                )) {
+                    Ok(vm) => vm,
+                    Err(error) => {
+                        interrupt::check()?;
+                        record(failed(test, format!("{error:#}"), Vec::new()));
+                        no_boot = Some(error.to_string().lines().next().unwrap_or("").to_owned());
+                        continue;
+                    }
+                }
+            }
+        };
+        let (result, survives) = run_one(&mut vm, test)?;
+        record(result);
+        if survives {
+            running = Some(vm);
+        }
+    }
+    Ok(())
+}
+
+fn spec(needs: &Needs, name: String, verbose: bool) -> GuestSpec {
+    GuestSpec {
+        name,
+        cpus: needs.cpus,
+        memory_mib: needs.memory_mib,
+        devices: needs.devices,
+        device_arguments: needs.device_arguments.clone(),
+        qemu_arguments: Vec::new(),
+        kernel_parameters: needs.kernel_parameters.clone(),
+        copies: Vec::new(),
+        visible_memory: needs.visible_memory,
+        verbose,
+    }
+}
+
+/// Runs one test; also says whether the guest can run another.
+fn run_one(vm: &mut Vm, test: &GuestTest) -> Result<(Record, bool)> {
+    let started = Instant::now();
+    let mut output = Collected::default();
+    let command = Command {
+        arguments: vec![PROGRAM.to_owned(), "run".to_owned(), test.name.clone()],
+        environment: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
+        terminal: None,
+    };
+    let result = vm
+        .mark(&format!("begin {}", test.name))
+        .and_then(|()| {
+            let limit = Duration::from_secs(test.needs.timeout);
+            vm.run(command, Some(limit), &mut output)
+        })
+        .and_then(|end| vm.settle().map(|()| end));
+    let mut survives = true;
+    let mut outcome = match result {
+        Ok(CommandEnd::Exited(0)) => Outcome::Passed,
+        Ok(CommandEnd::Exited(SKIPPED)) => {
+            Outcome::Skipped(output.last_line().unwrap_or("without a reason").to_owned())
+        }
+        Ok(end) => Outcome::Failed(describe(&end)),
+        Err(error) => {
+            interrupt::check()?;
+            survives = false;
+            if error.downcast_ref::<RunFailure>().is_none() {
+                return Err(error);
+            }
+            Outcome::Failed(format!("{error:#}"))
+        }
+    };
+    let splats = vm.take_splats();
+    if !splats.is_empty() {
+        // A kernel that has complained may be in any state.
+        survives = false;
+        let mut text = format!("the kernel complained {} time(s):", splats.len());
+        for line in splats.iter().flat_map(|splat| &splat.lines) {
+            text.push_str("\n    ");
+            text.push_str(line);
+        }
+        outcome = match outcome {
+            Outcome::Failed(reason) => Outcome::Failed(format!("{reason}\n{text}")),
+            Outcome::Passed | Outcome::Skipped(_) => Outcome::Failed(text),
+        };
+    }
+    if matches!(outcome, Outcome::Failed(_)) {
+        // A failed test may leave anything behind; the next one is not to suffer from it.
+        survives = false;
+    }
+    let record = Record {
+        name: test.name.clone(),
+        outcome,
+        time: Some(started.elapsed()),
+        output: String::from_utf8_lossy(&output.bytes).into_owned(),
+    };
+    Ok((record, survives))
+}
+
+fn describe(end: &CommandEnd) -> String {
+    match end {
+        CommandEnd::Exited(code) => format!("the test failed (exit status {code})"),
+        CommandEnd::Killed(signal) => format!("the test was killed by signal {signal}"),
+        CommandEnd::NotStarted { reason, .. } => format!("the test could not be started: {reason}"),
+    }
+}
+
+fn failed(test: &GuestTest, reason: String, output: Vec<u8>) -> Record {
+    Record {
+        name: test.name.clone(),
+        outcome: Outcome::Failed(reason),
+        time: None,
+        output: String::from_utf8_lossy(&output).into_owned(),
+    }
+}
+
+fn skipped(test: &GuestTest, reason: &str) -> Record {
+    Record {
+        name: test.name.clone(),
+        outcome: Outcome::Skipped(reason.to_owned()),
+        time: None,
+        output: String::new(),
+    }
+}
+
+/// A command's output, both streams in the order of arrival.
+#[derive(Default)]
+pub(crate) struct Collected {
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Collected {
+    fn last_line(&self) -> Option<&str> {
+        std::str::from_utf8(&self.bytes)
+            .ok()?
+            .lines()
+            .map(str::trim)
+            .rfind(|line| !line.is_empty())
+    }
+}
+
+impl CommandIo for Collected {
+    fn output(&mut self, _stream: Stream, data: &[u8]) -> Result<()> {
+        /// Enough for any report; a test that floods is not to fill the host's memory.
+        const MOST: usize = 1 << 20;
+        let room = MOST.saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+        Ok(())
+    }
+}

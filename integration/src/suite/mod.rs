@@ -1,0 +1,31 @@
+//! The test run: unit tests of the workspace, suites inside guests, scenarios of the harness.
+
+pub(crate) mod guests;
+pub(crate) mod junit;
+pub(crate) mod report;
+pub(crate) mod select;
+pub(crate) mod units;
+
+use std::time::Duration;
+
+/// How a test ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    /// As it should.
+    Passed,
+    /// Not as it should; why.
+    Failed(String),
+    /// It could not run here; why.
+    Skipped(String),
+}
+
+/// A test that has run.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+    /// How long it took, where that is known.
+    pub(crate) time: Option<Duration>,
+    /// What it printed.
+    pub(crate) output: String,
+}
