@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgGroup, Parser};
@@ -79,6 +80,12 @@ pub struct Args {
           help_heading = "Queues")]
     pub queue_size: u16,
 
+    /// Look at an idle queue for up to this many microseconds before sleeping, as long as that
+    /// finds requests; 0 always sleeps
+    #[arg(long, value_name = "N", default_value_t = 32,
+          value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Queues")]
+    pub poll_us: u64,
+
     /// Do something wrong on purpose (repeatable; see below)
     #[arg(long = "fault", value_name = "FAULT", help_heading = "Faults")]
     pub faults: Vec<FaultSpec>,
@@ -127,6 +134,7 @@ impl Args {
                 num_queues: self.num_queues,
                 queue_size: self.queue_size,
                 once: self.once,
+                poll: Duration::from_micros(self.poll_us),
                 faults: self.faults.clone(),
             };
             let name = format!("device {index}");

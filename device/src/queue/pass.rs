@@ -22,10 +22,18 @@ const BATCH_BYTES: u64 = 256 << 10;
 /// Batches of one pass; then others get their turn at the queue.
 const PASS_BATCHES: usize = 8;
 
-/// How the driver learns of used entries.
-pub trait Notify {
-    /// Notifies the driver.
+/// What a pass needs of those around it.
+pub trait Surroundings {
+    /// Notifies the driver of used entries.
     fn call(&mut self);
+
+    /// Nothing is available: whether to look again at once. Otherwise the driver is asked to kick.
+    fn look_again(&mut self) -> bool {
+        false
+    }
+
+    /// Looking again has found something.
+    fn found(&mut self) {}
 }
 
 /// How a pass ended.
@@ -100,11 +108,11 @@ impl Processor {
         &mut self,
         queue: &mut Queue,
         view: &GuestView,
-        notify: &mut dyn Notify,
+        around: &mut impl Surroundings,
     ) -> Result<Pass, RingError> {
         let ring = Ring::new(queue, view)?;
         let mut chain = Chain::new(self.scratch.take().unwrap_or_default());
-        let result = bus_error::guarded(|| self.batches(queue, &ring, view, &mut chain, notify));
+        let result = bus_error::guarded(|| self.batches(queue, &ring, view, &mut chain, around));
         self.scratch = Some(chain.into_scratch());
         let result = match bus_error::take_fault() {
             // Nothing that was read or written since can be believed.
@@ -121,11 +129,14 @@ impl Processor {
         ring: &Ring<'m>,
         view: &'m GuestView,
         chain: &mut Chain<'m>,
-        notify: &mut dyn Notify,
+        around: &mut impl Surroundings,
     ) -> Result<Pass, RingError> {
         for _ in 0..PASS_BATCHES {
             let available = ring.available(queue.next_avail())?;
             if available == 0 {
+                if self.look(queue, ring, around)? {
+                    continue;
+                }
                 ring.request_kick(queue.next_avail());
                 if ring.available(queue.next_avail())? == 0 {
                     return Ok(Pass::Idle);
@@ -139,13 +150,32 @@ impl Processor {
             self.complete_swapped(queue, ring, &mut batch);
             // Before the driver can see the requests, and so look at the counters.
             self.record(&batch, begin);
-            self.publish(queue, ring, notify);
+            self.publish(queue, ring, around);
             result?;
             if let Some(until) = batch.held {
                 return Ok(Pass::Held(until));
             }
         }
         Ok(Pass::More)
+    }
+
+    /// Looks at an empty ring as long as that is wanted; whether it has found something.
+    fn look(
+        &self,
+        queue: &Queue,
+        ring: &Ring<'_>,
+        around: &mut impl Surroundings,
+    ) -> Result<bool, RingError> {
+        while around.look_again() {
+            std::hint::spin_loop();
+            let available = ring.available(queue.next_avail())?;
+            if available > 0 {
+                around.found();
+                self.metrics.poll_hits.add(u64::from(available));
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Serves up to `available` requests without publishing them.
@@ -281,7 +311,7 @@ impl Processor {
         Ok(())
     }
 
-    fn publish(&mut self, queue: &Queue, ring: &Ring<'_>, notify: &mut dyn Notify) {
+    fn publish(&mut self, queue: &Queue, ring: &Ring<'_>, around: &mut impl Surroundings) {
         let new = queue.next_used();
         ring.publish(new);
         let wanted = match self.signalled {
@@ -292,7 +322,7 @@ impl Processor {
         self.signalled = Some(new);
         if wanted {
             self.metrics.calls.add(1);
-            notify.call();
+            around.call();
         }
     }
 

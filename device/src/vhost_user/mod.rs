@@ -8,6 +8,7 @@
 mod backend;
 mod bar;
 mod listener;
+mod polling;
 mod server;
 mod session;
 mod vring;

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
@@ -31,6 +32,8 @@ pub struct DeviceSettings {
     pub queue_size: u16,
     /// End after the first front end.
     pub once: bool,
+    /// How long to look at an idle ring before sleeping.
+    pub poll: Duration,
     /// What goes wrong on purpose.
     pub faults: Vec<FaultSpec>,
 }

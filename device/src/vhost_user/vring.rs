@@ -120,6 +120,12 @@ impl Vring {
         self.shared.stopping.load(Ordering::SeqCst)
     }
 
+    /// Whether a pass should end soon: for the front end, or for good.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) > 0
+            || self.shared.stopping.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_broken(&self) -> bool {
         self.shared.broken.load(Ordering::SeqCst)
     }

@@ -9,13 +9,14 @@ use std::time::Instant;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
+use super::polling::Polling;
 use super::session::Session;
 use super::vring::{Memory, Notifiers, Vring, Wakeup, notify};
 use crate::engine::Engine;
 use crate::fault::Injector;
 use crate::memory::DeviceMemory;
 use crate::metrics::QueueMetrics;
-use crate::queue::{GuestView, Notify, Pass, Processor, RingError};
+use crate::queue::{GuestView, Pass, Processor, RingError, Surroundings};
 
 /// Everything that a worker is made of.
 pub(super) struct WorkerParts {
@@ -46,6 +47,7 @@ pub(super) fn spawn(parts: WorkerParts) -> io::Result<JoinHandle<()>> {
                 setup_version: 0,
                 view: None,
                 processor,
+                polling: Polling::new(device.settings().poll),
                 metrics,
                 name: format!(
                     "{} queue {}",
@@ -63,6 +65,7 @@ struct Worker {
     name: String,
     parts: WorkerParts,
     processor: Processor,
+    polling: Polling,
     metrics: Arc<QueueMetrics>,
     view: Option<CurrentView>,
     notifiers: Notifiers,
@@ -87,13 +90,30 @@ enum Next {
     AwaitChange,
 }
 
-struct Call<'a>(Option<&'a File>);
+/// What a pass may do while it holds the ring's lock.
+struct DuringPass<'a> {
+    call: Option<&'a File>,
+    vring: &'a Vring,
+    polling: &'a mut Polling,
+}
 
-impl Notify for Call<'_> {
+impl Surroundings for DuringPass<'_> {
     fn call(&mut self) {
-        if let Some(call) = self.0 {
+        if let Some(call) = self.call {
             notify(call);
         }
+    }
+
+    fn look_again(&mut self) -> bool {
+        if self.vring.is_wanted() {
+            self.polling.interrupted();
+            return false;
+        }
+        self.polling.go_on()
+    }
+
+    fn found(&mut self) {
+        self.polling.found();
     }
 }
 
@@ -106,9 +126,13 @@ impl Worker {
                 Next::AwaitTime(time) => (None, Some(time)),
                 Next::AwaitChange => (None, None),
             };
+            let asleep = Instant::now();
             match self.parts.vring.sleep(kick.as_deref(), limit) {
                 Ok(Wakeup::Look) => {}
-                Ok(Wakeup::Kick) => self.metrics.kicks.add(1),
+                Ok(Wakeup::Kick) => {
+                    self.metrics.kicks.add(1);
+                    self.polling.slept(asleep.elapsed());
+                }
                 Ok(Wakeup::KickDead(e)) => {
                     log::warn!(
                         "{}: kick descriptor unusable: {e}; the front end has to set another",
@@ -152,8 +176,13 @@ impl Worker {
             None => {
                 let device = self.parts.session.device().memory();
                 let view = current_view(&mut self.view, &self.parts.memory, device);
-                let mut call = Call(self.notifiers.call.as_deref());
-                self.processor.pass(state.get_queue_mut(), view, &mut call)
+                let mut around = DuringPass {
+                    call: self.notifiers.call.as_deref(),
+                    vring: &vring,
+                    polling: &mut self.polling,
+                };
+                self.processor
+                    .pass(state.get_queue_mut(), view, &mut around)
             }
         };
         drop(state);

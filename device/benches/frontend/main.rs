@@ -1,0 +1,291 @@
+//! The device alone, driven by a native front end over memfds; `cargo bench -p vhost-device-dma`.
+//!
+//! Back end and front end run on a CPU each. "poll" looks at the used ring, "wait" sleeps on the call
+//! descriptor. Peers in the same run: one-thread `memcpy` over the same buffers, and
+//! qemu-storage-daemon's null-co export (which copies nothing) where it is installed.
+//!
+//! Rates are those of the best of many windows of 20 ms, for the device, `memcpy` and peers alike:
+//! other work on the machine only ever slows a window down. Latencies are of all requests.
+//!
+//! `-- --quick` measures for a fifth of the time; `-- NAME` only rows whose name contains NAME;
+//! `-- --device-arg ARG` (repeatable) hands ARG to the device.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss
+)]
+
+mod peer;
+mod ring;
+
+use std::time::{Duration, Instant};
+
+use vdma_protocol::{Operation, RequestHeader};
+
+use peer::{Peer, PeerKind};
+use ring::Buffer;
+
+/// What one row measures.
+struct Case {
+    name: String,
+    operation: Operation,
+    length: u32,
+    segment: u32,
+    depth: u16,
+    polled: bool,
+}
+
+struct Result {
+    /// Requests in a second.
+    rate: f64,
+    /// Median and 99th percentile of the time from submission to completion.
+    p50: Duration,
+    p99: Duration,
+}
+
+const MIB: u64 = 1 << 20;
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |operation: Operation, length: u32, segment: u32, depth: u16, polled: bool| {
+        let name = format!(
+            "{} {}{} qd{depth} {}",
+            operation.name(),
+            size(length),
+            if segment < length {
+                format!("/{}", size(segment))
+            } else {
+                String::new()
+            },
+            if polled { "poll" } else { "wait" }
+        );
+        cases.push(Case {
+            name,
+            operation,
+            length,
+            segment,
+            depth,
+            polled,
+        });
+    };
+    for depth in [1, 32, 128] {
+        for polled in [true, false] {
+            add(Operation::Nop, 0, 1, depth, polled);
+        }
+    }
+    for depth in [1, 32, 128, 256] {
+        for polled in [true, false] {
+            add(Operation::Read, 4096, 4096, depth, polled);
+        }
+    }
+    add(Operation::Write, 4096, 4096, 32, true);
+    for (length, depth) in [(64 << 10, 8), (1 << 20, 4), (16 << 20, 1)] {
+        for segment in [length, 4096] {
+            if length / segment <= 1000 {
+                add(Operation::Read, length, segment, depth, true);
+                add(Operation::Write, length, segment, depth, true);
+            }
+        }
+    }
+    add(Operation::ReadCrc32c, 1 << 20, 1 << 20, 4, true);
+    add(Operation::Fill, 1 << 20, 1 << 20, 4, true);
+    cases
+}
+
+fn size(bytes: u32) -> String {
+    vhost_device_dma::size::format_size(bytes.into())
+}
+
+fn pin(cpu: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    if let Err(e) = rustix::thread::sched_setaffinity(None, &set) {
+        println!("cannot run on CPU {cpu} alone: {e}");
+    }
+}
+
+/// Counts in windows of time, and keeps the best rate.
+struct Windows {
+    begin: Instant,
+    count: u64,
+    best: f64,
+}
+
+impl Windows {
+    fn new(begin: Instant) -> Self {
+        Self {
+            begin,
+            count: 0,
+            best: 0.0,
+        }
+    }
+
+    fn add(&mut self, count: u64) {
+        self.count += count;
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let elapsed = now.duration_since(self.begin);
+        if elapsed >= Duration::from_millis(20) {
+            self.best = self.best.max(self.count as f64 / elapsed.as_secs_f64());
+            self.count = 0;
+            self.begin = now;
+        }
+    }
+
+    fn best(&self) -> f64 {
+        self.best
+    }
+}
+
+/// Drives one peer with one case for about `time`.
+fn measure(peer: &mut Peer, case: &Case, time: Duration) -> Result {
+    let depth = case.depth;
+    let mut submitted_at = vec![Instant::now(); usize::from(depth)];
+    let mut latencies = Vec::with_capacity(1 << 20);
+    let chains: Vec<Vec<Buffer>> = (0..depth).map(|slot| peer.prepare(case, slot)).collect();
+    for (slot, chain) in (0..).zip(&chains) {
+        peer.ring.write_table(slot, chain);
+    }
+    let begin = Instant::now();
+    let mut windows = Windows::new(begin);
+    let mut free: Vec<u16> = (0..depth).collect();
+    loop {
+        let now = Instant::now();
+        let over = now.duration_since(begin) >= time;
+        if over && free.len() == usize::from(depth) {
+            break;
+        }
+        if !over {
+            let mut any = false;
+            while let Some(slot) = free.pop() {
+                submitted_at[usize::from(slot)] = now;
+                peer.ring.make_available(slot);
+                any = true;
+            }
+            if any {
+                peer.ring.publish();
+            }
+        }
+        if case.polled {
+            while peer.ring.is_empty() {
+                std::hint::spin_loop();
+            }
+        } else {
+            peer.ring.wait();
+        }
+        let now = Instant::now();
+        while let Some(slot) = peer.ring.pop() {
+            latencies.push(now.duration_since(submitted_at[usize::from(slot)]));
+            free.push(slot);
+            windows.add(1);
+        }
+        windows.tick(now);
+        if latencies.len() > (1 << 20) - 1024 {
+            latencies.clear();
+        }
+    }
+    peer.check(case);
+    latencies.sort_unstable();
+    Result {
+        rate: windows.best(),
+        p50: latencies[latencies.len() / 2],
+        p99: latencies[latencies.len() * 99 / 100],
+    }
+}
+
+/// Bytes in a second of `memcpy` over the buffers that a case uses, in its order and its pieces.
+fn memcpy(peer: &Peer, case: &Case, time: Duration) -> f64 {
+    let chains: Vec<Vec<Buffer>> = (0..case.depth).map(|slot| peer.data(case, slot)).collect();
+    let begin = Instant::now();
+    let mut windows = Windows::new(begin);
+    while begin.elapsed() < time {
+        for (slot, chain) in (0u64..).zip(&chains) {
+            let mut at = slot * u64::from(case.length) % (peer::DEVICE_BYTES / 2);
+            for buffer in chain {
+                peer.copy(case.operation == Operation::Write, at, buffer);
+                at += u64::from(buffer.length);
+            }
+            windows.add(u64::from(case.length));
+            windows.tick(Instant::now());
+        }
+    }
+    windows.best()
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let quick = arguments.iter().any(|a| a == "--quick");
+    let device_args: Vec<String> = arguments
+        .windows(2)
+        .filter(|pair| pair[0] == "--device-arg")
+        .map(|pair| pair[1].clone())
+        .collect();
+    let filter: Vec<&String> = arguments
+        .iter()
+        .filter(|a| !a.starts_with("--") && !device_args.contains(a))
+        .collect();
+    let time = Duration::from_millis(if quick { 200 } else { 1000 });
+
+    // Children inherit the CPU that they are started on.
+    pin(0);
+    let mut device = Peer::start(PeerKind::Device, &device_args).unwrap();
+    let mut storage = match Peer::start(PeerKind::StorageDaemon, &[]) {
+        Ok(peer) => Some(peer),
+        Err(reason) => {
+            println!("skipped: qemu-storage-daemon ({reason})");
+            None
+        }
+    };
+    pin(1);
+
+    println!(
+        "{:<28}{:>12}{:>10}{:>10}{:>10}{:>12}{:>8}{:>12}{:>9}",
+        "case", "req/s", "p50 us", "p99 us", "GB/s", "memcpy GB/s", "ratio", "qsd req/s", "ratio"
+    );
+    for case in cases() {
+        if !filter.is_empty() && !filter.iter().any(|part| case.name.contains(part.as_str())) {
+            continue;
+        }
+        measure(&mut device, &case, time / 10);
+        let result = measure(&mut device, &case, time);
+        let rate = result.rate * f64::from(case.length) / 1e9;
+        let copies = [Operation::Read, Operation::Write].contains(&case.operation);
+        let copy = (copies && case.length >= 4096).then(|| {
+            memcpy(&device, &case, time / 10);
+            memcpy(&device, &case, time) / 1e9
+        });
+        let comparable = case.length <= 4096 && case.operation != Operation::Write;
+        let peer = storage.as_mut().filter(|_| comparable).map(|peer| {
+            measure(peer, &case, time / 10);
+            measure(peer, &case, time)
+        });
+        let us = |time: Duration| time.as_nanos() as f64 / 1000.0;
+        print!(
+            "{:<28}{:>12.0}{:>10.2}{:>10.2}{rate:>10.2}",
+            case.name,
+            result.rate,
+            us(result.p50),
+            us(result.p99),
+        );
+        match copy {
+            Some(copy) => print!("{copy:>12.2}{:>8.2}", rate / copy),
+            None => print!("{:>12}{:>8}", "-", "-"),
+        }
+        match peer {
+            Some(peer) => println!(
+                "{:>12.0}{:>9.2}  (qsd p50 {:.2} us)",
+                peer.rate,
+                result.rate / peer.rate,
+                us(peer.p50)
+            ),
+            None => println!("{:>12}{:>9}", "-", "-"),
+        }
+    }
+}
+
+/// A request header for slot-wise disjoint parts of device memory.
+fn header(case: &Case, slot: u16) -> [u8; RequestHeader::SIZE] {
+    let offset = u64::from(slot) * u64::from(case.length) % (peer::DEVICE_BYTES / 2);
+    RequestHeader::new(case.operation, offset, case.length.into(), 0).to_bytes()
+}
