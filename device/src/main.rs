@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vhost_device_dma::cli::Args;
-use vhost_device_dma::control;
+use vhost_device_dma::control::{self, Signals};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    let signals = Signals::install()?;
     let metrics = args.open_metrics()?;
-    Ok(control::run(args.open()?, metrics)?)
+    Ok(control::run(signals, args.open()?, metrics)?)
 }

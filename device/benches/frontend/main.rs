@@ -9,11 +9,8 @@
 //!
 //! `-- --quick` measures for a fifth of the time; `-- NAME` only rows whose name contains NAME;
 //! `-- --device-arg ARG` (repeatable) hands ARG to the device.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss
-)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+#![allow(clippy::cast_precision_loss, unreachable_pub)]
 
 mod peer;
 mod ring;

@@ -34,6 +34,24 @@ pub enum ControlError {
     },
 }
 
+/// Signals, taken over from now on. Before any socket can be seen: whoever sees one may send a
+/// signal and count on an orderly end.
+pub struct Signals(SignalPipe);
+
+impl Signals {
+    /// Takes over the signals that mean something here.
+    ///
+    /// # Errors
+    ///
+    /// The handlers or their pipe cannot be made.
+    pub fn install() -> Result<Self, ControlError> {
+        let what = "signal handling";
+        SignalPipe::new()
+            .map(Self)
+            .map_err(|source| ControlError::Io { what, source })
+    }
+}
+
 /// Serves all devices until SIGTERM or SIGINT comes, or until no server is left. Then flushes the
 /// memory of each.
 ///
@@ -41,6 +59,7 @@ pub enum ControlError {
 ///
 /// See [`ControlError`].
 pub fn run(
+    signals: Signals,
     devices: Vec<(Arc<Device>, SocketListener)>,
     metrics: Option<SocketListener>,
 ) -> Result<(), ControlError> {
@@ -48,7 +67,6 @@ pub fn run(
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let ended: OwnedFd =
         rustix::event::eventfd(0, flags).map_err(|e| io("the control loop")(e.into()))?;
-    let signals = SignalPipe::new().map_err(io("signal handling"))?;
 
     let mut servers = Vec::with_capacity(devices.len());
     for (device, listener) in devices {
@@ -63,7 +81,7 @@ pub fn run(
     }
 
     let state = Rc::new(RefCell::new(Control {
-        signals,
+        signals: signals.0,
         ended,
         running: servers.len() as u64,
         devices: servers
