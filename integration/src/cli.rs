@@ -23,6 +23,8 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Boot a guest with device and driver, and show every part at work on real data
+    Demo(Demo),
     /// Run a command in a fresh guest with the driver loaded
     ///
     /// Exit status: the command's own; 124 on timeout; 127 if there is no such program; 128 + N if
@@ -39,6 +41,17 @@ pub(crate) enum Command {
     Doctor,
     /// Remove everything that the other commands cached
     Clean,
+}
+
+/// `cargo vm demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    #[command(flatten)]
+    pub(crate) environment: EnvironmentOptions,
+
+    /// Show QEMU's command line and the guest's console
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
 }
 
 /// `cargo vm exec`.

@@ -238,12 +238,12 @@ impl Bench {
                     .join("modules.dep"),
             )?;
         }
-        archive.layer(
-            &self.programs.suites,
-            Path::new("/usr/local/bin/guest-suites"),
-        )?;
-        if let Some(tool) = &self.programs.tool {
-            archive.layer(tool, Path::new("/usr/local/bin/vdma"))?;
+        for (program, name) in [
+            (&self.programs.suites, "guest-suites"),
+            (&self.programs.demo, "vdma-demo"),
+            (&self.programs.tool, "vdma"),
+        ] {
+            archive.layer(program, &Path::new("/usr/local/bin").join(name))?;
         }
         let mut bytes = 0;
         for (from, to) in &spec.copies {

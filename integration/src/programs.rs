@@ -17,8 +17,9 @@ const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 pub(crate) struct Programs {
     pub(crate) agent: PathBuf,
     pub(crate) suites: PathBuf,
-    /// The command-line tool for guests, where the workspace has one.
-    pub(crate) tool: Option<PathBuf>,
+    pub(crate) demo: PathBuf,
+    /// The command-line tool for users in guests.
+    pub(crate) tool: PathBuf,
 }
 
 /// The workspace that this harness belongs to.
@@ -55,7 +56,7 @@ pub(crate) fn for_guests(workspace: &Path) -> Result<Programs> {
     command
         .args(["build", "--release", "--target", GUEST_TARGET])
         .args(["--package", "guest-agent", "--package", "guest-suites"])
-        .args(["--package", "vdma"])
+        .args(["--package", "guest-demo", "--package", "vdma"])
         // These would take the place of the flags for the target.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -73,7 +74,8 @@ pub(crate) fn for_guests(workspace: &Path) -> Result<Programs> {
     Ok(Programs {
         agent: find("guest-agent")?,
         suites: find("guest-suites")?,
-        tool: built.get("vdma").cloned(),
+        demo: find("vdma-demo")?,
+        tool: find("vdma")?,
     })
 }
 

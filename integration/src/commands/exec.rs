@@ -36,10 +36,15 @@ pub(crate) fn run(arguments: Exec) -> Result<u8> {
 
 /// This process's own standard streams.
 pub(crate) struct Inherited {
-    more_input: Sender<()>,
+    more_input: Option<Sender<()>>,
 }
 
 impl Inherited {
+    /// Leaves standard input alone.
+    pub(crate) fn output_only() -> Self {
+        Self { more_input: None }
+    }
+
     /// Begins to send standard input as events.
     pub(crate) fn new(events: Sender<Event>) -> Self {
         let (more_input, wanted) = channel();
@@ -63,7 +68,9 @@ impl Inherited {
                 }
             }
         });
-        Self { more_input }
+        Self {
+            more_input: Some(more_input),
+        }
     }
 }
 
@@ -85,7 +92,9 @@ impl CommandIo for Inherited {
     }
 
     fn input_taken(&mut self) {
-        // The reader may have seen the end of input already.
-        let _ = self.more_input.send(());
+        if let Some(more_input) = &self.more_input {
+            // The reader may have seen the end of input already.
+            let _ = more_input.send(());
+        }
     }
 }

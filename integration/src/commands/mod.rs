@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod clean;
+mod demo;
 mod doctor;
 mod exec;
 mod shell;
@@ -15,6 +16,7 @@ use crate::guest::{GuestSpec, Wanted};
 /// Runs `command`; gives the exit status.
 pub(crate) fn run(command: Command) -> Result<u8> {
     match command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Exec(arguments) => exec::run(arguments),
         Command::Shell(arguments) => shell::run(arguments),
         Command::Test(arguments) => test::run(&arguments),

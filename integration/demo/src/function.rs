@@ -1,0 +1,82 @@
+//! The PCI function as the kernel presents it.
+
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::Path;
+
+/// Lines of a PCI function's `resource` file that are BARs.
+const BARS: usize = 6;
+
+/// Shows identity, BARs and driver of the function behind `/dev/vdma0`.
+pub(crate) fn show(_: &vdma::Device) -> Result<()> {
+    let nodes = vdma::nodes()?;
+    let node = nodes.first().context("the driver has no device")?;
+    let address = node.pci.as_ref().context("the device is not on PCI")?;
+    let function = Path::new("/sys/bus/pci/devices").join(address);
+    let read = |name: &str| -> Result<String> {
+        let path = function.join(name);
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(text.trim().to_owned())
+    };
+    println!(
+        "   {address}: vendor {}, device {}, revision {}",
+        read("vendor")?,
+        read("device")?,
+        read("revision")?
+    );
+    for (number, line) in read("resource")?.lines().take(BARS).enumerate() {
+        if let Some((first, size)) = bar(line) {
+            println!("   BAR {number}: {} at {first:#x}", human(size));
+        }
+    }
+    let driver = Path::new("/sys/bus/virtio/devices")
+        .join(&node.virtio)
+        .join("driver");
+    let driver = fs::canonicalize(&driver).with_context(|| driver.display().to_string())?;
+    ensure!(
+        driver.ends_with("virtio_dma"),
+        "{} is bound to {}",
+        node.virtio,
+        driver.display()
+    );
+    println!(
+        "   {} is bound to virtio_dma: {}",
+        node.virtio,
+        node.path.display()
+    );
+    Ok(())
+}
+
+/// First address and size of a BAR from its line (first, last, flags); none for an unused one.
+fn bar(line: &str) -> Option<(u64, u64)> {
+    let mut numbers = line
+        .split_whitespace()
+        .filter_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+    let (first, last) = (numbers.next()?, numbers.next()?);
+    (first != 0).then(|| (first, last.saturating_sub(first) + 1))
+}
+
+fn human(bytes: u64) -> String {
+    match bytes {
+        mib if mib >= 1 << 20 => format!("{} MiB", mib >> 20),
+        bytes => format!("{} KiB", bytes >> 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bar;
+
+    #[test]
+    fn unused_bars_are_not_shown() {
+        assert_eq!(
+            bar("0x00000000f4000000 0x00000000f7ffffff 0x000000000014220c"),
+            Some((0xf400_0000, 64 << 20))
+        );
+        assert_eq!(
+            bar("0x0000000000000000 0x0000000000000000 0x0000000000000000"),
+            None
+        );
+        assert_eq!(bar(""), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! `cargo vm demo`: a guest in which every part is shown at work.
+
+use anyhow::Result;
+use guest_agent::{Command, CommandEnd};
+use std::path::PathBuf;
+
+use super::exec::Inherited;
+use super::status_of;
+use crate::cache::Cache;
+use crate::cli::Demo;
+use crate::failure::RunFailure;
+use crate::guest::{Bench, GuestSpec, Wanted};
+use crate::progress;
+
+/// The guest's side of the demo.
+const PROGRAM: &str = "vdma-demo";
+
+/// Where the demo finds a real file to move: the guest's own kernel image.
+const FILE: &str = "/root/vmlinuz";
+
+/// How long the demo may take.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Runs the demo; gives its exit status.
+pub(crate) fn run(arguments: &Demo) -> Result<u8> {
+    let cache = Cache::open()?;
+    let bench = Bench::provide(
+        &cache,
+        &Wanted {
+            mirror: arguments.environment.mirror.clone(),
+            refresh: arguments.environment.refresh,
+            kernel: arguments.environment.kernel.clone(),
+            packages: Vec::new(),
+            accel: arguments.environment.accel,
+            driver: true,
+        },
+    )?;
+    let mut vm = bench.boot(&GuestSpec {
+        name: "demo".to_owned(),
+        cpus: 2,
+        memory_mib: 1024,
+        devices: 1,
+        device_arguments: Vec::new(),
+        qemu_arguments: Vec::new(),
+        kernel_parameters: Vec::new(),
+        copies: vec![(bench.kernel.image(), PathBuf::from(FILE))],
+        visible_memory: true,
+        verbose: arguments.verbose,
+    })?;
+    progress::say(&format!(
+        "vdma: guest with kernel {} under {}, device and driver are up",
+        vm.kernel(),
+        bench.accel.name()
+    ));
+    let command = Command {
+        arguments: vec![PROGRAM.to_owned(), FILE.to_owned()],
+        ..Command::default()
+    };
+    let mut io = Inherited::output_only();
+    let end = vm.run(command, Some(LIMIT), &mut io)?;
+    vm.finish()?;
+    match &end {
+        CommandEnd::Exited(0) => Ok(0),
+        CommandEnd::NotStarted { reason, .. } => {
+            Err(RunFailure::Usage(format!("the guest has no {PROGRAM}: {reason}")).into())
+        }
+        end => Ok(status_of(end)),
+    }
+}
