@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Device identity, feature bits and configuration space.
+//! Device identity, feature bits and configuration space (SPEC.md, sections 1 to 5).
 
 use super::endian::le64_at;
 use super::{Le16, Le32, Le64};
@@ -37,7 +37,7 @@ pub const STATE_PERSISTENT: u32 = 1 << 1;
 /// Bit in [`Config::state`]: others may change device memory at any time (`--share`).
 pub const STATE_SHARED: u32 = 1 << 2;
 
-/// The configuration space. Read-only for the driver; all fields but [`Config::state`] are
+/// The configuration space (SPEC.md, section 4). Read-only for the driver; all fields but [`Config::state`] are
 /// constant while a driver is bound.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Requests and responses.
+//! Requests and responses (SPEC.md, section 7).
 //!
 //! A request is one descriptor chain. Its device-readable bytes are a [`RequestHeader`] followed by
 //! the outgoing data; its device-writable bytes are a [`Response`] followed by the incoming data.
@@ -10,7 +10,7 @@ use super::endian::le64_at;
 use super::{Le16, Le32, Le64};
 use core::mem::{offset_of, size_of};
 
-/// What the device is asked to do: the code in [`RequestHeader::operation`].
+/// What the device is asked to do: the code in [`RequestHeader::operation`] (SPEC.md, section 7.3).
 ///
 /// `offset` and `length` are the header's fields; "outgoing" is the device-readable data, "incoming"
 /// the device-writable data. Unless said otherwise both must be empty.
@@ -108,7 +108,7 @@ impl Operation {
     }
 }
 
-/// The first bytes of every request.
+/// The first bytes of every request (SPEC.md, section 7.1).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestHeader {
@@ -179,7 +179,7 @@ impl RequestHeader {
     }
 }
 
-/// What became of a request: the code in [`Response::status`].
+/// What became of a request: the code in [`Response::status`] (SPEC.md, section 7.4).
 ///
 /// Not an `enum`, for a peer may send any value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -225,7 +225,7 @@ impl Status {
     }
 }
 
-/// The first device-writable bytes of every request.
+/// The first device-writable bytes of every request (SPEC.md, section 7.2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Response {
