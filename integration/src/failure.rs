@@ -28,6 +28,12 @@ pub(crate) enum GuestFailure {
         /// What it said, on lines of its own.
         detail: String,
     },
+    /// QEMU no longer runs the guest, though nobody asked it to stop.
+    #[error("QEMU stopped the guest{detail}")]
+    Stopped {
+        /// What it said, on lines of its own.
+        detail: String,
+    },
     /// A backend ended.
     #[error("the backend of device {device} ended ({status}){detail}")]
     BackendEnded {

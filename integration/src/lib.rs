@@ -24,6 +24,7 @@ mod process;
 mod programs;
 mod progress;
 mod qemu;
+mod qmp;
 mod run_dir;
 mod scenarios;
 mod suite;

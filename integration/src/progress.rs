@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 const QUIET_FOR: Duration = Duration::from_secs(2);
 
+/// What every run does is told of only when it takes this long.
+const QUIET_FOR_PASSING: Duration = Duration::from_secs(10);
+
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 static STEPS: Mutex<Vec<Shown>> = Mutex::new(Vec::new());
 static CHANGED: Condvar = Condvar::new();
@@ -20,6 +23,7 @@ struct Shown {
     id: u64,
     text: String,
     since: Instant,
+    passing: bool,
     bar: Option<ProgressBar>,
     announced: bool,
 }
@@ -30,15 +34,37 @@ pub(crate) struct Step {
     id: u64,
 }
 
+impl Shown {
+    /// When the step is to be shown.
+    fn due(&self, terminal: bool) -> Instant {
+        if self.passing && !terminal {
+            self.since + QUIET_FOR_PASSING
+        } else {
+            self.since + QUIET_FOR
+        }
+    }
+}
+
 /// Begins a step called `text` ("building the guest image").
 pub(crate) fn step(text: impl Into<String>) -> Step {
+    begin(text.into(), false)
+}
+
+/// Begins a step that is part of every run: a terminal shows it while it lasts, and nothing of it
+/// stays.
+pub(crate) fn passing(text: impl Into<String>) -> Step {
+    begin(text.into(), true)
+}
+
+fn begin(text: String, passing: bool) -> Step {
     LazyLock::force(&TICKER);
     let mut steps = steps();
     let id = steps.last().map_or(0, |last| last.id + 1);
     steps.push(Shown {
         id,
-        text: text.into(),
+        text,
         since: Instant::now(),
+        passing,
         bar: None,
         announced: false,
     });
@@ -63,7 +89,7 @@ impl Drop for Step {
             bar.finish_and_clear();
             BARS.remove(bar);
         }
-        if shown.announced {
+        if shown.announced && !shown.passing {
             let seconds = shown.since.elapsed().as_secs_f64();
             say(&format!("vdma: {} ({seconds:.1} s)", shown.text));
         }
@@ -80,7 +106,7 @@ fn show_what_takes_long() {
     loop {
         let now = Instant::now();
         for shown in guard.iter_mut().filter(|shown| !shown.announced) {
-            if now - shown.since < QUIET_FOR {
+            if now < shown.due(terminal) {
                 continue;
             }
             shown.announced = true;
@@ -100,7 +126,7 @@ fn show_what_takes_long() {
         let next = guard
             .iter()
             .filter(|shown| !shown.announced)
-            .map(|shown| shown.since + QUIET_FOR)
+            .map(|shown| shown.due(terminal))
             .min();
         guard = match next {
             Some(at) => {

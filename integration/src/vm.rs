@@ -23,6 +23,7 @@ use crate::failure::{GuestDeath, GuestFailure, RunFailure};
 use crate::kernel_log::{MARK_PREFIX, Splat};
 use crate::process::{self, Process};
 use crate::qemu::Machine;
+use crate::qmp;
 use crate::run_dir::RunDir;
 use crate::tools::Tools;
 use crate::{interrupt, progress};
@@ -47,6 +48,8 @@ pub(crate) enum Event {
     Mark(String),
     /// The console ended, and QEMU with it.
     ConsoleClosed,
+    /// QEMU stopped the guest of its own accord.
+    Stopped,
     /// The agent says something.
     Agent(ToHost),
     /// The agent's connection ended.
@@ -146,6 +149,7 @@ impl Vm {
             sender.clone(),
         )?;
         read_agent(&agent, sender.clone())?;
+        qmp::watch(&qmp, sender.clone())?;
         let interrupts = sender.clone();
         interrupt::listen(move || {
             // Nobody listens once the run is over.
@@ -164,7 +168,7 @@ impl Vm {
             next_mark: 0,
             kernel: String::new(),
         };
-        let _step = progress::step("booting the guest");
+        let _step = progress::passing("booting the guest");
         let deadline = started + spec.boot_deadline;
         loop {
             match vm.next_event(Some(deadline))? {
@@ -348,6 +352,10 @@ impl Vm {
                     interrupt::check()?;
                     let failure = self.qemu_failure()?;
                     return Err(self.died(failure));
+                }
+                Event::Stopped => {
+                    let detail = backend::indented(&process::tail(&self.qemu_log, 0, 20));
+                    return Err(self.died(GuestFailure::Stopped { detail }));
                 }
                 Event::AgentClosed(reason) => {
                     interrupt::check()?;

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use guest_agent::{HostCall, call_host};
 use std::fs;
 
+use crate::Demo;
+
 /// Where the demo writes, in bytes from the start of device memory.
 const OFFSET: u64 = 1 << 20;
 
@@ -14,7 +16,8 @@ const OFFSET: u64 = 1 << 20;
 const LENGTH: usize = 4096;
 
 /// Stores through the mapping; asks the harness what the backend has.
-pub(crate) fn guest_to_backend(device: &vdma::Device) -> Result<()> {
+pub(crate) fn guest_to_backend(demo: &Demo) -> Result<()> {
+    let device = &demo.device;
     let memory = device.map(OFFSET, LENGTH)?;
     let maps = fs::read_to_string("/proc/self/maps").context("/proc/self/maps")?;
     let line = maps
@@ -36,7 +39,8 @@ pub(crate) fn guest_to_backend(device: &vdma::Device) -> Result<()> {
 }
 
 /// Has the harness write to the backend's memory; loads through the mapping.
-pub(crate) fn backend_to_guest(device: &vdma::Device) -> Result<()> {
+pub(crate) fn backend_to_guest(demo: &Demo) -> Result<()> {
+    let device = &demo.device;
     let memory = device.map(OFFSET, LENGTH)?;
     let word = 0xfedc_ba98_7654_3210_u64;
     let before: u64 = memory.load(64)?;

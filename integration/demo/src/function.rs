@@ -4,11 +4,13 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
 
+use crate::Demo;
+
 /// Lines of a PCI function's `resource` file that are BARs.
 const BARS: usize = 6;
 
 /// Shows identity, BARs and driver of the function behind `/dev/vdma0`.
-pub(crate) fn show(_: &vdma::Device) -> Result<()> {
+pub(crate) fn show(_: &Demo) -> Result<()> {
     let nodes = vdma::nodes()?;
     let node = nodes.first().context("the driver has no device")?;
     let address = node.pci.as_ref().context("the device is not on PCI")?;

@@ -1,14 +1,28 @@
 //! The guest's side of `cargo vm demo`: shows every part at work, on real data, and ends with a
 //! failure if any of it is not as it should be.
 
+mod balance;
 mod bar;
+mod buffer;
 mod function;
+mod transfer;
 
 use anyhow::{Context as _, Result};
+use balance::Holdings;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// What the steps work with.
+struct Demo {
+    device: vdma::Device,
+    /// A real file to move.
+    file: PathBuf,
+    /// What was held when the demo began.
+    before: Holdings,
+}
+
 /// One thing that the demo shows.
-type Step = (&'static str, fn(&vdma::Device) -> Result<()>);
+type Step = (&'static str, fn(&Demo) -> Result<()>);
 
 /// Everything that it shows, in order.
 const STEPS: &[Step] = &[
@@ -21,6 +35,11 @@ const STEPS: &[Step] = &[
         "what the backend holds is loaded through the BAR",
         bar::backend_to_guest,
     ),
+    (
+        "a file goes from pinned user pages to device memory and back, through io_uring",
+        transfer::show,
+    ),
+    ("everything is back to what it was", balance::show),
 ];
 
 fn main() -> ExitCode {
@@ -34,10 +53,18 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let device = vdma::Device::open("/dev/vdma0")?;
+    let file = std::env::args_os()
+        .nth(1)
+        .map(PathBuf::from)
+        .context("usage: vdma-demo FILE")?;
+    let demo = Demo {
+        before: Holdings::now()?,
+        device: vdma::Device::open("/dev/vdma0")?,
+        file,
+    };
     for (number, (title, step)) in STEPS.iter().enumerate() {
         println!("\n{}. {title}", number + 1);
-        step(&device).with_context(|| format!("step {} ({title})", number + 1))?;
+        step(&demo).with_context(|| format!("step {} ({title})", number + 1))?;
     }
     Ok(())
 }

@@ -1,0 +1,137 @@
+//! A file on its way through device memory.
+
+use anyhow::{Context, Result, ensure};
+use io_uring::{IoUring, opcode, squeue, types};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use crate::Demo;
+use crate::buffer::Buffer;
+
+/// Bytes of one request.
+const CHUNK: usize = 64 << 10;
+
+/// Requests that are kept in flight.
+const DEPTH: usize = 32;
+
+/// Where the file goes, in bytes from the start of device memory: not aligned, for it need not be.
+const OFFSET: u64 = (8 << 20) + 123;
+
+/// Sends the file to device memory and back, and compares.
+pub(crate) fn show(demo: &Demo) -> Result<()> {
+    let name = demo.file.display();
+    let content = fs::read(&demo.file).with_context(|| name.to_string())?;
+    let sent = Sha256::digest(&content);
+    println!("   {name}: {} bytes, SHA-256 {}", content.len(), hex(&sent));
+
+    let mut source = Buffer::new(content.len())?;
+    source[..content.len()].copy_from_slice(&content);
+    let mut back = Buffer::new(content.len())?;
+
+    // The source is only read by the kernel, but io_uring wants one kind of pointer for both ways.
+    let written = run(demo, Way::ToDevice, &mut source[..content.len()])?;
+    print(demo, "written", &written, content.len());
+    let read = run(demo, Way::FromDevice, &mut back[..content.len()])?;
+    print(demo, "read back", &read, content.len());
+
+    let received = Sha256::digest(&back[..content.len()]);
+    println!("   what came back has SHA-256 {}", hex(&received));
+    ensure!(sent == received, "the file changed on its way");
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    ToDevice,
+    FromDevice,
+}
+
+/// What one way through the device came to.
+struct Account {
+    completions: usize,
+    in_flight_max: usize,
+    time: Duration,
+    statistics: vdma::Statistics,
+}
+
+/// Moves `memory` chunk by chunk, with [`DEPTH`] requests in flight.
+fn run(demo: &Demo, way: Way, memory: &mut [u8]) -> Result<Account> {
+    let device = vdma::Device::open(demo.device.path())?;
+    let file = types::Fd(device.file().as_raw_fd());
+    let mut ring = IoUring::new(u32::try_from(DEPTH)?).context("io_uring")?;
+    let begin = Instant::now();
+    let mut chunks = memory.chunks_mut(CHUNK).enumerate();
+    let mut lengths = Vec::new();
+    let (mut in_flight, mut in_flight_max, mut completions) = (0, 0, 0);
+    loop {
+        while in_flight < DEPTH
+            && let Some((index, chunk)) = chunks.next()
+        {
+            let at = OFFSET + u64::try_from(index * CHUNK)?;
+            let length = u32::try_from(chunk.len())?;
+            lengths.push(length);
+            let entry = entry(way, file, chunk.as_mut_ptr(), length, at);
+            let entry = entry.user_data(u64::try_from(index)?);
+            // SAFETY: The chunk is borrowed, and by nobody else, until this function returns, and
+            // it returns only when every request has completed.
+            unsafe { ring.submission().push(&entry) }.context("submission queue")?;
+            in_flight += 1;
+        }
+        if in_flight == 0 {
+            break;
+        }
+        in_flight_max = in_flight_max.max(in_flight);
+        ring.submit_and_wait(1).context("io_uring_enter")?;
+        let done: Vec<_> = ring.completion().collect();
+        for completion in done {
+            let index = usize::try_from(completion.user_data())?;
+            ensure!(
+                u32::try_from(completion.result()).ok() == lengths.get(index).copied(),
+                "chunk {index} ended with {} instead of its {:?} bytes",
+                completion.result(),
+                lengths.get(index)
+            );
+            in_flight -= 1;
+            completions += 1;
+        }
+    }
+    Ok(Account {
+        completions,
+        in_flight_max,
+        time: begin.elapsed(),
+        statistics: device.file_statistics()?,
+    })
+}
+
+fn entry(way: Way, file: types::Fd, memory: *mut u8, length: u32, at: u64) -> squeue::Entry {
+    match way {
+        Way::ToDevice => opcode::Write::new(file, memory, length).offset(at).build(),
+        Way::FromDevice => opcode::Read::new(file, memory, length).offset(at).build(),
+    }
+}
+
+fn print(demo: &Demo, what: &str, account: &Account, bytes: usize) {
+    let statistics = &account.statistics;
+    let seconds = account.time.as_secs_f64();
+    #[allow(clippy::cast_precision_loss)] // A rate for people.
+    let rate = bytes as f64 / seconds / f64::from(1 << 20);
+    println!(
+        "   {what}: {} pages pinned, {} scatter-gather entries after coalescing,",
+        statistics.pages_pinned, statistics.segments
+    );
+    println!(
+        "      {} requests, up to {} in flight ({} with {}), {} completions, {:.1} ms, {rate:.0} MiB/s",
+        statistics.submitted,
+        account.in_flight_max,
+        statistics.in_flight_max,
+        demo.device.path().display(),
+        account.completions,
+        seconds * 1e3,
+    );
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
