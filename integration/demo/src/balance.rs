@@ -67,7 +67,7 @@ pub(crate) fn show(demo: &Demo) -> Result<()> {
         now = Holdings::now()?;
     }
     let line = |what: &str, before: String, now: String| {
-        println!("   {what:<34} before {before:>12}   now {now:>12}");
+        println!("   {what:<35} before {before:>12}   now {now:>12}");
     };
     let before = &demo.before;
     line(

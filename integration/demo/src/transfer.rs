@@ -1,9 +1,10 @@
 //! A file on its way through device memory.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::{IoUring, opcode, squeue, types};
 use sha2::{Digest, Sha256};
 use std::fs;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -65,37 +66,45 @@ fn run(demo: &Demo, way: Way, memory: &mut [u8]) -> Result<Account> {
     let mut chunks = memory.chunks_mut(CHUNK).enumerate();
     let mut lengths = Vec::new();
     let (mut in_flight, mut in_flight_max, mut completions) = (0, 0, 0);
+    let mut failure = None;
     loop {
         while in_flight < DEPTH
+            && failure.is_none()
             && let Some((index, chunk)) = chunks.next()
         {
-            let at = OFFSET + u64::try_from(index * CHUNK)?;
-            let length = u32::try_from(chunk.len())?;
+            let at = OFFSET + (index * CHUNK) as u64;
+            // A chunk is no longer than CHUNK.
+            let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
             lengths.push(length);
             let entry = entry(way, file, chunk.as_mut_ptr(), length, at);
-            let entry = entry.user_data(u64::try_from(index)?);
+            let entry = entry.user_data(index as u64);
             // SAFETY: The chunk is borrowed, and by nobody else, until this function returns, and
-            // it returns only when every request has completed.
-            unsafe { ring.submission().push(&entry) }.context("submission queue")?;
-            in_flight += 1;
+            // that it does only when no request is in flight.
+            match unsafe { ring.submission().push(&entry) } {
+                Ok(()) => in_flight += 1,
+                Err(error) => failure = Some(error.into()),
+            }
         }
         if in_flight == 0 {
             break;
         }
         in_flight_max = in_flight_max.max(in_flight);
-        ring.submit_and_wait(1).context("io_uring_enter")?;
-        let done: Vec<_> = ring.completion().collect();
-        for completion in done {
-            let index = usize::try_from(completion.user_data())?;
-            ensure!(
-                u32::try_from(completion.result()).ok() == lengths.get(index).copied(),
-                "chunk {index} ended with {} instead of its {:?} bytes",
-                completion.result(),
-                lengths.get(index)
-            );
+        wait_for_one(&mut ring);
+        for completion in ring.completion() {
             in_flight -= 1;
             completions += 1;
+            let index = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
+            let wanted = lengths.get(index).copied();
+            if u32::try_from(completion.result()).ok() != wanted {
+                failure = Some(anyhow!(
+                    "chunk {index} ended with {} instead of its {wanted:?} bytes",
+                    completion.result()
+                ));
+            }
         }
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
     }
     Ok(Account {
         completions,
@@ -103,6 +112,21 @@ fn run(demo: &Demo, way: Way, memory: &mut [u8]) -> Result<Account> {
         time: begin.elapsed(),
         statistics: device.file_statistics()?,
     })
+}
+
+/// Submits what is queued and waits for a completion. Ends the program when that is impossible:
+/// requests may be in flight, and their memory must not be used for anything else.
+fn wait_for_one(ring: &mut IoUring) {
+    loop {
+        match ring.submit_and_wait(1) {
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                eprintln!("vdma-demo: io_uring_enter: {error}");
+                std::process::exit(1);
+            }
+        }
+    }
 }
 
 fn entry(way: Way, file: types::Fd, memory: *mut u8, length: u32, at: u64) -> squeue::Entry {
@@ -122,7 +146,7 @@ fn print(demo: &Demo, what: &str, account: &Account, bytes: usize) {
         statistics.pages_pinned, statistics.segments
     );
     println!(
-        "      {} requests, up to {} in flight ({} with {}), {} completions, {:.1} ms, {rate:.0} MiB/s",
+        "      {} requests, up to {} in flight ({} seen by {}), {} completions, {:.1} ms, {rate:.0} MiB/s",
         statistics.submitted,
         account.in_flight_max,
         statistics.in_flight_max,
