@@ -49,8 +49,8 @@ pub fn take_fault() -> Option<usize> {
     fault
 }
 
-/// Installs the handler, once for the process.
-fn install() {
+/// Installs the handler, once for the process; [`guarded`] does so too.
+pub fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         // SAFETY: all bytes zero is a valid `sigaction`: no flags, an empty mask, default action.

@@ -11,6 +11,7 @@ use clap::{ArgGroup, Parser};
 use crate::fault::{self, FaultSpec};
 use crate::memory::{Backing, DeviceMemory};
 use crate::queue::MAX_QUEUE_SIZE;
+use crate::sandbox::{SandboxSettings, SeccompMode};
 use crate::size::parse_size;
 use crate::vhost_user::{Device, DeviceSettings, SocketListener};
 
@@ -90,6 +91,20 @@ pub struct Args {
     #[arg(long = "fault", value_name = "FAULT", help_heading = "Faults")]
     pub faults: Vec<FaultSpec>,
 
+    /// What happens to system calls that the daemon has no business with: none (allow), log (allow,
+    /// and show them in the kernel's log), kill
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "kill",
+        help_heading = "Sandbox"
+    )]
+    pub seccomp: SeccompMode,
+
+    /// Do not restrict access to files
+    #[arg(long, help_heading = "Sandbox")]
+    pub no_landlock: bool,
+
     /// Serve the counters as Prometheus text on this Unix socket (curl --unix-socket PATH
     /// http://localhost/metrics)
     #[arg(long, value_name = "PATH", help_heading = "Observation")]
@@ -135,6 +150,7 @@ impl Args {
                 queue_size: self.queue_size,
                 once: self.once,
                 poll: Duration::from_micros(self.poll_us),
+                seccomp: self.seccomp,
                 faults: self.faults.clone(),
             };
             let name = format!("device {index}");
@@ -157,6 +173,21 @@ impl Args {
         path.map(SocketListener::bind)
             .transpose()
             .context("--metrics-socket")
+    }
+
+    /// What the sandbox has to leave.
+    #[must_use]
+    pub fn sandbox(&self) -> SandboxSettings {
+        let directory = |path: &PathBuf| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let sockets = [&self.socket_path, &self.metrics_socket];
+        SandboxSettings {
+            seccomp: self.seccomp,
+            no_landlock: self.no_landlock,
+            socket_directories: sockets.into_iter().flatten().map(directory).collect(),
+        }
     }
 
     fn backing(&self, index: u16) -> Backing {

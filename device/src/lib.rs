@@ -14,5 +14,6 @@ pub mod memory;
 pub mod metrics;
 pub mod queue;
 pub mod request;
+pub mod sandbox;
 pub mod size;
 pub mod vhost_user;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use vhost_device_dma::cli::Args;
 use vhost_device_dma::control::{self, Signals};
+use vhost_device_dma::{bus_error, sandbox};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let signals = Signals::install()?;
+    bus_error::install();
     let metrics = args.open_metrics()?;
-    Ok(control::run(signals, args.open()?, metrics)?)
+    let devices = args.open()?;
+    sandbox::confine_process(&args.sandbox())?;
+    Ok(control::run(signals, devices, metrics, args.seccomp)?)
 }

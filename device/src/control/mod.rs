@@ -16,6 +16,7 @@ use thiserror::Error;
 use self::metrics_socket::MetricsSocket;
 use self::signals::{Signal, SignalPipe};
 use crate::metrics::summary_lines;
+use crate::sandbox::{Role, SandboxError, SeccompMode, confine_thread};
 use crate::vhost_user::{Device, Server, SocketListener};
 
 /// Why the control loop ended, or did not start.
@@ -24,6 +25,9 @@ pub enum ControlError {
     /// Events cannot be waited for.
     #[error("cannot run the control loop: {0}")]
     Events(#[from] event_manager::Error),
+    /// The main thread cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// Signals, threads or descriptors cannot be set up.
     #[error("cannot set up {what}: {source}")]
     Io {
@@ -62,6 +66,7 @@ pub fn run(
     signals: Signals,
     devices: Vec<(Arc<Device>, SocketListener)>,
     metrics: Option<SocketListener>,
+    seccomp: SeccompMode,
 ) -> Result<(), ControlError> {
     let io = |what| move |source| ControlError::Io { what, source };
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -97,6 +102,12 @@ pub fn run(
         let metrics = MetricsSocket::new(socket, devices).map_err(io("the metrics socket"))?;
         manager.add_subscriber(Box::new(metrics));
     }
+    state
+        .borrow()
+        .signals
+        .begin()
+        .map_err(io("signal handling"))?;
+    confine_thread(Role::Control, seccomp)?;
     while !state.borrow().done {
         manager.run()?;
     }

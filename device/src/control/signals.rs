@@ -7,6 +7,9 @@ use std::os::unix::net::UnixStream;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
+use vmm_sys_util::signal::{block_signal, unblock_signal};
+
+const SIGNALS: [i32; 4] = [SIGTERM, SIGINT, SIGHUP, SIGUSR1];
 
 /// A signal that means something here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +31,20 @@ impl SignalPipe {
     pub(super) fn new() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let signals = [SIGTERM, SIGINT, SIGHUP, SIGUSR1];
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, SIGNALS)?;
+        for signal in SIGNALS {
+            block_signal(signal).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        }
         Ok(Self { delivery })
+    }
+
+    /// Lets this thread take the signals, which has been put off since [`SignalPipe::new`]. Threads
+    /// that were started in between never take any: their lists of system calls are too short.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        for signal in SIGNALS {
+            unblock_signal(signal).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        }
+        Ok(())
     }
 
     /// The signals since the last call.

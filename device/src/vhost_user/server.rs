@@ -22,6 +22,7 @@ use crate::fault::FaultSpec;
 use crate::log_limit::LogLimit;
 use crate::memory::DeviceMemory;
 use crate::metrics::DeviceMetrics;
+use crate::sandbox::{Role, SeccompMode, confine_thread};
 
 /// What is fixed for the life of a device.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct DeviceSettings {
     pub once: bool,
     /// How long to look at an idle ring before sleeping.
     pub poll: Duration,
+    /// What happens to unexpected system calls of the device's threads.
+    pub seccomp: SeccompMode,
     /// What goes wrong on purpose.
     pub faults: Vec<FaultSpec>,
 }
@@ -137,7 +140,11 @@ impl Server {
         let thread = thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || {
-                if let Err(e) = serving.serve() {
+                let confined = confine_thread(Role::FrontEnd, serving.device.settings.seccomp);
+                if let Err(e) = confined
+                    .map_err(io::Error::other)
+                    .and_then(|()| serving.serve())
+                {
                     log::error!("{}: {e}; no more front ends", serving.device.name);
                 }
                 ended();

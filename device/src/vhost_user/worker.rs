@@ -17,6 +17,7 @@ use crate::fault::Injector;
 use crate::memory::DeviceMemory;
 use crate::metrics::QueueMetrics;
 use crate::queue::{GuestView, Pass, Processor, RingError, Surroundings};
+use crate::sandbox::{Role, confine_thread};
 
 /// Everything that a worker is made of.
 pub(super) struct WorkerParts {
@@ -36,6 +37,10 @@ pub(super) fn spawn(parts: WorkerParts) -> io::Result<JoinHandle<()>> {
         .name(format!("queue {}", parts.queue_index))
         .spawn(move || {
             let device = parts.session.device();
+            if let Err(e) = confine_thread(Role::Queue, device.settings().seccomp) {
+                log::error!("{}: {e}; queue stopped", device.name());
+                return;
+            }
             let index = parts.queue_index;
             let metrics = Arc::clone(&device.metrics().queues()[usize::from(index)]);
             let injector = Injector::new(&device.settings().faults, index);

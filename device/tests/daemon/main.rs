@@ -6,4 +6,5 @@ mod device;
 mod faults;
 mod hostile;
 mod observation;
+mod sandbox;
 mod support;

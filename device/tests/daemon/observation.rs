@@ -23,6 +23,8 @@ fn metrics_count_what_was_done() {
         directory,
         &[
             "--memory-size=1M",
+            // Polling finds requests without a kick.
+            "--poll-us=0",
             "--metrics-socket",
             metrics.to_str().unwrap(),
         ],

@@ -1,0 +1,41 @@
+//! Landlock: no path can be opened, made or executed any more.
+
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+};
+
+use super::SandboxError;
+
+/// The newest interface that this is written for; older kernels restrict what they can.
+const INTERFACE: ABI = ABI::V6;
+
+/// Takes away all access to the file system by path, and to TCP ports; what is open stays usable.
+/// Removing files in `directories` is left: the daemon removes its sockets in the end.
+///
+/// # Errors
+///
+/// The kernel refuses the rules. One that has no landlock is no error.
+pub fn restrict_file_system(directories: &[PathBuf]) -> Result<(), SandboxError> {
+    let fail = |e: &dyn std::fmt::Display| SandboxError::Landlock(e.to_string());
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(INTERFACE))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(INTERFACE)))
+        .and_then(|rules| rules.scope(Scope::from_all(INTERFACE)))
+        .and_then(Ruleset::create)
+        .map_err(|e| fail(&e))?;
+    for directory in directories {
+        let opened = PathFd::new(directory).map_err(|e| fail(&e))?;
+        rules = rules
+            .add_rule(PathBeneath::new(opened, AccessFs::RemoveFile))
+            .map_err(|e| fail(&e))?;
+    }
+    let status = rules.restrict_self().map_err(|e| fail(&e))?;
+    if status.ruleset == RulesetStatus::NotEnforced {
+        log::info!("this kernel has no landlock: access to files is not restricted");
+    }
+    Ok(())
+}

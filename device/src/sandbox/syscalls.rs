@@ -1,0 +1,172 @@
+//! Seccomp: the system calls that each kind of thread needs.
+//!
+//! `--seccomp log` shows in the kernel's log what is missing here.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+use super::{Role, SeccompMode};
+
+/// What every thread does: wait, notify, allocate, end.
+const COMMON: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_fstat,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_gettimeofday,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_newfstatat,
+    libc::SYS_nanosleep,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_yield,
+    libc::SYS_sigaltstack,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// Making and joining threads.
+const THREADS: &[i64] = &[
+    libc::SYS_clone3,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_set_robust_list,
+];
+
+/// The main thread: signals, the metrics socket, and removing sockets in the end.
+const CONTROL: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
+    libc::SYS_ioctl,
+    libc::SYS_lseek,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_statx,
+    libc::SYS_unlink,
+];
+
+/// Threads that talk to front ends: connections, threads and descriptors for each.
+const FRONT_END: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_dup,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_eventfd2,
+    libc::SYS_getsockopt,
+    libc::SYS_ioctl,
+    libc::SYS_lseek,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_statx,
+];
+
+/// A queue's thread: giving memory back (DISCARD).
+const QUEUE: &[i64] = &[libc::SYS_fallocate];
+
+/// What only the start of a daemon needs, while the narrower filters are not yet in place.
+const START: &[i64] = &[
+    libc::SYS_epoll_create1,
+    libc::SYS_eventfd2,
+    libc::SYS_seccomp,
+    libc::SYS_pipe2,
+];
+
+/// Installs the filter of `role` for this thread and those that it starts.
+pub(super) fn install(role: Role, mode: SeccompMode) -> Result<(), String> {
+    let action = match mode {
+        SeccompMode::None => return Ok(()),
+        SeccompMode::Log => SeccompAction::Log,
+        SeccompMode::Kill => SeccompAction::KillProcess,
+    };
+    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
+    let program: seccompiler::BpfProgram = rules(role)
+        .and_then(|rules| SeccompFilter::new(rules, action, SeccompAction::Allow, architecture))
+        .and_then(TryInto::try_into)
+        .map_err(|e| e.to_string())?;
+    seccompiler::apply_filter(&program).map_err(|e| e.to_string())
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
+    let lists: &[&[i64]] = match role {
+        Role::Process => &[COMMON, THREADS, CONTROL, FRONT_END, QUEUE, START],
+        Role::Control => &[COMMON, CONTROL],
+        Role::FrontEnd => &[COMMON, THREADS, FRONT_END, QUEUE, &[libc::SYS_seccomp]],
+        Role::Queue => &[COMMON, QUEUE],
+    };
+    let mut rules: Rules = lists
+        .iter()
+        .flat_map(|list| list.iter())
+        .map(|&number| (number, Vec::new()))
+        .collect();
+
+    // Memory, but none that can be executed.
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let no_code = || {
+        let other_bits = !u64::from(protection.cast_unsigned()) & 0xffff_ffff;
+        masked(2, other_bits, 0)
+    };
+    rules.insert(libc::SYS_mmap, vec![no_code()?]);
+    rules.insert(libc::SYS_mprotect, vec![no_code()?]);
+    // Names of threads; where threads are made that confine themselves, what that needs.
+    let prctl: &[i32] = match role {
+        Role::Process | Role::FrontEnd => &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS],
+        Role::Control | Role::Queue => &[libc::PR_SET_NAME],
+    };
+    let prctl = prctl
+        .iter()
+        .map(|option| equal(0, u64::from(option.cast_unsigned())));
+    rules.insert(libc::SYS_prctl, prctl.collect::<Result<_, _>>()?);
+    // The default action for SIGBUS, in its handler; the two signals that the C library takes for
+    // itself with the first thread.
+    let signals = [libc::SIGBUS, 32, 33].map(|signal| equal(0, u64::from(signal.cast_unsigned())));
+    rules.insert(
+        libc::SYS_rt_sigaction,
+        signals.into_iter().collect::<Result<_, _>>()?,
+    );
+    // `--fault vanish`, and nobody but ourselves.
+    let own = u64::from(std::process::id());
+    let kill = u64::from(libc::SIGKILL.cast_unsigned());
+    let killed = SeccompRule::new(vec![condition(0, own)?, condition(1, kill)?])?;
+    rules.insert(libc::SYS_kill, vec![killed]);
+    Ok(rules)
+}
+
+fn condition(argument: u8, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+fn equal(argument: u8, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![condition(argument, value)?])
+}
+
+fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    let operator = SeccompCmpOp::MaskedEq(mask);
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+    SeccompRule::new(vec![condition])
+}

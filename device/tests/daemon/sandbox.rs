@@ -1,0 +1,247 @@
+//! That what is forbidden really is: a child process confines itself and then tries.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+
+use vdma_protocol::Operation;
+use vhost_device_dma::sandbox::{
+    Role, SandboxSettings, SeccompMode, confine_process, confine_thread, restrict_file_system,
+};
+
+use crate::support::{Daemon, FrontEnd, Request};
+
+const ROLE: &str = "VDMA_TEST_ROLE";
+const DEED: &str = "VDMA_TEST_DEED";
+const SURVIVED: &str = "the deed was done";
+
+/// What none of the daemon's threads may do.
+const DEEDS: [&str; 12] = [
+    "open",
+    "create",
+    "socket",
+    "connect",
+    "execute",
+    "fork",
+    "trace",
+    "code",
+    "make-code",
+    "mount",
+    "kill",
+    "handler",
+];
+
+/// Runs this very test binary, only `deed_in_a_child`, as a role that tries a deed.
+fn child(role: &str, deed: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "sandbox::deed_in_a_child",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(ROLE, role)
+        .env(DEED, deed)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn no_thread_can_do_what_it_has_no_business_with() {
+    for role in ["control", "front-end", "queue", "process"] {
+        for deed in DEEDS {
+            let output = child(role, deed);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(!text.contains(SURVIVED), "{role} {deed}: {text}");
+            let signal = output.status.signal();
+            assert_eq!(signal, Some(libc::SIGSYS), "{role} {deed}: {text}");
+        }
+        // The same without the deed lives.
+        let output = child(role, "nothing");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains(SURVIVED),
+            "{role}"
+        );
+    }
+}
+
+#[test]
+fn only_those_who_need_them_can_make_threads_and_connections() {
+    for (role, deed, allowed) in [
+        ("queue", "thread", false),
+        ("control", "thread", false),
+        ("front-end", "thread", true),
+        ("queue", "accept", false),
+        ("front-end", "accept", true),
+        ("control", "accept", true),
+        ("queue", "unlink", false),
+        ("front-end", "unlink", false),
+        ("control", "unlink", true),
+    ] {
+        let output = child(role, deed);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text.contains(SURVIVED), allowed, "{role} {deed}: {text}");
+        assert_eq!(
+            output.status.signal() == Some(libc::SIGSYS),
+            !allowed,
+            "{role} {deed}"
+        );
+    }
+}
+
+#[test]
+fn logging_mode_forbids_nothing() {
+    for deed in ["open", "socket"] {
+        let output = child("log", deed);
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains(SURVIVED),
+            "{deed}"
+        );
+    }
+}
+
+#[test]
+fn no_file_can_be_opened_by_path() {
+    let output = child("landlock", "files");
+    let text = String::from_utf8_lossy(&output.stdout);
+    if text.contains("no landlock") {
+        println!("not checked: this kernel has no landlock");
+        return;
+    }
+    assert!(text.contains(SURVIVED), "{text}");
+}
+
+#[test]
+fn privileges_are_gone_in_every_thread() {
+    let daemon = Daemon::start(&["--num-queues", "2", "--memory-size", "1M"]);
+    let mut front = FrontEnd::connect_with(
+        &daemon.socket(),
+        &crate::support::Connect {
+            num_queues: 2,
+            ..Default::default()
+        },
+    );
+    front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
+    let mut names = Vec::new();
+    for task in std::fs::read_dir(tasks).unwrap() {
+        let directory = task.unwrap().path();
+        let status = std::fs::read_to_string(directory.join("status")).unwrap();
+        for line in [
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+        ] {
+            assert!(status.contains(line), "{status}");
+        }
+        names.push(
+            std::fs::read_to_string(directory.join("comm"))
+                .unwrap()
+                .trim()
+                .to_owned(),
+        );
+    }
+    for name in ["queue 0", "queue 1", "server", "vhost-user", "bar"] {
+        assert!(names.iter().any(|found| found == name), "{names:?}");
+    }
+}
+
+/// Not a test of its own: what [`child`] runs.
+#[test]
+#[ignore = "run by the other tests of this module, as a child process"]
+fn deed_in_a_child() {
+    let (Ok(role), Ok(deed)) = (std::env::var(ROLE), std::env::var(DEED)) else {
+        return;
+    };
+    let listener = {
+        let path = std::env::temp_dir().join(format!("vdma-test-{}", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let _ = std::fs::remove_file(path);
+        listener
+    };
+    let kill = SeccompMode::Kill;
+    match role.as_str() {
+        "landlock" => {
+            restrict_file_system(&[]).unwrap();
+            match std::fs::File::open("/proc/self/status") {
+                Ok(_) => println!("no landlock"),
+                Err(e) => {
+                    assert_eq!(e.kind(), std::io::ErrorKind::PermissionDenied);
+                    let path = std::env::temp_dir().join("vdma-test-landlock");
+                    assert!(std::fs::write(path, b"x").is_err());
+                    assert!(Command::new("/bin/true").status().is_err());
+                    println!("{SURVIVED}");
+                }
+            }
+            return;
+        }
+        "process" => {
+            let settings = SandboxSettings {
+                seccomp: kill,
+                no_landlock: true,
+                ..Default::default()
+            };
+            confine_process(&settings).unwrap();
+        }
+        "log" => confine_thread(Role::Queue, SeccompMode::Log).unwrap(),
+        "control" => confine_thread(Role::Control, kill).unwrap(),
+        "front-end" => confine_thread(Role::FrontEnd, kill).unwrap(),
+        _ => confine_thread(Role::Queue, kill).unwrap(),
+    }
+    do_deed(&deed, &listener);
+    println!("{SURVIVED}");
+    // Nothing else may run in here: the test harness does things that the role may not.
+    std::process::exit(0);
+}
+
+fn do_deed(deed: &str, listener: &std::os::unix::net::UnixListener) {
+    let map = |protection| {
+        // SAFETY: a new anonymous mapping touches no other memory.
+        unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                protection,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        }
+    };
+    match deed {
+        "nothing" => {}
+        "open" => drop(std::fs::File::open("/proc/self/status")),
+        "create" => drop(std::fs::File::create("/tmp/vdma-test-created")),
+        "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+        "connect" => drop(std::os::unix::net::UnixStream::connect("/nonexistent")),
+        "execute" => {
+            use std::os::unix::process::CommandExt;
+            let _ = Command::new("/bin/true").exec();
+        }
+        // SAFETY: a child, if there were one, would be a copy of this process that goes on and ends.
+        "fork" => consume(unsafe { libc::syscall(libc::SYS_fork) }),
+        // SAFETY: the call takes no pointers.
+        "trace" => consume(unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) }),
+        "code" => consume(map(libc::PROT_READ | libc::PROT_EXEC)),
+        "make-code" => {
+            let memory = map(libc::PROT_READ | libc::PROT_WRITE);
+            // SAFETY: the mapping was just made, and nothing uses it.
+            consume(unsafe { libc::mprotect(memory, 4096, libc::PROT_READ | libc::PROT_EXEC) });
+        }
+        // SAFETY: null pointers are refused by the kernel.
+        "mount" => consume(unsafe { libc::syscall(libc::SYS_mount, 0, 0, 0, 0, 0) }),
+        "kill" => drop(rustix::process::test_kill_process(
+            rustix::process::getppid().unwrap(),
+        )),
+        // SAFETY: ignoring a signal has no preconditions.
+        "handler" => consume(unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) }),
+        "thread" => drop(std::thread::spawn(|| {}).join()),
+        "accept" => drop(listener.accept()),
+        "unlink" => drop(std::fs::remove_file("/nonexistent/vdma")),
+        other => panic!("no such deed: {other}"),
+    }
+}
+
+/// What the deed gave does not matter.
+fn consume<T>(_: T) {}
