@@ -154,7 +154,9 @@ pub(crate) struct GuestOptions {
 /// Options of everything that builds or uses the environment.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EnvironmentOptions {
-    /// The guest's kernel: stock (the newest), a series (7.2), a version or a release
+    /// The guest's kernel: stock (the newest), debug (KASAN, lockdep, kmemleak; built once, which
+    /// takes ten minutes), a series (7.2), a version, a release, or the path of a tree in which a
+    /// kernel was built (a path has a slash in it)
     #[arg(long, value_name = "KERNEL", default_value = "stock")]
     pub(crate) kernel: String,
 

@@ -12,13 +12,16 @@ use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::failure::RunFailure;
 use crate::initramfs::{self, Initramfs};
-use crate::kernel::{self, KernelFiles, KernelTree};
+use crate::kernel::{self, StockKernel};
+use crate::kernel_files::KernelFiles;
+use crate::kernel_tree::KernelTree;
+use crate::packages::Snapshot;
 use crate::programs::{self, Programs};
 use crate::qemu::{Accel, Machine};
 use crate::run_dir::RunDir;
 use crate::tools::Tools;
 use crate::vm::{Vm, VmSpec};
-use crate::{guest_image, module_build, process};
+use crate::{debug_kernel, guest_image, module_build, process};
 
 /// Environment variable: seconds that a guest may take to come up.
 const BOOT_SECONDS: &str = "VDMA_BOOT_SECONDS";
@@ -38,6 +41,64 @@ pub(crate) struct Wanted {
     pub(crate) packages: Vec<String>,
     pub(crate) accel: AccelChoice,
     pub(crate) driver: bool,
+}
+
+/// Which kernel `--kernel` means.
+enum Choice<'a> {
+    /// One that the mirror offers.
+    Stock(&'a StockKernel),
+    /// The one that finds mistakes, of the newest version that the mirror offers.
+    Debug(&'a StockKernel),
+    /// One that the user has built in this tree.
+    Built(PathBuf),
+}
+
+impl<'a> Choice<'a> {
+    fn new(offered: &'a [StockKernel], wanted: &str) -> Result<Self> {
+        if wanted.contains('/') {
+            let path = std::path::absolute(wanted).context("cannot make a path absolute")?;
+            return Ok(Self::Built(path));
+        }
+        let name = if wanted == "debug" { "stock" } else { wanted };
+        let kernel =
+            kernel::choose(offered, name).map_err(|error| RunFailure::Usage(error.to_string()))?;
+        Ok(if wanted == "debug" {
+            Self::Debug(kernel)
+        } else {
+            Self::Stock(kernel)
+        })
+    }
+
+    /// The kernel's files and, if modules are to be built, its tree.
+    fn provide(
+        &self,
+        cache: &Cache,
+        snapshot: &Snapshot<'_>,
+        tools: &Tools,
+        with_tree: bool,
+    ) -> Result<(KernelFiles, Option<KernelTree>)> {
+        let built = |path: &Path| -> Result<_> {
+            let files = KernelFiles::built(path)?;
+            let tree = with_tree.then(|| KernelTree::built(path)).transpose()?;
+            Ok((files, tree))
+        };
+        match self {
+            Self::Stock(kernel) => {
+                let files = KernelFiles::stock(cache, snapshot, tools, kernel)?;
+                let tree = with_tree
+                    .then(|| KernelTree::stock(cache, snapshot, tools, kernel, &files))
+                    .transpose()?;
+                Ok((files, tree))
+            }
+            Self::Debug(kernel) => {
+                let tools = Tools::with_clang(cache, snapshot)?;
+                built(&debug_kernel::provide(cache, snapshot, &tools, kernel)?)
+            }
+            Self::Built(path) => {
+                built(path).map_err(|error| RunFailure::Usage(format!("{error:#}")).into())
+            }
+        }
+    }
 }
 
 /// Everything that guests are started from.
@@ -76,8 +137,7 @@ impl Bench {
         // Packages of the host first: cargo needs its linker.
         let environment = Environment::open(cache, wanted.mirror.as_deref(), wanted.refresh)?;
         let snapshot = &environment.snapshot;
-        let chosen = kernel::choose(&environment.record.kernels, &wanted.kernel)
-            .map_err(|error| RunFailure::Usage(error.to_string()))?;
+        let choice = Choice::new(&environment.record.kernels, &wanted.kernel)?;
         let steps = Steps::default();
         let all = steps.both(
             || {
@@ -92,12 +152,15 @@ impl Bench {
                 let tools = Tools::provide(cache, snapshot)?;
                 steps.both(
                     || {
-                        let files = KernelFiles::provide(cache, snapshot, &tools, chosen)?;
-                        let module = wanted
-                            .driver
-                            .then(|| {
-                                let tree =
-                                    KernelTree::provide(cache, snapshot, &tools, chosen, &files)?;
+                        let (files, tree) =
+                            choice.provide(cache, snapshot, &tools, wanted.driver)?;
+                        let module = tree
+                            .map(|tree| {
+                                let tools = if tree.needs_clang() {
+                                    Tools::with_clang(cache, snapshot)?
+                                } else {
+                                    tools.clone()
+                                };
                                 module_build::provide(cache, &tools, &tree, &workspace)
                             })
                             .transpose()?;
@@ -167,7 +230,7 @@ impl Bench {
             accel: self.accel,
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
-            kernel: self.kernel.image(),
+            kernel: self.kernel.image.clone(),
             root_image: self.image.clone(),
             run_directory: directory,
             kernel_parameters: kernel_parameters(self.accel, &spec.kernel_parameters),
@@ -201,7 +264,7 @@ impl Bench {
         module: Option<&Path>,
         directory: &Path,
     ) -> Result<()> {
-        let root_modules = self.kernel.root_modules()?;
+        let root_modules = &self.kernel.root_modules;
         let in_archive = |path: &Path| -> Result<PathBuf> {
             let name = path.file_name().context("a kernel module without a name")?;
             Ok(Path::new("modules").join(name))
@@ -211,13 +274,13 @@ impl Bench {
             devices: spec.devices,
             ..InitConfig::default()
         };
-        for path in &root_modules {
+        for path in root_modules {
             config
                 .modules
                 .push(format!("/{}", in_archive(path)?.display()));
         }
         let installed = Path::new("/usr/lib/modules")
-            .join(self.kernel.release())
+            .join(&self.kernel.release)
             .join("updates");
         config.driver = module.map(|_| installed.join("virtio_dma.ko").display().to_string());
         let mut archive = Initramfs::create(
@@ -225,7 +288,7 @@ impl Bench {
             &self.programs.agent,
             &config,
         )?;
-        for path in &root_modules {
+        for path in root_modules {
             archive.file(path, &in_archive(path)?)?;
         }
         if let Some(module) = module {
@@ -234,7 +297,7 @@ impl Bench {
             archive.layer_content(
                 b"updates/virtio_dma.ko:\n",
                 &Path::new("/usr/lib/modules")
-                    .join(self.kernel.release())
+                    .join(&self.kernel.release)
                     .join("modules.dep"),
             )?;
         }

@@ -1,27 +1,16 @@
-//! Stock kernels: which there are, which one is meant, and the files that booting it takes.
+//! Stock kernels: which there are, and which one is meant.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use crate::cache::{self, Cache};
-use crate::packages::{self, Package, Snapshot};
-use crate::tools::Tools;
-use crate::{process, progress};
+use crate::packages::Package;
 
 /// The flavour of Debian's kernels that guests run: small, with everything a VM needs.
 const FLAVOUR: &str = "cloud-amd64";
 
-/// Kernel modules that a guest needs before it has a root file system.
-const ROOT_MODULES: [&str; 3] = ["virtio_blk", "erofs", "overlay"];
-
 /// The first kernel version whose Rust interfaces the driver can be built on.
 const OLDEST: (u32, u32) = (7, 2);
-
-/// Bumped when the way the files are laid out changes.
-const RECIPE: &str = "1";
 
 /// A kernel that the mirror offers, with sources of exactly the same version.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -35,11 +24,11 @@ pub(crate) struct StockKernel {
     /// Version of its packages.
     pub(crate) package_version: String,
     /// Packages that hold the image and its modules.
-    image: Vec<Package>,
+    pub(crate) image: Vec<Package>,
     /// The headers package, for its `Module.symvers`.
-    headers: Package,
+    pub(crate) headers: Package,
     /// The source package.
-    source: Package,
+    pub(crate) source: Package,
 }
 
 impl StockKernel {
@@ -132,212 +121,6 @@ pub(crate) fn choose<'a>(kernels: &'a [StockKernel], wanted: &str) -> Result<&'a
     }
 }
 
-/// The files of one kernel, unpacked.
-#[derive(Clone, Debug)]
-pub(crate) struct KernelFiles {
-    directory: PathBuf,
-    release: String,
-}
-
-impl KernelFiles {
-    /// Downloads and unpacks `kernel` unless it is in the cache.
-    pub(crate) fn provide(
-        cache: &Cache,
-        snapshot: &Snapshot<'_>,
-        tools: &Tools,
-        kernel: &StockKernel,
-    ) -> Result<Self> {
-        let key = cache::key([RECIPE.as_bytes(), kernel.package_version.as_bytes()]);
-        let release = kernel.release.clone();
-        let directory = cache.entry("kernels", &format!("{release}-{key}"), |directory| {
-            let files = snapshot.download(&kernel.image)?;
-            let _step = progress::step(format!("unpacking kernel {release}"));
-            packages::unpack(&files, directory)?;
-            let modules = directory.join("usr/lib/modules").join(&release);
-            process::output(
-                tools
-                    .sandbox()
-                    .write(directory, "/mnt/kernel")
-                    .command("depmod")
-                    .args(["-b", "/mnt/kernel/usr", &release]),
-                "indexing the kernel's modules",
-            )?;
-            for file in root_modules(&modules)? {
-                if file.extension().is_some_and(|extension| extension == "xz") {
-                    let inside = Path::new("/mnt/kernel").join(
-                        file.strip_prefix(directory)
-                            .context("a module outside the kernel's directory")?,
-                    );
-                    process::output(
-                        tools
-                            .sandbox()
-                            .write(directory, "/mnt/kernel")
-                            .command("xz")
-                            .args(["--decompress", "--keep"])
-                            .arg(inside),
-                        "decompressing a kernel module",
-                    )?;
-                }
-            }
-            Ok(())
-        })?;
-        Ok(Self { directory, release })
-    }
-
-    /// What `uname -r` will say.
-    pub(crate) fn release(&self) -> &str {
-        &self.release
-    }
-
-    /// The bootable image.
-    pub(crate) fn image(&self) -> PathBuf {
-        let in_modules = self.modules().join("vmlinuz");
-        if in_modules.exists() {
-            in_modules
-        } else {
-            self.directory
-                .join(format!("boot/vmlinuz-{}", self.release))
-        }
-    }
-
-    /// The directory of the kernel's modules.
-    pub(crate) fn modules(&self) -> PathBuf {
-        self.directory.join("usr/lib/modules").join(&self.release)
-    }
-
-    /// The modules that the root file system needs, decompressed, in the order of loading.
-    pub(crate) fn root_modules(&self) -> Result<Vec<PathBuf>> {
-        Ok(root_modules(&self.modules())?
-            .into_iter()
-            .map(|path| match path.extension() {
-                Some(extension) if extension == "xz" => path.with_extension(""),
-                _ => path,
-            })
-            .collect())
-    }
-
-    /// The kernel's configuration.
-    fn config(&self) -> PathBuf {
-        let in_modules = self.modules().join("config");
-        if in_modules.exists() {
-            in_modules
-        } else {
-            self.directory.join(format!("boot/config-{}", self.release))
-        }
-    }
-}
-
-/// Files of [`ROOT_MODULES`] and what they depend on, dependencies first.
-fn root_modules(modules: &Path) -> Result<Vec<PathBuf>> {
-    let path = modules.join("modules.dep");
-    let dependencies =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut files = Vec::new();
-    for name in ROOT_MODULES {
-        // A module that is not listed is built in.
-        for file in dependencies_of(&dependencies, name) {
-            let file = modules.join(file);
-            if !files.contains(&file) {
-                files.push(file);
-            }
-        }
-    }
-    Ok(files)
-}
-
-/// `name`'s file and those it depends on, in the order of loading, from `modules.dep`.
-fn dependencies_of<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
-    for line in text.lines() {
-        let Some((file, needed)) = line.split_once(':') else {
-            continue;
-        };
-        let base = file.rsplit('/').next().unwrap_or(file);
-        if base.split('.').next() == Some(name) {
-            let mut order: Vec<&str> = needed.split_whitespace().collect();
-            order.reverse();
-            order.push(file);
-            return order;
-        }
-    }
-    Vec::new()
-}
-
-/// A kernel tree that modules can be built against.
-#[derive(Clone, Debug)]
-pub(crate) struct KernelTree {
-    pub(crate) directory: PathBuf,
-    /// Variables that `make` needs to build modules for it.
-    pub(crate) make_arguments: Vec<String>,
-}
-
-/// How the tree is prepared; run inside the tools.
-const PREPARE: &str = include_str!("../../ci/kernel/prepare-tree.sh");
-
-impl KernelTree {
-    /// Prepares the tree of `kernel` unless it is in the cache.
-    pub(crate) fn provide(
-        cache: &Cache,
-        snapshot: &Snapshot<'_>,
-        tools: &Tools,
-        kernel: &StockKernel,
-        files: &KernelFiles,
-    ) -> Result<Self> {
-        let key = cache::key([
-            PREPARE.as_bytes(),
-            kernel.package_version.as_bytes(),
-            tools.key().as_bytes(),
-        ]);
-        let name = format!("{}-{key}", kernel.release);
-        let directory = cache.entry("kernel-trees", &name, |directory| {
-            let debs = snapshot.download(&[kernel.source.clone(), kernel.headers.clone()])?;
-            let _step = progress::step(format!(
-                "preparing the source tree of kernel {} for modules",
-                kernel.version
-            ));
-            let parts = tempfile::tempdir_in(cache.directory("scratch")?)
-                .context("cannot create a scratch directory")?;
-            packages::unpack(&debs, parts.path())?;
-            fs::copy(files.config(), parts.path().join("config"))
-                .context("the kernel image brings no configuration")?;
-            fs::write(parts.path().join("prepare-tree.sh"), PREPARE)
-                .context("cannot write a script")?;
-            let log = cache
-                .directory("logs")?
-                .join(format!("kernel-tree-{}.log", kernel.release));
-            process::run_logged(
-                tools
-                    .sandbox()
-                    .without_network()
-                    .read(parts.path(), "/mnt/parts")
-                    .write(directory, "/mnt/kernel")
-                    .command("sh")
-                    .arg("/mnt/parts/prepare-tree.sh")
-                    .arg(format!(
-                        "/mnt/parts/usr/src/linux-source-{}.tar.xz",
-                        kernel.series
-                    ))
-                    .arg("/mnt/parts/config")
-                    .arg(format!(
-                        "/mnt/parts/usr/src/linux-headers-{}/Module.symvers",
-                        kernel.release
-                    ))
-                    .arg(kernel.local_version())
-                    .arg("/mnt/kernel"),
-                "preparing the kernel tree",
-                &log,
-            )
-        })?;
-        Ok(Self {
-            directory,
-            make_arguments: vec![
-                "CC=gcc-14".to_owned(),
-                "HOSTCC=gcc-14".to_owned(),
-                format!("LOCALVERSION={}", kernel.local_version()),
-            ],
-        })
-    }
-}
-
 /// `7.3.4` as numbers; `7.3` has patch level 0.
 fn numbers(version: &str) -> Option<(u32, u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
@@ -402,20 +185,5 @@ mod tests {
         assert_eq!(version("7.2.9+deb13-cloud-amd64").unwrap(), "7.2.9");
         let error = version("7.1").unwrap_err().to_string();
         assert!(error.contains("7.10.2, 7.2.12, 7.2.9"), "{error}");
-    }
-
-    #[test]
-    fn loads_dependencies_first() {
-        let text = "kernel/fs/a.ko.xz: kernel/lib/c.ko.xz kernel/lib/b.ko.xz\n\
-                    kernel/lib/b.ko.xz:\n";
-        assert_eq!(
-            dependencies_of(text, "a"),
-            [
-                "kernel/lib/b.ko.xz",
-                "kernel/lib/c.ko.xz",
-                "kernel/fs/a.ko.xz"
-            ]
-        );
-        assert!(dependencies_of(text, "built_in").is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{self, Cache};
-use crate::kernel::KernelTree;
+use crate::kernel_tree::KernelTree;
 use crate::tools::Tools;
 use crate::{process, progress};
 

@@ -16,6 +16,14 @@ use crate::progress;
 /// What the tools are made of.
 const PACKAGES: &str = include_str!("../../ci/image/tools.packages");
 
+/// What is added to build kernels and modules with clang.
+const CLANG_PACKAGES: &str = include_str!("../../ci/image/debug-tools.packages");
+
+/// Packages whose versions show in what is compiled for a kernel.
+const COMPILERS: [&str; 6] = [
+    "bindgen", "binutils", "gcc-14", "pahole", "rust-src", "rustc",
+];
+
 /// Bumped when the way the tree is made changes.
 const RECIPE: &str = "1";
 
@@ -23,20 +31,34 @@ const RECIPE: &str = "1";
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
     root: PathBuf,
+    compilers: String,
 }
 
 impl Tools {
     /// Unpacks the tools unless they are in the cache.
     pub(crate) fn provide(cache: &Cache, snapshot: &Snapshot<'_>) -> Result<Self> {
-        let wanted = names(PACKAGES);
-        let closure = snapshot.closure(&wanted)?;
+        Self::of(cache, snapshot, &names(PACKAGES))
+    }
+
+    /// The same with clang.
+    pub(crate) fn with_clang(cache: &Cache, snapshot: &Snapshot<'_>) -> Result<Self> {
+        let mut wanted = names(PACKAGES);
+        wanted.extend(names(CLANG_PACKAGES));
+        Self::of(cache, snapshot, &wanted)
+    }
+
+    fn of(cache: &Cache, snapshot: &Snapshot<'_>, wanted: &[&str]) -> Result<Self> {
+        let closure = snapshot.closure(wanted)?;
         let root = cache.entry("tools", &key(&closure), |root| {
             let files = snapshot.download(&closure)?;
             let _step = progress::step("unpacking the build tools and QEMU");
             packages::unpack(&files, root)?;
             complete(root)
         })?;
-        Ok(Self { root })
+        Ok(Self {
+            root,
+            compilers: compilers(&closure),
+        })
     }
 
     /// Version of QEMU among the packages that the tools are made of.
@@ -68,12 +90,9 @@ impl Tools {
         Sandbox { command }
     }
 
-    /// Identifies this set of tools.
-    pub(crate) fn key(&self) -> String {
-        self.root
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default()
+    /// Identifies the compilers among the tools, which is what a kernel tree depends on.
+    pub(crate) fn compilers(&self) -> &str {
+        &self.compilers
     }
 }
 
@@ -140,6 +159,15 @@ pub(crate) fn names(list: &str) -> Vec<&str> {
     list.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
+}
+
+/// Names and versions of [`COMPILERS`] in `closure`.
+fn compilers(closure: &[Package]) -> String {
+    closure
+        .iter()
+        .filter(|package| COMPILERS.contains(&package.name.as_str()))
+        .map(|package| format!("{}={} ", package.name, package.version))
         .collect()
 }
 

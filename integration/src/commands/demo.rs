@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Demo) -> Result<u8> {
         device_arguments: Vec::new(),
         qemu_arguments: Vec::new(),
         kernel_parameters: Vec::new(),
-        copies: vec![(bench.kernel.image(), PathBuf::from(FILE))],
+        copies: vec![(bench.kernel.image.clone(), PathBuf::from(FILE))],
         visible_memory: true,
         verbose: arguments.verbose,
     })?;

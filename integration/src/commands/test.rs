@@ -119,7 +119,7 @@ fn run_chosen(
     )?;
     progress::say(&format!(
         "vdma: kernel {}, {}",
-        bench.kernel.release(),
+        bench.kernel.release,
         bench.accel.name()
     ));
     guests::run(&bench, in_guests, arguments.verbose, &mut record)?;

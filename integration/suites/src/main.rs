@@ -4,6 +4,7 @@
 //! left nothing behind. Exit status: 0 passed, 1 failed, 77 skipped (the last line says why).
 
 mod suites;
+mod support;
 mod test;
 mod watch;
 

@@ -1,0 +1,88 @@
+//! Child processes that run a piece of a test.
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use std::io::Write as _;
+
+/// A child process. Killed and waited for when dropped.
+pub(crate) struct Child {
+    pid: Pid,
+    waited: bool,
+}
+
+impl Child {
+    /// Forks; the child runs `run` and ends with status 0, or 1 and a message if it fails.
+    ///
+    /// To be called while the process has one thread: the child has only the calling one, and locks
+    /// that others hold would stay locked.
+    pub(crate) fn fork(run: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let threads = std::fs::read_dir("/proc/self/task")
+            .context("/proc/self/task")?
+            .count();
+        ensure!(threads == 1, "fork with {threads} threads");
+        // SAFETY: There is one thread, so no lock is held by another.
+        match unsafe { libc::fork() } {
+            -1 => Err(std::io::Error::last_os_error()).context("fork"),
+            0 => {
+                let status = match run() {
+                    Ok(()) => 0,
+                    Err(error) => {
+                        // The exit status says it as well.
+                        let _ = writeln!(std::io::stderr(), "in the child: {error:#}");
+                        1
+                    }
+                };
+                // SAFETY: Ends the child without running what the parent registered for its end.
+                unsafe { libc::_exit(status) }
+            }
+            pid => Ok(Self {
+                pid: Pid::from_raw(pid).context("fork gave a strange pid")?,
+                waited: false,
+            }),
+        }
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        rustix::process::kill_process(self.pid, signal).context("kill")
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait(mut self) -> Result<WaitStatus> {
+        let (_, status) = rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
+            .context("waitpid")?
+            .context("waitpid gave nothing")?;
+        self.waited = true;
+        Ok(status)
+    }
+
+    /// Waits for the end, which has to be a success.
+    pub(crate) fn succeed(self) -> Result<()> {
+        let status = self.wait()?;
+        ensure!(
+            status.exit_status() == Some(0),
+            "the child ended with {status:?}"
+        );
+        Ok(())
+    }
+
+    /// Waits for the end, which has to be by this signal.
+    pub(crate) fn die_of(self, signal: Signal) -> Result<()> {
+        let status = self.wait()?;
+        ensure!(
+            status.terminating_signal() == Some(signal.as_raw()),
+            "the child ended with {status:?} instead of {signal:?}"
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.waited {
+            // It may have ended already.
+            let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
+        }
+    }
+}

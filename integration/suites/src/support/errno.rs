@@ -1,0 +1,39 @@
+//! Calls that have to fail in one way.
+
+use anyhow::{Result, bail};
+use rustix::io::Errno;
+use std::fmt::Debug;
+use std::io;
+
+/// Fails unless `result` is the error `expected`.
+pub(crate) fn expect<T: Debug, E: Into<io::Error>>(
+    result: Result<T, E>,
+    expected: Errno,
+    what: &str,
+) -> Result<()> {
+    match result {
+        Ok(value) => bail!("{what} gave {value:?} instead of {expected:?}"),
+        Err(error) => {
+            let error: io::Error = error.into();
+            if error.raw_os_error() != Some(expected.raw_os_error()) {
+                bail!("{what} failed with \"{error}\" instead of {expected:?}");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// As [`expect`], for errors of the crate `vdma`.
+pub(crate) fn expect_vdma<T: Debug>(
+    result: Result<T, vdma::Error>,
+    expected: Errno,
+    what: &str,
+) -> Result<()> {
+    match result {
+        Ok(value) => bail!("{what} gave {value:?} instead of {expected:?}"),
+        Err(vdma::Error::Open { cause, .. } | vdma::Error::Call { cause, .. }) => {
+            expect::<T, _>(Err(cause), expected, what)
+        }
+        Err(error) => bail!("{what} failed with \"{error}\" instead of {expected:?}"),
+    }
+}

@@ -1,0 +1,51 @@
+//! A device whose memory has places where requests go wrong.
+//!
+//! All tests that need faults use [`ARGUMENTS`], so that they share one guest.
+
+use std::ops::Range;
+
+/// Arguments of the backend. The ranges are those below.
+pub(crate) const ARGUMENTS: &[&str] = &[
+    "--fault=delay=250ms,range=16M+1M",
+    "--fault=delay=2ms,range=17M+1M",
+    "--fault=fail=io-error,range=32M+64K",
+    "--fault=fail=unsupported,range=33M+64K",
+    "--fault=fail=bad-request,range=34M+64K",
+    "--fault=fail=200,range=35M+64K",
+    "--fault=short,range=36M+64K",
+    "--fault=short=0,range=37M+64K",
+    "--fault=wrong-length=0,range=38M+64K",
+    "--fault=wrong-length=4000000000,range=39M+64K",
+    "--fault=swap,range=40M+64K",
+    "--fault=flip=3,op=read,range=41M+64K",
+    "--fault=fail=io-error,range=42M+64K,every=3",
+];
+
+const MIB: u64 = 1 << 20;
+
+/// A quarter of a second until a request is done.
+pub(crate) const SLOW: Range<u64> = 16 * MIB..17 * MIB;
+/// Some milliseconds until a request is done.
+pub(crate) const SLUGGISH: Range<u64> = 17 * MIB..18 * MIB;
+/// Status `IO_ERROR`.
+pub(crate) const IO_ERROR: u64 = 32 * MIB;
+/// Status `UNSUPPORTED`.
+pub(crate) const UNSUPPORTED: u64 = 33 * MIB;
+/// Status `BAD_REQUEST`.
+pub(crate) const BAD_REQUEST: u64 = 34 * MIB;
+/// A status that does not exist.
+pub(crate) const UNKNOWN_STATUS: u64 = 35 * MIB;
+/// Half of the bytes.
+pub(crate) const SHORT: u64 = 36 * MIB;
+/// None of the bytes.
+pub(crate) const NOTHING: u64 = 37 * MIB;
+/// The device claims to have written nothing at all, not even the status.
+pub(crate) const LENGTH_ZERO: u64 = 38 * MIB;
+/// The device claims to have written more than there was room for.
+pub(crate) const LENGTH_HUGE: u64 = 39 * MIB;
+/// Completed after the next one.
+pub(crate) const SWAPPED: u64 = 40 * MIB;
+/// Bits of what is read are inverted.
+pub(crate) const FLIPPED: u64 = 41 * MIB;
+/// Every third request fails.
+pub(crate) const EVERY_THIRD: u64 = 42 * MIB;

@@ -1,0 +1,38 @@
+//! What the suites have in common.
+
+pub(crate) mod bytes;
+pub(crate) mod child;
+pub(crate) mod driver;
+pub(crate) mod errno;
+pub(crate) mod faults;
+pub(crate) mod procfs;
+pub(crate) mod region;
+pub(crate) mod wait;
+
+use anyhow::{Context as _, Result};
+use std::fs::OpenOptions;
+use vdma::Device;
+
+/// The device node of guests with one device.
+pub(crate) const NODE: &str = "/dev/vdma0";
+
+/// Bytes of a page.
+pub(crate) const PAGE: usize = 4096;
+
+/// Bytes that `K`, `M` stand for.
+pub(crate) const KIB: usize = 1 << 10;
+/// See [`KIB`].
+pub(crate) const MIB: usize = 1 << 20;
+
+/// Opens the device for reading and writing.
+pub(crate) fn open() -> Result<Device> {
+    Device::open(NODE).context("cannot open the device")
+}
+
+/// Opens the device with `O_DIRECT`.
+pub(crate) fn open_direct() -> Result<Device> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_DIRECT);
+    Device::open_with(NODE, &options).context("cannot open the device with O_DIRECT")
+}
