@@ -111,6 +111,8 @@ pub(crate) struct Bench {
     /// The driver's module and the backend, unless guests are to have neither.
     pub(crate) driver: Option<(PathBuf, PathBuf)>,
     pub(crate) accel: Accel,
+    /// By what to multiply the time that tests may take.
+    pub(crate) patience: u32,
 }
 
 /// One guest.
@@ -180,6 +182,11 @@ impl Bench {
             programs,
             driver: module.zip(backend),
             accel: Accel::Kvm,
+            patience: match choice {
+                Choice::Stock(_) => 1,
+                // Its checks make everything several times slower.
+                Choice::Debug(_) | Choice::Built(_) => 5,
+            },
         };
         let qemu_version = Tools::qemu_version(snapshot)?;
         bench.accel = accel::decide(wanted.accel, cache, &qemu_version, || bench.proves_kvm())?;

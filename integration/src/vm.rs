@@ -34,6 +34,9 @@ const PANIC_REPORT: Duration = Duration::from_secs(3);
 /// How long the guest may take to answer what takes no time.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long the kernel may look for leaks.
+const LEAK_DEADLINE: Duration = Duration::from_secs(120);
+
 /// How long a killed command may take to end.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -260,10 +263,32 @@ impl Vm {
         self.console.take_splats()
     }
 
+    /// What the kernel's leak detector finds; nothing in kernels that have none.
+    pub(crate) fn leaks(&mut self) -> Result<Option<Splat>> {
+        self.tell(&ToGuest::FindLeaks)?;
+        let deadline = Instant::now() + LEAK_DEADLINE;
+        loop {
+            match self.next_event(Some(deadline))? {
+                Some(Event::Agent(ToHost::Leaks(report))) => {
+                    return Ok((!report.trim().is_empty()).then(|| Splat {
+                        lines: report.lines().map(str::to_owned).collect(),
+                    }));
+                }
+                Some(_) => {}
+                None => {
+                    let what = "the kernel's leak detector did not end".to_owned();
+                    return Err(self.died(GuestFailure::Silent(what)));
+                }
+            }
+        }
+    }
+
     /// Ends a guest that has done its work; fails if its kernel complained about itself.
     pub(crate) fn finish(mut self) -> Result<()> {
+        let leaks = self.leaks()?;
         self.settle()?;
-        let splats = self.take_splats();
+        let mut splats = self.take_splats();
+        splats.extend(leaks);
         if splats.is_empty() {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::command::{self, Running};
-use crate::{init, kernel_log};
+use crate::{init, kernel_log, leaks};
 
 /// The connection to the harness and everything that waits for it.
 pub(crate) struct Link {
@@ -112,6 +112,10 @@ fn answer(link: &Arc<Link>, message: ToGuest) {
         ToGuest::Blocked => {
             // Tells of blocked tasks; where that is switched off, there is nothing to tell.
             let _ = fs::write("/proc/sysrq-trigger", "w");
+        }
+        ToGuest::FindLeaks => {
+            let link = Arc::clone(link);
+            std::thread::spawn(move || link.send(&ToHost::Leaks(leaks::find())));
         }
         ToGuest::Reply { id, reply } => {
             if let Some(mut caller) = lock(&link.calls).remove(&id) {

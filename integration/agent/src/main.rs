@@ -7,6 +7,7 @@ mod agent;
 mod command;
 mod init;
 mod kernel_log;
+mod leaks;
 mod loopback;
 
 use std::process::ExitCode;

@@ -146,6 +146,8 @@ pub enum ToGuest {
     Mark(String),
     /// Report what every process does, in the kernel log.
     Blocked,
+    /// Have the kernel look for memory that nothing refers to; answer with [`ToHost::Leaks`].
+    FindLeaks,
     /// Answer to [`ToHost::Call`].
     Reply {
         /// Number of the call.
@@ -192,6 +194,8 @@ pub enum ToHost {
         /// How it ended.
         end: CommandEnd,
     },
+    /// What the kernel's leak detector found; empty when it found nothing or there is none.
+    Leaks(String),
     /// A program in the guest asks something.
     Call {
         /// Number of the call.

@@ -126,12 +126,35 @@ fn run_group(
                 }
             }
         };
-        let (result, survives) = run_one(&mut vm, test)?;
+        let limit = Duration::from_secs(test.needs.timeout) * bench.patience;
+        let (result, survives) = run_one(&mut vm, test, limit)?;
         record(result);
         if survives {
             running = Some(vm);
         }
     }
+    match running {
+        Some(vm) => find_leaks(vm, number, record),
+        None => Ok(()),
+    }
+}
+
+/// Lets the kernel look for what all the tests of a guest together have leaked.
+fn find_leaks(mut vm: Vm, number: usize, record: &mut impl FnMut(Record)) -> Result<()> {
+    let outcome = match vm.leaks() {
+        Ok(None) => return Ok(()),
+        Ok(Some(splat)) => format!("the kernel found leaks:\n{}", splat.lines.join("\n")),
+        Err(error) => {
+            interrupt::check()?;
+            format!("{error:#}")
+        }
+    };
+    record(Record {
+        name: format!("leaks::guest_{number}"),
+        outcome: Outcome::Failed(outcome),
+        time: None,
+        output: String::new(),
+    });
     Ok(())
 }
 
@@ -151,7 +174,7 @@ fn spec(needs: &Needs, name: String, verbose: bool) -> GuestSpec {
 }
 
 /// Runs one test; also says whether the guest can run another.
-fn run_one(vm: &mut Vm, test: &GuestTest) -> Result<(Record, bool)> {
+fn run_one(vm: &mut Vm, test: &GuestTest, limit: Duration) -> Result<(Record, bool)> {
     let started = Instant::now();
     let mut output = Collected::default();
     let command = Command {
@@ -161,10 +184,7 @@ fn run_one(vm: &mut Vm, test: &GuestTest) -> Result<(Record, bool)> {
     };
     let result = vm
         .mark(&format!("begin {}", test.name))
-        .and_then(|()| {
-            let limit = Duration::from_secs(test.needs.timeout);
-            vm.run(command, Some(limit), &mut output)
-        })
+        .and_then(|()| vm.run(command, Some(limit), &mut output))
         .and_then(|end| vm.settle().map(|()| end));
     let mut survives = true;
     let mut outcome = match result {
