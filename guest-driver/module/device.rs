@@ -4,7 +4,7 @@
 
 use crate::{
     bar::Bar,
-    chardev,
+    chardev, compat,
     counters::{Counters, Direction},
     pages::{Buffers, HeldPages},
     protocol::{
@@ -175,7 +175,7 @@ impl Vdma {
         file: Option<Arc<Counters>>,
     ) -> Result {
         if self.info.operations & operation.bit() == 0 {
-            return Err(EOPNOTSUPP);
+            return Err(compat::not_supported());
         }
         let header = RequestHeader::new(operation, offset, length, argument);
         let transfer = submit_one(self.queue()?, header, file, self.counters.clone())?;

@@ -10,6 +10,7 @@ use kernel::prelude::*;
 mod bar;
 mod bindings;
 mod chardev;
+mod compat;
 mod counters;
 mod device;
 mod file;

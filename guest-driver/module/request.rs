@@ -3,6 +3,7 @@
 //! One request to the device: header, response, and the pages in between.
 
 use crate::{
+    compat,
     counters::Direction,
     log,
     pages::HeldPages,
@@ -188,7 +189,7 @@ impl SlabBox<Request> {
             }
             Status::OK if u64::from(transferred) < length => Some((EIO, "short transfer")),
             Status::OK => None,
-            Status::UNSUPPORTED => Some((EOPNOTSUPP, "operation not supported")),
+            Status::UNSUPPORTED => Some((compat::not_supported(), "operation not supported")),
             status => Some((EIO, status.describe())),
         };
         match problem {

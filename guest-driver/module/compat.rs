@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where the kernels that this driver builds on differ.
+
+use kernel::{bindings, prelude::*};
+
+/// `EOPNOTSUPP`: not among the kernel crate's error codes before 7.3.
+pub(crate) fn not_supported() -> Error {
+    Error::from_errno(-(bindings::EOPNOTSUPP as i32))
+}
