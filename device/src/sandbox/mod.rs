@@ -113,13 +113,13 @@ fn drop_privileges() -> rustix::io::Result<()> {
     rustix::thread::set_capabilities(None, none)
 }
 
-/// Fixes how many arenas the C library's allocator makes. It would otherwise count the processors
-/// when it has made a few, and open a file for that.
+/// Keeps the C library's allocator to its one main arena. With more it opens files now and then: to
+/// count the processors, and to look up how memory is committed before it gives some back. Nothing
+/// on a request's way allocates, so that threads hardly meet there.
 fn limit_arenas() {
     #[cfg(target_env = "gnu")]
-    {
-        const ARENAS: i32 = 4;
-        // SAFETY: the call only sets a number inside of the allocator, under its own lock.
-        unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
-    }
+    // SAFETY: the call only sets a number inside of the allocator, under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
 }
