@@ -19,10 +19,14 @@ scripts/kconfig/merge_config.sh -m .config "$fragment"
 make LLVM=-19 olddefconfig
 missing=$(grep -E '^(CONFIG_|# CONFIG_)' "$fragment" | while read -r line; do
     case $line in
-        # An option that does not exist, or is hidden, is as good as not set.
-        '# '*) name=${line#'# '}; grep -q "^${name%% *}=" .config && echo "$line" ;;
-        *) grep -qxF "$line" .config || echo "$line" ;;
+        '# '*) name=${line#'# '}; name=${name%% *}; wanted=absent ;;
+        *) name=${line%%=*}; wanted=$line ;;
     esac
+    # An option that does not exist, or that another one hides, is as good as not set.
+    found=$(grep "^$name=" .config || echo absent)
+    if [ "$found" != "$wanted" ]; then
+        echo "$line"
+    fi
 done)
 if [ -n "$missing" ]; then
     echo "build-debug.sh: these lines of the fragment had no effect:" >&2
