@@ -29,13 +29,14 @@ A QEMU (11.1 or later) command line that goes with the defaults:
   qemu-system-x86_64 -M q35 -m 512M \\
     -object memory-backend-memfd,id=mem,size=512M,share=on -numa node,memdev=mem \\
     -chardev socket,id=c0,path=SOCKET \\
-    -device vhost-user-test-device-pci,chardev=c0,virtio-id=37,num_vqs=1,vq_size=256,config_size=64 ...
+    -device vhost-user-test-device-pci,chardev=c0,virtio-id=37,num_vqs=1,vq_size=256,config_size=64
 num_vqs and vq_size have to agree with --num-queues and --queue-size.";
 
 /// vhost-user backend that emulates a DMA-capable virtio PCI device with BAR memory
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-device-dma", version, after_help = after_help(), max_term_width = 100)]
-#[command(group(ArgGroup::new("socket").required(true).args(["socket_path", "fd"])))]
+#[command(group(ArgGroup::new("socket").required(true)
+    .args(["socket_path", "fd", "print_capabilities"])))]
 pub struct Args {
     /// Listen on this Unix socket; the file appears once the device is ready
     #[arg(short, long, value_name = "PATH", help_heading = "Front end")]
@@ -49,6 +50,10 @@ pub struct Args {
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1, conflicts_with = "fd",
           value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Front end")]
     pub socket_count: u16,
+
+    /// Print what this program is, as JSON for management tools, and exit
+    #[arg(long, help_heading = "Front end")]
+    pub print_capabilities: bool,
 
     /// End when the first front end disconnects
     #[arg(long, help_heading = "Front end")]
@@ -161,6 +166,13 @@ impl Args {
             .zip(0..)
             .map(|(device, index)| Ok((device, self.listener(index)?)))
             .collect()
+    }
+
+    /// What `--print-capabilities` prints: QEMU's "VHostUserBackendCapabilities", with a type of our
+    /// own, for the list there has none that fits.
+    #[must_use]
+    pub const fn capabilities() -> &'static str {
+        "{\n  \"type\": \"dma\",\n  \"features\": []\n}"
     }
 
     /// Opens the metrics socket, when one is wanted.

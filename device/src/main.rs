@@ -9,6 +9,10 @@ use vhost_device_dma::{bus_error, sandbox};
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.print_capabilities {
+        println!("{}", Args::capabilities());
+        return ExitCode::SUCCESS;
+    }
     env_logger::Builder::new()
         .parse_filters(&args.log_level)
         .init();
