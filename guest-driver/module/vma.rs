@@ -44,11 +44,12 @@ impl NewMapping<'_> {
         pages.checked_mul(PAGE_SIZE as u64)
     }
 
-    /// Whether stores are to reach the device: `MAP_SHARED`.
+    /// Whether the mapping was asked for with `MAP_SHARED`. `VM_SHARED` would not tell: the kernel
+    /// takes it from mappings of files that are open for reading only (`do_mmap`).
     pub(crate) fn is_shared(&self) -> bool {
         // SAFETY: Both views of the union hold the flags.
         let flags = unsafe { self.vma().__bindgen_anon_2.vm_flags };
-        flags & bindings::VM_SHARED as bindings::vm_flags_t != 0
+        flags & bindings::VM_MAYSHARE as bindings::vm_flags_t != 0
     }
 
     /// Fills the whole mapping with the frames from `address` on. Sets `VM_IO`, `VM_PFNMAP`,
@@ -59,6 +60,10 @@ impl NewMapping<'_> {
     /// The frames are device memory that user space may access.
     pub(crate) unsafe fn remap_io(self, address: u64) -> Result {
         let (start, len) = (self.start(), self.len());
+        // Without operations a mapping counts as anonymous, and when its pages are gone a fault
+        // would find memory that is not the device's. With operations but no handler it is a SIGBUS.
+        // SAFETY: The mapping is not in use yet, and the operations are static.
+        unsafe { (*self.raw.as_ptr()).vm_ops = &OPERATIONS.0 };
         // SAFETY: The range is the mapping itself; the caller vouches for the frames.
         kernel::error::to_result(unsafe {
             vdma_io_remap_pfn_range(
@@ -70,6 +75,13 @@ impl NewMapping<'_> {
         })
     }
 }
+
+struct Operations(bindings::vm_operations_struct);
+
+// SAFETY: The table is never written to.
+unsafe impl Sync for Operations {}
+
+static OPERATIONS: Operations = Operations(pin_init::zeroed());
 
 struct Inode(NonNull<bindings::inode>);
 
