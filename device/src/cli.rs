@@ -121,6 +121,7 @@ pub struct Args {
         value_name = "LEVEL",
         default_value = "info",
         env = "RUST_LOG",
+        hide_env_values = true,
         help_heading = "Observation"
     )]
     pub log_level: String,
