@@ -271,7 +271,13 @@ impl Shared {
         }
         let over = event_counter()?;
         let result = thread::scope(|scope| {
-            scope.spawn(|| self.watch_for_others(&over, session, connection.as_ref()));
+            let watch = || self.watch_for_others(&over, session, connection.as_ref());
+            if let Err(e) = thread::Builder::new()
+                .name("watch".to_owned())
+                .spawn_scoped(scope, watch)
+            {
+                log::warn!("{name}: cannot watch for other front ends: {e}");
+            }
             let result = daemon.wait();
             signal(&over);
             result
