@@ -11,13 +11,15 @@ use crate::{
         Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
-    queue::{Queue, WhenFull},
+    queue::{Health, Queue, WhenFull, PERIODS_PER_TIMEOUT},
     request::Request,
     slab::SlabBox,
     transfer::Transfer,
     virtio,
     vma::{NewMapping, SharedSpace},
+    watchdog::{Leash, Ward, Watchdog},
 };
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     prelude::*,
@@ -31,6 +33,9 @@ use kernel::{
 
 /// Descriptors of a request that are not data: the header and the response.
 const FIXED_SEGMENTS: u32 = 2;
+
+/// Milliseconds that a device, whose requests are late, has to answer one that does nothing.
+const SIGN_OF_LIFE_MS: u32 = 2_000;
 
 /// Milliseconds that the device has for its first answer.
 const FIRST_ANSWER_MS: u32 = 10_000;
@@ -71,7 +76,7 @@ impl Drop for Number {
 /// `ENODEV`.
 #[pin_data]
 pub(crate) struct Vdma {
-    queues: KVec<Pin<KBox<Queue>>>,
+    queues: Arc<Queues>,
     info: DeviceInfo,
     max_segment: usize,
     bar: Option<Bar>,
@@ -95,6 +100,24 @@ impl Vdma {
 
     pub(crate) fn space(&self) -> &SharedSpace {
         &self.space
+    }
+
+    /// Whether any queue answers a request now. May sleep.
+    fn answers(&self) -> bool {
+        self.queues.iter().any(|queue| {
+            let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
+            submit_one(queue, nop, None, self.counters.clone(), WhenFull::Fail)
+                .and_then(|transfer| transfer.wait_milliseconds(SIGN_OF_LIFE_MS))
+                .is_ok()
+        })
+    }
+
+    /// Lets no request in any more, and takes device memory out of every mapping. May sleep.
+    fn give_up(&self) {
+        for queue in &*self.queues {
+            queue.close();
+        }
+        self.space.unmap_all();
     }
 
     /// The queue of this CPU, so that CPUs share as few as they can.
@@ -178,7 +201,7 @@ impl Vdma {
             return Err(compat::not_supported());
         }
         let header = RequestHeader::new(operation, offset, length, argument);
-        let transfer = submit_one(self.queue()?, header, file, self.counters.clone())?;
+        let transfer = submit_one(self.queue()?, header, file, self.counters.clone(), WhenFull::Wait)?;
         transfer.wait_interruptible().map(|_| ())
     }
 
@@ -194,6 +217,7 @@ fn submit_one(
     header: RequestHeader,
     file: Option<Arc<Counters>>,
     device: Arc<Counters>,
+    when_full: WhenFull,
 ) -> Result<ARef<Transfer>> {
     let transfer = Transfer::new(None, file, device)?;
     let request = SlabBox::<Request>::create(
@@ -203,64 +227,120 @@ fn submit_one(
         transfer.clone(),
         0,
     )?;
-    queue.submit(request, WhenFull::Wait).map_err(|(error, _)| error)?;
+    queue.submit(request, when_full).map_err(|(error, _)| error)?;
     transfer.submitted(0);
     Ok(transfer)
 }
 
-/// A device whose queues run.
-struct Started<'a> {
-    device: &'a virtio::Device,
-    queues: KVec<Pin<KBox<Queue>>>,
-    keep: bool,
+/// The request queues of a device. They outlive the virtqueues in them.
+type Queues = KVec<Pin<KBox<Queue>>>;
+
+/// Gives the queues their virtqueues, starts the device, and waits for its first answer. May sleep.
+///
+/// On failure the device may have to be stopped.
+fn start(device: &virtio::Device, queues: &Queues, counters: &Arc<Counters>) -> Result {
+    let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(queues.len())?;
+    for (queue, mut virtqueue) in queues.iter().zip(virtqueues) {
+        // SAFETY: The queue is boxed and pinned, and whoever drops it has called `stop` before.
+        unsafe { device.attach_handler(&mut virtqueue, &**queue) };
+        queue.open(virtqueue);
+    }
+    device.set_ready();
+    // The device answers only when device memory is mapped, if it can be: see the specification.
+    let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
+    let queue = queues.first().ok_or(ENODEV)?;
+    submit_one(queue, nop, None, counters.clone(), WhenFull::Fail)?
+        .wait_milliseconds(FIRST_ANSWER_MS).map(|_| ())
 }
 
-impl<'a> Started<'a> {
-    fn new(device: &'a virtio::Device, count: usize) -> Result<Self> {
-        let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(count)?;
-        let mut started = Self { device, queues: KVec::new(), keep: false };
-        for virtqueue in virtqueues {
-            let queue = KBox::pin_init(Queue::new(virtqueue), GFP_KERNEL)?;
-            queue.with_virtqueue(|virtqueue| {
-                // SAFETY: The queue is boxed and pinned, and is dropped only after
-                // `delete_queues`: by `Started` below, or by the device that takes it over.
-                unsafe { device.attach_handler(virtqueue, &*queue) }
-            });
-            started.queues.push(queue, GFP_KERNEL)?;
-        }
-        device.set_ready();
-        Ok(started)
-    }
-
-    fn keep(mut self) -> KVec<Pin<KBox<Queue>>> {
-        self.keep = true;
-        core::mem::replace(&mut self.queues, KVec::new())
-    }
-}
-
-impl Drop for Started<'_> {
-    fn drop(&mut self) {
-        if !self.keep {
-            stop(self.device, &self.queues);
-        }
-    }
-}
-
-/// Resets the device, completes what is in its queues, and deletes them.
-fn stop(device: &virtio::Device, queues: &[Pin<KBox<Queue>>]) {
-    for queue in queues {
-        queue.close();
-    }
+/// Resets the device, completes what is in its queues, with `error` what it has not used, and deletes
+/// the virtqueues. May sleep.
+///
+/// To be called when the queues let nothing more in.
+fn stop(device: &virtio::Device, queues: &Queues, error: Error) {
     device.reset();
     for queue in queues {
-        queue.drain();
+        queue.drain(error);
     }
     // SAFETY: The device has been reset, and draining has taken the virtqueues out of the queues.
     unsafe { device.delete_queues() };
 }
 
-/// A device that the driver is bound to.
+/// Stops the device for good when dropped, unless it is dismissed.
+struct StopOnError<'a> {
+    device: &'a virtio::Device,
+    queues: Arc<Queues>,
+    dismissed: bool,
+}
+
+impl Drop for StopOnError<'_> {
+    fn drop(&mut self) {
+        if !self.dismissed {
+            for queue in &*self.queues {
+                queue.close();
+            }
+            stop(self.device, &self.queues, ENODEV);
+        }
+    }
+}
+
+/// Restarts a device that has stopped answering.
+struct Recovery {
+    device: NonNull<virtio::Device>,
+    vdma: Arc<Vdma>,
+}
+
+// SAFETY: The device may be used from any task; that it is still there is up to the owner.
+unsafe impl Send for Recovery {}
+// SAFETY: As above.
+unsafe impl Sync for Recovery {}
+
+impl Ward for Recovery {
+    fn check(&self) {
+        let mut late = false;
+        let mut broken = false;
+        for queue in &*self.vdma.queues {
+            match queue.tick() {
+                Health::Good => {}
+                Health::Late => late = true,
+                Health::Broken => broken = true,
+            }
+        }
+        if !late && !broken {
+            return;
+        }
+        // SAFETY: The leash of the watchdog is dropped before the device goes.
+        let device = unsafe { self.device.as_ref() };
+        // Removal, suspend and others who restart the device hold the lock; whatever they do comes
+        // before another look at the queues.
+        let Some(_lock) = device.try_lock() else {
+            return;
+        };
+        let dev = device.as_device();
+        let what = if broken { "the ring is broken" } else { "a request was not answered in time" };
+        // A broken ring is a sign of life. Otherwise the device has to give one: to start a device
+        // whose back end is gone makes QEMU abort (11.1), and the guest with it.
+        if !broken && !self.vdma.answers() {
+            dev_err!(
+                dev,
+                "{}, and the device does not answer any more; given up. Plug it anew, or bind the driver again\n",
+                what
+            );
+            self.vdma.give_up();
+            stop(device, &self.vdma.queues, ENODEV);
+            return;
+        }
+        dev_warn!(dev, "{}; resetting the device\n", what);
+        match device.restart() {
+            Ok(()) => dev_info!(dev, "the device is back\n"),
+            Err(error) => dev_err!(dev, "the device does not come back: {:?}; given up\n", error),
+        }
+    }
+}
+
+/// A device that the driver is bound to. The leash goes first: nothing is restarted any more.
 pub(crate) struct Bound {
+    leash: Option<Leash>,
     node: Option<Pin<KBox<chardev::Registration<Vdma>>>>,
     vdma: Arc<Vdma>,
     number: Number,
@@ -292,16 +372,19 @@ impl virtio::Driver for Driver {
             return Err(EINVAL);
         }
 
-        let started = Started::new(device, config.num_queues.get().into())?;
-        let queue = started.queues.first().ok_or(ENODEV)?;
+        let timeout_ms = crate::module_parameters::timeout_ms.value();
+        let watchdog = Watchdog::new(timeout_ms.div_ceil(PERIODS_PER_TIMEOUT))?;
+        let mut queues = Queues::with_capacity(config.num_queues.get().into(), GFP_KERNEL)?;
+        for _ in 0..config.num_queues.get() {
+            queues.push(KBox::pin_init(Queue::new(watchdog.clone()), GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        let queues = Arc::new(queues, GFP_KERNEL)?;
         let counters = Arc::new(Counters::new(), GFP_KERNEL)?;
-        // The device answers only when device memory is mapped, if it can be: see the specification.
-        let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
-        submit_one(queue, nop, None, counters.clone())?
-            .wait_milliseconds(FIRST_ANSWER_MS)
-            .inspect_err(|error| {
-                dev_err!(dev, "no answer to the first request: {:?}; is the backend alive?\n", error);
-            })?;
+        let mut on_error = StopOnError { device, queues: queues.clone(), dismissed: false };
+        start(device, &queues, &counters).inspect_err(|error| {
+            dev_err!(dev, "no answer to the first request: {:?}; is the backend alive?\n", error);
+        })?;
+        let queue = queues.first().ok_or(ENODEV)?;
         let config = read_config(device);
 
         let queue_size = queue.with_virtqueue(|virtqueue| virtqueue.size()).ok_or(ENODEV)?;
@@ -317,7 +400,7 @@ impl virtio::Driver for Driver {
             operations: config.operations.get(),
             bar_address: bar.map_or(0, |bar| bar.address()),
             bar_size: bar.map_or(0, |bar| bar.size()),
-            num_queues: started.queues.len() as u32,
+            num_queues: queues.len() as u32,
             queue_size,
             max_segments: segments.max(1),
             max_transfer: config.max_transfer.get() & !(kernel::page::PAGE_SIZE as u32 - 1),
@@ -326,7 +409,7 @@ impl virtio::Driver for Driver {
         };
         let vdma = Arc::pin_init(
             try_pin_init!(Vdma {
-                queues: started.keep(),
+                queues: queues.clone(),
                 info,
                 max_segment: device.max_segment(),
                 bar,
@@ -335,11 +418,10 @@ impl virtio::Driver for Driver {
             }? Error),
             GFP_KERNEL,
         )?;
-        let stop_on_error = |error| {
-            stop(device, &vdma.queues);
-            error
-        };
-        let bound = Bound::new(device, vdma.clone()).map_err(stop_on_error)?;
+        let mut bound = Bound::new(device, vdma.clone())?;
+        let recovery = Recovery { device: device.into(), vdma };
+        bound.leash = Some(watchdog.watch(Arc::new(recovery, GFP_KERNEL)?));
+        on_error.dismissed = true;
         dev_info!(
             dev,
             "vdma{}: {} MiB of device memory, {} queue(s) of {}, {}\n",
@@ -352,15 +434,27 @@ impl virtio::Driver for Driver {
         Ok(bound)
     }
 
-    fn remove(device: &virtio::Device, mut bound: KBox<Bound>) {
-        // No new files, then no new requests, then no access through mappings; what is with the
-        // device comes back when it is reset.
-        bound.node = None;
-        for queue in &bound.vdma.queues {
-            queue.close();
+    fn quiesce(device: &virtio::Device, bound: &Bound) {
+        for queue in &*bound.vdma.queues {
+            queue.pause();
         }
-        bound.vdma.space.unmap_all();
-        stop(device, &bound.vdma.queues);
+        stop(device, &bound.vdma.queues, EIO);
+    }
+
+    fn resume(device: &virtio::Device, bound: &Bound) -> Result {
+        start(device, &bound.vdma.queues, &bound.vdma.counters).inspect_err(|_| {
+            bound.vdma.give_up();
+            stop(device, &bound.vdma.queues, ENODEV);
+        })
+    }
+
+    fn remove(device: &virtio::Device, mut bound: KBox<Bound>) {
+        // No restart any more, no new files, no new requests, no access through mappings; what is
+        // with the device comes back when it is reset.
+        bound.leash = None;
+        bound.node = None;
+        bound.vdma.give_up();
+        stop(device, &bound.vdma.queues, ENODEV);
     }
 }
 
@@ -373,7 +467,7 @@ impl Bound {
         // for `Vdma` are installed when the module is loaded.
         let node = unsafe { chardev::Registration::new(name, vdma.clone(), parent) };
         let node = KBox::pin_init(node, GFP_KERNEL)?;
-        Ok(KBox::new(Self { node: Some(node), vdma, number }, GFP_KERNEL)?)
+        Ok(KBox::new(Self { leash: None, node: Some(node), vdma, number }, GFP_KERNEL)?)
     }
 }
 

@@ -30,6 +30,7 @@ mod transfer;
 mod virtio;
 mod vma;
 mod wait;
+mod watchdog;
 
 module! {
     type: VirtioDma,
@@ -37,7 +38,12 @@ module! {
     authors: ["The vdma authors"],
     description: "vdma virtio DMA device",
     license: "GPL v2",
-    params: {},
+    params: {
+        timeout_ms: u32 {
+            default: 30000,
+            description: "Milliseconds after which an unanswered request makes the driver reset the device (0: never)",
+        },
+    },
 }
 
 /// What the loaded module owns. Fields are dropped in this order: first no device is driven any

@@ -5,8 +5,9 @@
 use crate::{
     request::Request,
     slab::SlabBox,
-    spinlock::{new_irq_spinlock, IrqSpinLock},
+    spinlock::{new_irq_spinlock, IrqSaveBackend, IrqSpinLock},
     virtio::{QueueHandler, VirtQueue},
+    watchdog::Watchdog,
 };
 use kernel::{
     bindings,
@@ -14,7 +15,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
-        CondVar,
+        lock::Guard,
+        Arc, CondVar,
     },
 };
 
@@ -30,12 +32,43 @@ pub(crate) enum WhenFull {
     Fail,
 }
 
+/// Periods of the watchdog that are told apart. A request that is still there when its period comes
+/// round again is late.
+const EPOCHS: usize = 4;
+
+/// Periods that pass, at the least, before a request counts as late.
+pub(crate) const PERIODS_PER_TIMEOUT: u32 = EPOCHS as u32 - 1;
+
+/// How a queue is.
+pub(crate) enum Health {
+    /// Requests come back, or there are none.
+    Good,
+    /// A request has been with the device for [`PERIODS_PER_TIMEOUT`] periods.
+    Late,
+    /// The device has broken the rules of the ring, and virtio has stopped using it.
+    Broken,
+}
+
+/// Who may submit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    /// Everybody.
+    Open,
+    /// Nobody for now: the device is being restarted.
+    Paused,
+    /// Nobody any more.
+    Closed,
+}
+
 struct Ring {
     queue: Option<VirtQueue<SlabBox<Request>>>,
     /// Requests in the ring.
     in_flight: usize,
-    /// Set when nothing may be submitted any more.
-    closed: bool,
+    /// How many of them were submitted in each of the last periods.
+    ages: [usize; EPOCHS],
+    /// The current period.
+    epoch: usize,
+    gate: Gate,
     /// Tasks that wait for room.
     waiting: usize,
 }
@@ -49,18 +82,51 @@ pub(crate) struct Queue {
     room: CondVar,
     /// Kicks that are being sent: the virtqueue may not be deleted under them.
     kicks: Atomic<i32>,
+    /// Told when the device has broken the rules of the ring.
+    watchdog: Arc<Watchdog>,
 }
 
 impl Queue {
-    pub(crate) fn new(queue: VirtQueue<SlabBox<Request>>) -> impl PinInit<Self> {
+    /// A queue without a ring: [`Queue::open`] gives it one.
+    pub(crate) fn new(watchdog: Arc<Watchdog>) -> impl PinInit<Self> {
         pin_init!(Self {
             ring <- new_irq_spinlock!(
-                Ring { queue: Some(queue), in_flight: 0, closed: false, waiting: 0 },
+                Ring {
+                    queue: None,
+                    in_flight: 0,
+                    ages: [0; EPOCHS],
+                    epoch: 0,
+                    gate: Gate::Paused,
+                    waiting: 0,
+                },
                 "vdma_ring"
             ),
             room <- new_condvar!("vdma_room"),
             kicks: Atomic::new(0),
+            watchdog,
         })
+    }
+
+    /// Takes `queue` into use.
+    pub(crate) fn open(&self, queue: VirtQueue<SlabBox<Request>>) {
+        let mut ring = self.ring.lock();
+        ring.queue = Some(queue);
+        ring.gate = Gate::Open;
+        drop(ring);
+        self.room.notify_all();
+    }
+
+    /// Begins a new period, and says how the queue is.
+    pub(crate) fn tick(&self) -> Health {
+        let mut ring = self.ring.lock();
+        ring.epoch = (ring.epoch + 1) % EPOCHS;
+        if ring.queue.as_ref().is_some_and(|queue| queue.is_broken()) {
+            Health::Broken
+        } else if ring.ages[ring.epoch] > 0 {
+            Health::Late
+        } else {
+            Health::Good
+        }
     }
 
     /// Runs `f` on the virtqueue, while there is one.
@@ -87,12 +153,22 @@ impl Queue {
         let mut ring = self.ring.lock();
         let error = loop {
             let state = &mut *ring;
-            let Some(queue) = state.queue.as_mut().filter(|_| !state.closed) else {
-                break ENODEV;
+            let queue = match (state.gate, state.queue.as_mut()) {
+                (Gate::Open, Some(queue)) => queue,
+                (Gate::Closed, _) => break ENODEV,
+                _ if when_full == WhenFull::Fail => break EAGAIN,
+                _ => {
+                    if self.wait(&mut ring) {
+                        break EINTR;
+                    }
+                    continue;
+                }
             };
+            request.set_epoch(state.epoch);
             match queue.add(request) {
                 Ok(()) => {
                     state.in_flight += 1;
+                    state.ages[state.epoch] += 1;
                     let kick = queue.prepare_kick();
                     if let Some(kick) = kick {
                         self.kicks.add(1, Relaxed);
@@ -122,16 +198,21 @@ impl Queue {
             if when_full == WhenFull::Fail {
                 break EAGAIN;
             }
-            state.waiting += 1;
-            let signalled = self.room.wait_interruptible(&mut ring);
-            ring.waiting -= 1;
-            if signalled {
+            if self.wait(&mut ring) {
                 break EINTR;
             }
         };
         drop(ring);
         request.transfer().request_retracted(pages, segments);
         Err((error, request))
+    }
+
+    /// Waits until the ring may have room; returns whether a signal came instead.
+    fn wait(&self, ring: &mut Guard<'_, Ring, IrqSaveBackend>) -> bool {
+        ring.waiting += 1;
+        let signalled = self.room.wait_interruptible(ring);
+        ring.waiting -= 1;
+        signalled
     }
 
     /// Takes up to [`BATCH`] used requests off the ring; returns whether there may be more.
@@ -147,13 +228,18 @@ impl Queue {
             while count < BATCH {
                 let Some(used) = queue.pop() else { break };
                 state.in_flight -= 1;
+                state.ages[used.0.epoch()] -= 1;
                 batch[count] = Some(used);
                 count += 1;
             }
             if count == BATCH {
                 break true;
             }
-            if queue.is_broken() || queue.enable_interrupt() {
+            if queue.is_broken() {
+                self.watchdog.alarm();
+                break false;
+            }
+            if queue.enable_interrupt() {
                 break false;
             }
         };
@@ -165,26 +251,39 @@ impl Queue {
         more
     }
 
-    /// Lets nothing more in, and sends away who waits for room.
+    /// Lets nothing more in for now; who may wait does.
+    pub(crate) fn pause(&self) {
+        let mut ring = self.ring.lock();
+        if ring.gate == Gate::Open {
+            ring.gate = Gate::Paused;
+        }
+    }
+
+    /// Lets nothing more in ever, and sends away who waits.
     pub(crate) fn close(&self) {
-        self.ring.lock().closed = true;
+        self.ring.lock().gate = Gate::Closed;
         self.room.notify_all();
     }
 
-    /// Completes every request, with its answer or with `ENODEV`, and gives up the virtqueue, which
+    /// Completes every request, with its answer or with `error`, and gives up the virtqueue, which
     /// may be deleted afterwards. May sleep.
     ///
-    /// To be called on a closed queue of a device that has been reset.
-    pub(crate) fn drain(&self) {
+    /// To be called on a paused or closed queue of a device that has been reset.
+    pub(crate) fn drain(&self, error: Error) {
         while self.kicks.load(Acquire) != 0 {
             // SAFETY: Removal runs in process context, where sleeping is allowed.
             unsafe { bindings::msleep(1) };
         }
         self.on_used();
-        let queue = self.ring.lock().queue.take();
+        let queue = {
+            let mut ring = self.ring.lock();
+            ring.in_flight = 0;
+            ring.ages = [0; EPOCHS];
+            ring.queue.take()
+        };
         if let Some(mut queue) = queue {
             while let Some(request) = queue.detach_unused() {
-                request.abandon();
+                request.abandon(error);
             }
         }
     }

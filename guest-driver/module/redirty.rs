@@ -76,7 +76,7 @@ pub(crate) fn defer(mut request: SlabBox<Request>, answer: Answer) {
     let inner = INNER.load(Acquire);
     // SAFETY: Requests exist only while a driver is registered, and then there is a worker.
     let Some(inner) = (unsafe { inner.as_ref() }) else {
-        return request.abandon();
+        return request.abandon(ENODEV);
     };
     {
         let mut waiting = inner.waiting.lock();

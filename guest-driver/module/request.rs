@@ -38,6 +38,8 @@ pub(crate) struct Request {
     pages: HeldPages,
     transfer: ARef<Transfer>,
     position: usize,
+    /// When it went to the device, in the reckoning of its queue.
+    epoch: usize,
     /// The checked answer, and the next request, in the list of those whose pages wait to be marked
     /// dirty again.
     deferred: Option<Answer>,
@@ -96,6 +98,7 @@ impl SlabBox<Request> {
             pages,
             transfer,
             position,
+            epoch: 0,
             deferred: None,
             next: None,
             _pin: PhantomPinned,
@@ -113,6 +116,17 @@ impl SlabBox<Request> {
     /// Pinned pages and scatter-gather entries of the data.
     pub(crate) fn extent(&self) -> (usize, usize) {
         (self.pages.pinned_pages(), self.pages.entries())
+    }
+
+    /// When the request went to the device, in the reckoning of its queue.
+    pub(crate) fn epoch(&self) -> usize {
+        self.epoch
+    }
+
+    /// Notes when the request goes to the device.
+    pub(crate) fn set_epoch(&mut self, epoch: usize) {
+        // SAFETY: The field is not pinned.
+        unsafe { self.as_mut().get_unchecked_mut() }.epoch = epoch;
     }
 
     pub(crate) fn transfer(&self) -> &Transfer {
@@ -154,9 +168,9 @@ impl SlabBox<Request> {
         self.finish(answer);
     }
 
-    /// Gives the request up: the device is gone. Any context.
-    pub(crate) fn abandon(self) {
-        self.finish(Answer { result: Err(ENODEV), moved: 0, value: 0 });
+    /// Gives the request up: the device was reset. Any context.
+    pub(crate) fn abandon(self, error: Error) {
+        self.finish(Answer { result: Err(error), moved: 0, value: 0 });
     }
 
     fn finish(self, answer: Answer) {

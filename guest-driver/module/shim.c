@@ -112,3 +112,23 @@ pgoff_t vdma_vma_pgoff(const struct vm_area_struct *vma)
 {
 	return vma->vm_pgoff;
 }
+
+void vdma_init_delayed_work(struct delayed_work *work, work_func_t run)
+{
+	INIT_DELAYED_WORK(work, run);
+}
+
+void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay)
+{
+	mod_delayed_work(system_dfl_wq, work, delay);
+}
+
+bool vdma_device_trylock(struct device *dev)
+{
+	return device_trylock(dev);
+}
+
+void vdma_device_unlock(struct device *dev)
+{
+	device_unlock(dev);
+}

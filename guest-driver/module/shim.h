@@ -9,6 +9,7 @@
 #include <linux/uio.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
+#include <linux/workqueue.h>
 
 int vdma_virtio_find_vqs(struct virtio_device *vdev, unsigned int count, struct virtqueue **queues,
 			 struct virtqueue_info *info);
@@ -35,5 +36,11 @@ bool vdma_pages_are_dirty(struct page *page, unsigned long count);
 int vdma_io_remap_pfn_range(struct vm_area_struct *vma, unsigned long address, unsigned long pfn,
 			    unsigned long size);
 pgoff_t vdma_vma_pgoff(const struct vm_area_struct *vma);
+
+void vdma_init_delayed_work(struct delayed_work *work, work_func_t run);
+void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay);
+
+bool vdma_device_trylock(struct device *dev);
+void vdma_device_unlock(struct device *dev);
 
 #endif

@@ -4,8 +4,9 @@
 
 use super::{Buffer, VirtQueue};
 use crate::bindings::{
+    vdma_device_trylock, vdma_device_unlock,
     vdma_virtio_cread_words, vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features,
-    vdma_virtio_find_vqs, vdma_virtio_get_shm_region, virtio_device, virtio_max_dma_size,
+    vdma_virtio_find_vqs, vdma_virtio_get_shm_region, virtio_device, virtio_device_reset_done, virtio_device_reset_prepare, virtio_max_dma_size,
     virtio_reset_device, virtio_shm_region, virtqueue, virtqueue_info,
 };
 use core::{mem::size_of, ptr};
@@ -52,6 +53,16 @@ impl Private {
             handlers: core::array::from_fn(|_| Atomic::new(ptr::null_mut())),
             data: ptr::null_mut(),
         }
+    }
+}
+
+/// The lock of a device, until dropped.
+pub(crate) struct DeviceLock<'a>(&'a Device);
+
+impl Drop for DeviceLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The lock was taken when this object was made.
+        unsafe { vdma_device_unlock(self.0.as_device_ptr()) }
     }
 }
 
@@ -197,6 +208,24 @@ impl Device {
     pub(crate) fn reset(&self) {
         // SAFETY: Valid by the type's invariant.
         unsafe { virtio_reset_device(self.raw()) }
+    }
+
+    /// The lock that the driver core holds while it binds, unbinds or suspends the device, if nobody
+    /// has it.
+    pub(crate) fn try_lock(&self) -> Option<DeviceLock<'_>> {
+        // SAFETY: The embedded device is initialized.
+        unsafe { vdma_device_trylock(self.as_device_ptr()) }.then_some(DeviceLock(self))
+    }
+
+    /// Resets the device and negotiates its features again, with [`super::Driver::quiesce`] before and
+    /// [`super::Driver::resume`] after. May sleep.
+    ///
+    /// The caller makes sure that the device is not removed meanwhile.
+    pub(crate) fn restart(&self) -> Result {
+        // SAFETY: Valid by the type's invariant; the driver has the callbacks that this needs.
+        kernel::error::to_result(unsafe { virtio_device_reset_prepare(self.raw()) })?;
+        // SAFETY: As above.
+        kernel::error::to_result(unsafe { virtio_device_reset_done(self.raw()) })
     }
 
     /// Deletes all queues and frees their interrupts; a handler that runs is waited for. May sleep.

@@ -22,6 +22,13 @@ pub(crate) trait Driver: 'static {
     /// Binds to a device. The device answers nothing before [`Device::set_ready`].
     fn probe(device: &Device) -> Result<Self::Data>;
 
+    /// Stops using the device: it is about to be reset by somebody else, or to sleep. The queues have
+    /// to be deleted when this returns.
+    fn quiesce(device: &Device, data: <Self::Data as ForeignOwnable>::Borrowed<'_>);
+
+    /// Uses the device again, which has been reset and has its features negotiated.
+    fn resume(device: &Device, data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> Result;
+
     /// Lets a device go. It has to be reset, and its queues deleted, when this returns.
     fn remove(device: &Device, data: Self::Data);
 }
@@ -61,6 +68,10 @@ impl<T: Driver> Registration<T> {
                     feature_table_size: T::FEATURES.len() as u32,
                     probe: Some(Self::probe),
                     remove: Some(Self::remove),
+                    freeze: Some(Self::quiesce),
+                    restore: Some(Self::resume),
+                    reset_prepare: Some(Self::quiesce),
+                    reset_done: Some(Self::resume),
                     ..Default::default()
                 };
                 driver.driver.name = name.as_ptr().cast();
@@ -94,6 +105,22 @@ impl<T: Driver> Registration<T> {
                 }
             }
         })
+    }
+
+    extern "C" fn quiesce(raw: *mut virtio_device) -> c_int {
+        // SAFETY: As in `probe`.
+        let device = unsafe { Device::from_raw(raw) };
+        // SAFETY: The device is bound, so `probe` has stored the pointer, and `remove` does not run.
+        T::quiesce(device, unsafe { T::Data::borrow((*device.private()).data) });
+        0
+    }
+
+    extern "C" fn resume(raw: *mut virtio_device) -> c_int {
+        // SAFETY: As in `probe`.
+        let device = unsafe { Device::from_raw(raw) };
+        // SAFETY: As in `quiesce`.
+        let data = unsafe { T::Data::borrow((*device.private()).data) };
+        from_result(|| T::resume(device, data).map(|()| 0))
     }
 
     extern "C" fn remove(raw: *mut virtio_device) {
