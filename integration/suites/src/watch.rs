@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// and delayed frees are taken apart by worker threads.
 const LET_GO: Duration = Duration::from_secs(5);
 
+/// Makes the counts of `/proc/vmstat` exact.
+const REFRESH: &str = "/proc/sys/vm/stat_refresh";
+
 /// The state that has to be the same before and after a test.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Holdings {
@@ -20,15 +23,13 @@ pub(crate) struct Holdings {
 impl Holdings {
     /// The state now.
     pub(crate) fn now() -> Result<Self> {
-        let vmstat = fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
-        let count = |name: &str| counter(&vmstat, name);
         let driver_users = match fs::read_to_string("/sys/module/virtio_dma/refcnt") {
             Ok(text) => text.trim().parse().context("the driver's use count")?,
             // A test may unload the driver.
             Err(_) => 0,
         };
         Ok(Self {
-            pinned_pages: count("nr_foll_pin_acquired")? - count("nr_foll_pin_released")?,
+            pinned_pages: pinned_pages()?,
             driver_users,
         })
     }
@@ -54,6 +55,20 @@ impl Holdings {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Pages that are pinned for DMA, in the whole system.
+pub(crate) fn pinned_pages() -> Result<i64> {
+    // Each CPU keeps what it counted for up to a second, unless it is asked.
+    if let Err(error) = fs::write(REFRESH, "1")
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        // A kernel for one CPU has no such file, and nothing to ask for.
+        return Err(error).context(REFRESH);
+    }
+    let vmstat = fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
+    let count = |name: &str| counter(&vmstat, name);
+    Ok(count("nr_foll_pin_acquired")? - count("nr_foll_pin_released")?)
 }
 
 fn counter(vmstat: &str, name: &str) -> Result<i64> {

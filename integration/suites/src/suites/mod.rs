@@ -1,10 +1,30 @@
 //! All suites. A test is reached as `SUITE::TEST`.
 
+mod asynchronous;
+mod device_errors;
 mod guest;
+mod interrupted;
+mod mapping;
+mod memory;
 mod read_write;
+mod removal;
+mod splice;
+mod statistics;
+mod tools;
 
 use crate::test::Test;
 
 /// Every suite with its tests.
-pub(crate) const SUITES: &[(&str, &[Test])] =
-    &[("guest", guest::TESTS), ("read_write", read_write::TESTS)];
+pub(crate) const SUITES: &[(&str, &[Test])] = &[
+    ("guest", guest::TESTS),
+    ("read_write", read_write::TESTS),
+    ("asynchronous", asynchronous::TESTS),
+    ("mapping", mapping::TESTS),
+    ("memory", memory::TESTS),
+    ("interrupted", interrupted::TESTS),
+    ("device_errors", device_errors::TESTS),
+    ("statistics", statistics::TESTS),
+    ("removal", removal::TESTS),
+    ("splice", splice::TESTS),
+    ("tools", tools::TESTS),
+];

@@ -17,13 +17,25 @@ pub(crate) const TESTS: &[Test] = &[
         "any_alignment_and_length_moves_these_bytes_and_no_others",
         any_alignment_and_length_moves_these_bytes_and_no_others,
     ),
-    Test::new("reading_at_the_end_gives_nothing", reading_at_the_end_gives_nothing),
+    Test::new(
+        "reading_at_the_end_gives_nothing",
+        reading_at_the_end_gives_nothing,
+    ),
     Test::new("writing_at_the_end_is_enospc", writing_at_the_end_is_enospc),
-    Test::new("ranges_across_the_end_are_short", ranges_across_the_end_are_short),
+    Test::new(
+        "ranges_across_the_end_are_short",
+        ranges_across_the_end_are_short,
+    ),
     Test::new("negative_offsets_are_einval", negative_offsets_are_einval),
     Test::new("no_bytes_are_no_request", no_bytes_are_no_request),
-    Test::new("seeking_to_the_end_gives_the_size", seeking_to_the_end_gives_the_size),
-    Test::new("the_position_moves_by_what_was_moved", the_position_moves_by_what_was_moved),
+    Test::new(
+        "seeking_to_the_end_gives_the_size",
+        seeking_to_the_end_gives_the_size,
+    ),
+    Test::new(
+        "the_position_moves_by_what_was_moved",
+        the_position_moves_by_what_was_moved,
+    ),
     Test::new("segments_inside_of_one_page", segments_inside_of_one_page),
     Test::new("segments_over_many_pages", segments_over_many_pages),
     Test::new("one_page_a_thousand_times", one_page_a_thousand_times),
@@ -32,13 +44,28 @@ pub(crate) const TESTS: &[Test] = &[
         long_transfers_are_split_and_reassembled,
     ),
     Test::new("a_bad_pointer_is_efault", a_bad_pointer_is_efault),
-    Test::new("bad_memory_behind_good_is_short", bad_memory_behind_good_is_short),
-    Test::new("read_only_memory_is_a_source_only", read_only_memory_is_a_source_only),
+    Test::new(
+        "bad_memory_behind_good_is_short",
+        bad_memory_behind_good_is_short,
+    ),
+    Test::new(
+        "read_only_memory_is_a_source_only",
+        read_only_memory_is_a_source_only,
+    ),
     Test::new("device_memory_is_no_buffer", device_memory_is_no_buffer),
-    Test::new("direct_files_take_any_alignment", direct_files_take_any_alignment),
+    Test::new(
+        "direct_files_take_any_alignment",
+        direct_files_take_any_alignment,
+    ),
     Test::new("nowait_works_or_says_again", nowait_works_or_says_again),
-    Test::new("high_priority_reads_and_writes", high_priority_reads_and_writes),
-    Test::new("many_threads_and_openers_at_once", many_threads_and_openers_at_once),
+    Test::new(
+        "high_priority_reads_and_writes",
+        high_priority_reads_and_writes,
+    ),
+    Test::new(
+        "many_threads_and_openers_at_once",
+        many_threads_and_openers_at_once,
+    ),
     Test::new("the_access_mode_is_honoured", the_access_mode_is_honoured),
     Test::new("other_ioctls_are_enotty", other_ioctls_are_enotty),
 ];
@@ -96,16 +123,28 @@ fn random_operations(seed: u64) -> Result<()> {
             if is_write { "write" } else { "read" }
         );
         if is_write {
-            let moved = buffer.drain_to(file, range.clone(), position)?.context(what.clone())?;
+            let moved = buffer
+                .drain_to(file, range.clone(), position)?
+                .context(what.clone())?;
             ensure!(moved == length, "{what}: {moved} bytes");
             oracle[device_range].copy_from_slice(&before[range]);
-            bytes::expect(&buffer.read(0..BUFFER)?, &before, &format!("{what}: the buffer"))?;
+            bytes::expect(
+                &buffer.read(0..BUFFER)?,
+                &before,
+                &format!("{what}: the buffer"),
+            )?;
         } else {
-            let moved = buffer.fill_from(file, range.clone(), position)?.context(what.clone())?;
+            let moved = buffer
+                .fill_from(file, range.clone(), position)?
+                .context(what.clone())?;
             ensure!(moved == length, "{what}: {moved} bytes");
             let mut expected = before;
             expected[range].copy_from_slice(&oracle[device_range]);
-            bytes::expect(&buffer.read(0..BUFFER)?, &expected, &format!("{what}: the buffer"))?;
+            bytes::expect(
+                &buffer.read(0..BUFFER)?,
+                &expected,
+                &format!("{what}: the buffer"),
+            )?;
         }
     }
     // The CPU sees device memory through the BAR, and so knows nothing of what DMA got wrong.
@@ -179,7 +218,10 @@ fn no_bytes_are_no_request() -> Result<()> {
     }
     let empty: [IoSlice<'_>; 3] = [IoSlice::new(&[]), IoSlice::new(&[]), IoSlice::new(&[])];
     ensure!(rustix::io::pwritev(device.file(), &empty, 0)? == 0);
-    ensure!(device.file_statistics()?.submitted == 0, "a request was made");
+    ensure!(
+        device.file_statistics()?.submitted == 0,
+        "a request was made"
+    );
     Ok(())
 }
 
@@ -190,7 +232,11 @@ fn seeking_to_the_end_gives_the_size() -> Result<()> {
     ensure!(file.seek(SeekFrom::End(0))? == size, "not the size");
     ensure!(file.seek(SeekFrom::End(-5))? == size - 5);
     ensure!(file.seek(SeekFrom::Current(3))? == size - 2);
-    errno::expect(file.seek(SeekFrom::Current(i64::MIN)), Errno::INVAL, "a seek to before 0")
+    errno::expect(
+        file.seek(SeekFrom::Current(i64::MIN)),
+        Errno::INVAL,
+        "a seek to before 0",
+    )
 }
 
 fn the_position_moves_by_what_was_moved() -> Result<()> {
@@ -212,7 +258,10 @@ fn the_position_moves_by_what_was_moved() -> Result<()> {
     ensure!(file.read(&mut read)? == 10, "more than there is");
     ensure!(file.stream_position()? == size);
     errno::expect(file.write(&[1]), Errno::NOSPC, "a write at the end")?;
-    ensure!(file.stream_position()? == size, "a failed write moved the position");
+    ensure!(
+        file.stream_position()? == size,
+        "a failed write moved the position"
+    );
     // Positioned calls leave it alone.
     file.read_exact_at(&mut read, 0)?;
     ensure!(file.stream_position()? == size);
@@ -313,8 +362,14 @@ fn long_transfers_are_split_and_reassembled() -> Result<()> {
     ensure!(moved == LENGTH, "{moved} bytes read in one call");
     bytes::expect(&target.read(0..LENGTH)?, &data, "what came back")?;
     let statistics = device.file_statistics()?;
-    ensure!(statistics.submitted > 2, "the calls were not split: {statistics:?}");
-    ensure!(statistics.completed == statistics.submitted, "{statistics:?}");
+    ensure!(
+        statistics.submitted > 2,
+        "the calls were not split: {statistics:?}"
+    );
+    ensure!(
+        statistics.completed == statistics.submitted,
+        "{statistics:?}"
+    );
     ensure!(statistics.bytes_read == LENGTH as u64, "{statistics:?}");
     Ok(())
 }
@@ -349,9 +404,17 @@ fn a_bad_pointer_is_efault() -> Result<()> {
         for length in [1, 100, 3 * PAGE] {
             // SAFETY: Nothing is mapped there: no mapping was made since the hole was.
             let result = unsafe { region::pread(device.file(), address, length, 0) };
-            errno::expect(result, Errno::FAULT, &format!("a read of {length} bytes to {what}"))?;
+            errno::expect(
+                result,
+                Errno::FAULT,
+                &format!("a read of {length} bytes to {what}"),
+            )?;
             let result = region::pwrite(device.file(), address, length, 0);
-            errno::expect(result, Errno::FAULT, &format!("a write of {length} from {what}"))?;
+            errno::expect(
+                result,
+                Errno::FAULT,
+                &format!("a write of {length} from {what}"),
+            )?;
         }
     }
     still_works()
@@ -377,7 +440,11 @@ fn bad_memory_behind_good_is_short() -> Result<()> {
             (1..=most).contains(&moved),
             "{moved} bytes read into {most} good ones"
         );
-        bytes::expect(&buffer.read(start..start + moved)?, &data[..moved], "the good half")?;
+        bytes::expect(
+            &buffer.read(start..start + moved)?,
+            &data[..moved],
+            "the good half",
+        )?;
 
         let source = bytes::random(7, good);
         buffer.write(0, &source)?;
@@ -389,7 +456,11 @@ fn bad_memory_behind_good_is_short() -> Result<()> {
         );
         let mut back = vec![0; data.len()];
         device.file().read_exact_at(&mut back, position)?;
-        bytes::expect(&back[..moved], &source[start..start + moved], "the good half")?;
+        bytes::expect(
+            &back[..moved],
+            &source[start..start + moved],
+            "the good half",
+        )?;
         bytes::expect(&back[moved..], &data[moved..], "device memory behind it")?;
     }
     still_works()
@@ -402,7 +473,10 @@ fn read_only_memory_is_a_source_only() -> Result<()> {
     buffer.write(0, &data)?;
     buffer.protect(MprotectFlags::READ)?;
     let moved = buffer.drain_to(device.file(), 0..data.len(), 50)??;
-    ensure!(moved == data.len(), "{moved} bytes written from read-only memory");
+    ensure!(
+        moved == data.len(),
+        "{moved} bytes written from read-only memory"
+    );
     let mut back = vec![0; data.len()];
     device.file().read_exact_at(&mut back, 50)?;
     bytes::expect(&back, &data, "what read-only memory held")?;
@@ -425,7 +499,11 @@ fn read_only_memory_is_a_source_only() -> Result<()> {
 
     buffer.protect(MprotectFlags::empty())?;
     let result = buffer.drain_to(device.file(), 0..PAGE, 0)?;
-    errno::expect(result, Errno::FAULT, "a write from memory without any right")?;
+    errno::expect(
+        result,
+        Errno::FAULT,
+        "a write from memory without any right",
+    )?;
     still_works()
 }
 
@@ -480,11 +558,13 @@ fn nowait_works_or_says_again() -> Result<()> {
 
         back.fill(0);
         let mut target = [IoSliceMut::new(&mut back)];
-        let result =
-            rustix::io::preadv2(device.file(), &mut target, 0, ReadWriteFlags::NOWAIT);
+        let result = rustix::io::preadv2(device.file(), &mut target, 0, ReadWriteFlags::NOWAIT);
         let read = or_again(result)?.unwrap_or(0);
         bytes::expect(&back[..read], &expected[..read], "a read with RWF_NOWAIT")?;
-        ensure!(back[read..].iter().all(|&byte| byte == 0), "bytes beyond the count");
+        ensure!(
+            back[read..].iter().all(|&byte| byte == 0),
+            "bytes beyond the count"
+        );
     }
     Ok(())
 }
@@ -510,7 +590,11 @@ fn many_threads_and_openers_at_once() -> Result<()> {
     let work = |thread: usize| -> Result<()> {
         // Every other thread has a file of its own.
         let own = open()?;
-        let file = if thread % 2 == 0 { own.file() } else { shared.file() };
+        let file = if thread.is_multiple_of(2) {
+            own.file()
+        } else {
+            shared.file()
+        };
         let base = (thread * EACH) as u64;
         let mut random = fastrand::Rng::with_seed(thread as u64);
         let mut oracle = vec![0; 64 * KIB];
@@ -546,9 +630,17 @@ fn the_access_mode_is_honoured() -> Result<()> {
     let read_only = File::open(NODE)?;
     let mut buffer = [0; 10];
     read_only.read_exact_at(&mut buffer, 0)?;
-    errno::expect(read_only.write_at(&buffer, 0), Errno::BADF, "a write to a read-only file")?;
+    errno::expect(
+        read_only.write_at(&buffer, 0),
+        Errno::BADF,
+        "a write to a read-only file",
+    )?;
     let result = Region::file(&read_only, 0, PAGE, MapFlags::SHARED).map(|region| region.len());
-    errno::expect(result, Errno::ACCESS, "a writable mapping of a read-only file")?;
+    errno::expect(
+        result,
+        Errno::ACCESS,
+        "a writable mapping of a read-only file",
+    )?;
 
     let write_only = OpenOptions::new().write(true).open(NODE)?;
     write_only.write_all_at(&buffer, 0)?;

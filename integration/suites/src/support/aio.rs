@@ -105,7 +105,12 @@ impl Context {
         // SAFETY: The kernel copies the iocbs and checks what they say; the caller vouches for the
         // buffers.
         let result = unsafe {
-            libc::syscall(libc::SYS_io_submit, self.0, pointers.len(), pointers.as_ptr())
+            libc::syscall(
+                libc::SYS_io_submit,
+                self.0,
+                pointers.len(),
+                pointers.as_ptr(),
+            )
         };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
@@ -123,7 +128,14 @@ impl Context {
             let room = events[got..].as_mut_ptr();
             // SAFETY: There is room for as many events as are asked for.
             let result = unsafe {
-                libc::syscall(libc::SYS_io_getevents, self.0, left, left, room, &raw mut time)
+                libc::syscall(
+                    libc::SYS_io_getevents,
+                    self.0,
+                    left,
+                    left,
+                    room,
+                    &raw mut time,
+                )
             };
             let more = usize::try_from(result)
                 .map_err(|_| io::Error::last_os_error())

@@ -66,7 +66,12 @@ pub(crate) fn is_loaded() -> bool {
 
 /// Loads the module and waits for the node.
 pub(crate) fn load() -> Result<()> {
-    tool(&["modprobe", "virtio_dma"])?;
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy();
+    tool(&[
+        "insmod",
+        &format!("/lib/modules/{release}/updates/virtio_dma.ko"),
+    ])?;
     wait_for_node()
 }
 

@@ -4,10 +4,12 @@
 
 use std::ops::Range;
 
-/// Arguments of the backend. The ranges are those below.
+/// Arguments of the backend. The ranges are those below; syncing takes two seconds.
 pub(crate) const ARGUMENTS: &[&str] = &[
     "--fault=delay=250ms,range=16M+1M",
     "--fault=delay=2ms,range=17M+1M",
+    "--fault=delay=2s,range=18M+1M",
+    "--fault=delay=2s,op=flush",
     "--fault=fail=io-error,range=32M+64K",
     "--fault=fail=unsupported,range=33M+64K",
     "--fault=fail=bad-request,range=34M+64K",
@@ -17,8 +19,8 @@ pub(crate) const ARGUMENTS: &[&str] = &[
     "--fault=wrong-length=0,range=38M+64K",
     "--fault=wrong-length=4000000000,range=39M+64K",
     "--fault=swap,range=40M+64K",
-    "--fault=flip=3,op=read,range=41M+64K",
-    "--fault=fail=io-error,range=42M+64K,every=3",
+    "--fault=fail=io-error,range=41M+64K,every=3",
+    "--fault=twice,range=42M+64K",
 ];
 
 const MIB: u64 = 1 << 20;
@@ -27,6 +29,8 @@ const MIB: u64 = 1 << 20;
 pub(crate) const SLOW: Range<u64> = 16 * MIB..17 * MIB;
 /// Some milliseconds until a request is done.
 pub(crate) const SLUGGISH: Range<u64> = 17 * MIB..18 * MIB;
+/// Some seconds until a request is done: enough for a signal to find it there.
+pub(crate) const VERY_SLOW: Range<u64> = 18 * MIB..19 * MIB;
 /// Status `IO_ERROR`.
 pub(crate) const IO_ERROR: u64 = 32 * MIB;
 /// Status `UNSUPPORTED`.
@@ -45,7 +49,7 @@ pub(crate) const LENGTH_ZERO: u64 = 38 * MIB;
 pub(crate) const LENGTH_HUGE: u64 = 39 * MIB;
 /// Completed after the next one.
 pub(crate) const SWAPPED: u64 = 40 * MIB;
-/// Bits of what is read are inverted.
-pub(crate) const FLIPPED: u64 = 41 * MIB;
 /// Every third request fails.
-pub(crate) const EVERY_THIRD: u64 = 42 * MIB;
+pub(crate) const EVERY_THIRD: u64 = 41 * MIB;
+/// Completed twice.
+pub(crate) const TWICE: u64 = 42 * MIB;

@@ -1,12 +1,17 @@
 //! What the suites have in common.
 
+pub(crate) mod aio;
 pub(crate) mod bytes;
 pub(crate) mod child;
 pub(crate) mod driver;
 pub(crate) mod errno;
 pub(crate) mod faults;
+pub(crate) mod file_system;
+pub(crate) mod kernel_log;
 pub(crate) mod procfs;
 pub(crate) mod region;
+pub(crate) mod signal;
+pub(crate) mod uring;
 pub(crate) mod wait;
 
 use anyhow::{Context as _, Result};

@@ -32,10 +32,16 @@ pub(crate) fn smaps(address: usize) -> Result<Option<Vec<String>>> {
     let Some(first) = lines.next() else {
         return Ok(None);
     };
-    let header = |line: &str| line.split_once('-').is_some_and(|(low, _)| is_hexadecimal(low));
+    let header = |line: &str| {
+        line.split_once('-')
+            .is_some_and(|(low, _)| is_hexadecimal(low))
+    };
     let rest = lines.take_while(|line| !header(line));
     Ok(Some(
-        std::iter::once(first).chain(rest).map(str::to_owned).collect(),
+        std::iter::once(first)
+            .chain(rest)
+            .map(str::to_owned)
+            .collect(),
     ))
 }
 
@@ -55,7 +61,9 @@ pub(crate) fn field<'a>(lines: &'a [String], name: &str) -> Result<&'a str> {
 /// A field in kB of smaps or `/proc/meminfo`, in bytes.
 pub(crate) fn kilobytes(text: &str) -> Result<usize> {
     let number = text.trim().trim_end_matches("kB").trim();
-    let number: usize = number.parse().with_context(|| format!("{text} is no size"))?;
+    let number: usize = number
+        .parse()
+        .with_context(|| format!("{text} is no size"))?;
     Ok(number << 10)
 }
 

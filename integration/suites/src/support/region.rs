@@ -214,6 +214,33 @@ impl Region {
     }
 }
 
+impl Region {
+    /// Moves the mapping to another address.
+    pub(crate) fn relocate(&mut self) -> Result<()> {
+        let place = Self::anonymous(self.length)?;
+        let flags = rustix::mm::MremapFlags::MAYMOVE;
+        let (from, to, length) = (self.raw(), place.raw(), self.length);
+        // SAFETY: Both mappings belong to this function, and no reference into them exists.
+        let address = unsafe { rustix::mm::mremap_fixed(from, length, length, flags, to) }
+            .context("mremap")?;
+        // The kernel has put the one in place of the other.
+        std::mem::forget(place);
+        self.address = address.cast();
+        Ok(())
+    }
+
+    /// Splits the region after `length` bytes, a multiple of the page size.
+    pub(crate) fn split(self, length: usize) -> Result<(Self, Self)> {
+        self.check(&(0..length))?;
+        let whole = std::mem::ManuallyDrop::new(self);
+        let part = |start: usize, length| Self {
+            address: whole.at(start),
+            length,
+        };
+        Ok((part(0, length), part(length, whole.length - length)))
+    }
+}
+
 impl Drop for Region {
     fn drop(&mut self) {
         if self.length > 0 {

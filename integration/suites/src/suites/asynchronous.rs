@@ -1,0 +1,748 @@
+//! libaio and io_uring: queued in the caller's context, completed once, never lost.
+
+use anyhow::{Context as _, Result, ensure};
+use io_uring::opcode;
+use io_uring::squeue::{Entry, Flags};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use std::collections::HashSet;
+use std::os::unix::fs::FileExt as _;
+use vdma::Device;
+
+use crate::support::aio::{Context, Iocb, Opcode};
+use crate::support::child::Child;
+use crate::support::faults::{self, SLOW, SLUGGISH};
+use crate::support::region::Region;
+use crate::support::uring::{Completion, Uring, fd};
+use crate::support::{KIB, MIB, PAGE, bytes, open, procfs, wait};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("libaio_moves_many_at_once", libaio_moves_many_at_once),
+    Test::new("libaio_syncs", libaio_syncs),
+    Test::new(
+        "libaio_reports_errors_as_completions",
+        libaio_reports_errors_as_completions,
+    ),
+    Test::new(
+        "libaio_beyond_the_depth_of_the_queue",
+        libaio_beyond_the_depth_of_the_queue,
+    ),
+    Test::new("uring_reads_and_writes", uring_reads_and_writes),
+    Test::new("uring_vectors", uring_vectors),
+    Test::new("uring_registered_buffers", uring_registered_buffers),
+    Test::new(
+        "uring_beyond_the_depth_of_the_queue",
+        uring_beyond_the_depth_of_the_queue,
+    ),
+    Test::new("uring_links_keep_their_order", uring_links_keep_their_order),
+    Test::new(
+        "uring_with_a_submitting_kernel_thread",
+        uring_with_a_submitting_kernel_thread,
+    ),
+    Test::new(
+        "uring_reports_errors_as_completions",
+        uring_reports_errors_as_completions,
+    ),
+    Test::new(
+        "uring_needs_no_worker_threads",
+        uring_needs_no_worker_threads,
+    ),
+    Test::new("completions_are_never_lost", completions_are_never_lost),
+    Test::new("submitting_does_not_wait", submitting_does_not_wait)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "a_request_with_the_device_completes_when_cancelled",
+        a_request_with_the_device_completes_when_cancelled,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "closing_the_file_leaves_requests_alone",
+        closing_the_file_leaves_requests_alone,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "unmapping_a_buffer_leaves_requests_alone",
+        unmapping_a_buffer_leaves_requests_alone,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new("exit_with_libaio_in_flight", exit_with_libaio_in_flight)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new("exit_with_uring_in_flight", exit_with_uring_in_flight)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new("kill_with_libaio_in_flight", kill_with_libaio_in_flight)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new("kill_with_uring_in_flight", kill_with_uring_in_flight)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new("kill_with_a_read_in_flight", kill_with_a_read_in_flight)
+        .device_arguments(faults::ARGUMENTS),
+];
+
+/// Pieces of one buffer and of device memory: the same offsets, but for where device memory begins.
+#[derive(Clone, Copy)]
+struct Pieces {
+    count: usize,
+    length: usize,
+    position: u64,
+}
+
+impl Pieces {
+    fn total(&self) -> usize {
+        self.count * self.length
+    }
+
+    fn iocbs(&self, opcode: Opcode, device: &Device, region: &Region) -> Result<Vec<Iocb>> {
+        (0..self.count)
+            .map(|index| {
+                let start = index * self.length;
+                let offset = self.position + start as u64;
+                let data = index as u64;
+                Iocb::transfer(
+                    opcode,
+                    device.file(),
+                    region,
+                    start,
+                    self.length,
+                    offset,
+                    data,
+                )
+            })
+            .collect()
+    }
+
+    fn reads(&self, device: &Device, region: &Region) -> Vec<Entry> {
+        self.entries(|start, offset| {
+            opcode::Read::new(fd(device.file()), region.at(start), self.length_u32())
+                .offset(offset)
+                .build()
+        })
+    }
+
+    fn writes(&self, device: &Device, region: &Region) -> Vec<Entry> {
+        self.entries(|start, offset| {
+            opcode::Write::new(fd(device.file()), region.at(start), self.length_u32())
+                .offset(offset)
+                .build()
+        })
+    }
+
+    /// An entry for each piece from its place in the buffer and in device memory.
+    fn entries(&self, build: impl Fn(usize, u64) -> Entry) -> Vec<Entry> {
+        (0..self.count)
+            .map(|index| {
+                let start = index * self.length;
+                build(start, self.position + start as u64).user_data(index as u64)
+            })
+            .collect()
+    }
+
+    fn length_u32(&self) -> u32 {
+        u32::try_from(self.length).unwrap_or(u32::MAX)
+    }
+
+    /// Fails unless each piece completed once, and as a whole.
+    fn check(&self, completions: impl IntoIterator<Item = (u64, i64)>) -> Result<()> {
+        let mut seen = HashSet::new();
+        for (index, result) in completions {
+            ensure!(
+                usize::try_from(result) == Ok(self.length),
+                "request {index} ended with {result} instead of {} bytes",
+                self.length
+            );
+            ensure!(seen.insert(index), "request {index} completed twice");
+        }
+        ensure!(
+            seen.len() == self.count,
+            "{} of {} requests completed",
+            seen.len(),
+            self.count
+        );
+        Ok(())
+    }
+
+    fn check_uring(&self, completions: &[Completion]) -> Result<()> {
+        self.check(
+            completions
+                .iter()
+                .map(|completion| (completion.user_data, completion.result.into())),
+        )
+    }
+}
+
+/// Device memory gets something else than what a test is going to write there.
+fn spoil(device: &Device, pieces: &Pieces) -> Result<()> {
+    let bytes = vec![0x5a; pieces.total()];
+    device
+        .file()
+        .write_all_at(&bytes, pieces.position)
+        .context("cannot prepare device memory")
+}
+
+fn by_libaio(pieces: Pieces, depth: u32) -> Result<()> {
+    let device = open()?;
+    let context = Context::new(depth)?;
+    let data = bytes::random(pieces.length as u64, pieces.total());
+    let source = Region::anonymous(pieces.total())?;
+    let target = Region::anonymous(pieces.total())?;
+    source.write(0, &data)?;
+    spoil(&device, &pieces)?;
+    for (opcode, region) in [(Opcode::Write, &source), (Opcode::Read, &target)] {
+        let mut iocbs = pieces.iocbs(opcode, &device, region)?;
+        let mut taken = 0;
+        while taken < iocbs.len() {
+            // SAFETY: The regions live until all has completed, below.
+            taken += unsafe { context.submit(&mut iocbs[taken..]) }.context("io_submit")?;
+        }
+        let events = context.wait(pieces.count)?;
+        pieces.check(events.iter().map(|event| (event.data, event.result)))?;
+        ensure!(context.ready()? == 0, "more completions than requests");
+    }
+    bytes::expect(&target.read(0..pieces.total())?, &data, "what came back")
+}
+
+fn libaio_moves_many_at_once() -> Result<()> {
+    by_libaio(
+        Pieces {
+            count: 128,
+            length: 5001,
+            position: 12_345,
+        },
+        128,
+    )
+}
+
+fn libaio_beyond_the_depth_of_the_queue() -> Result<()> {
+    by_libaio(
+        Pieces {
+            count: 1000,
+            length: 777,
+            position: 1,
+        },
+        1000,
+    )
+}
+
+fn libaio_syncs() -> Result<()> {
+    let device = open()?;
+    let context = Context::new(4)?;
+    let mut iocbs = [
+        Iocb::new(Opcode::Sync, device.file(), 1),
+        Iocb::new(Opcode::DataSync, device.file(), 2),
+    ];
+    // SAFETY: They have no buffers.
+    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+    ensure!(taken == 2, "{taken} of 2 taken");
+    for event in context.wait(2)? {
+        ensure!(
+            event.result == 0,
+            "sync {} ended with {}",
+            event.data,
+            event.result
+        );
+    }
+    device.file().sync_all().context("fsync")?;
+    device.file().sync_data().context("fdatasync")
+}
+
+fn libaio_reports_errors_as_completions() -> Result<()> {
+    let device = open()?;
+    let size = device.info().memory_size;
+    let context = Context::new(4)?;
+    let region = Region::anonymous(2 * PAGE)?;
+    region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
+    let iocb = |opcode, start, offset, data| {
+        Iocb::transfer(opcode, device.file(), &region, start, 100, offset, data)
+    };
+    let mut iocbs = [
+        iocb(Opcode::Read, PAGE, 0, 0)?,
+        iocb(Opcode::Write, PAGE, 0, 1)?,
+        iocb(Opcode::Write, 0, size, 2)?,
+        iocb(Opcode::Read, 0, size, 3)?,
+    ];
+    // SAFETY: The region lives until all has completed, below.
+    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+    ensure!(taken == iocbs.len(), "{taken} taken");
+    let mut results: Vec<(u64, i64)> = context
+        .wait(iocbs.len())?
+        .iter()
+        .map(|event| (event.data, event.result))
+        .collect();
+    results.sort_unstable();
+    let fault = -i64::from(Errno::FAULT.raw_os_error());
+    let no_space = -i64::from(Errno::NOSPC.raw_os_error());
+    ensure!(
+        results == [(0, fault), (1, fault), (2, no_space), (3, 0)],
+        "{results:?}"
+    );
+    Ok(())
+}
+
+/// Writes with one kind of entries, reads back with another, and compares.
+fn by_uring(
+    ring: &mut Uring,
+    pieces: Pieces,
+    source: &Region,
+    target: &Region,
+    writes: &[Entry],
+    reads: &[Entry],
+) -> Result<()> {
+    let data = bytes::random(pieces.position, pieces.total());
+    source.write(0, &data)?;
+    spoil(&open()?, &pieces)?;
+    for entries in [writes, reads] {
+        // SAFETY: The callers' regions outlive this call, which waits for every request.
+        unsafe { ring.submit(entries) }?;
+        pieces.check_uring(&ring.wait(pieces.count)?)?;
+        ring.expect_none()?;
+    }
+    bytes::expect(&target.read(0..pieces.total())?, &data, "what came back")
+}
+
+/// [`by_uring`] with plain reads and writes.
+fn plain(ring: &mut Uring, pieces: Pieces) -> Result<()> {
+    let device = open()?;
+    let source = Region::anonymous(pieces.total())?;
+    let target = Region::anonymous(pieces.total())?;
+    let writes = pieces.writes(&device, &source);
+    let reads = pieces.reads(&device, &target);
+    by_uring(ring, pieces, &source, &target, &writes, &reads)
+}
+
+fn uring_reads_and_writes() -> Result<()> {
+    let mut ring = Uring::new(128)?;
+    for (count, length, position) in [
+        (128, 4096, 0),
+        (64, 65_536, 4095),
+        (128, 1, 1),
+        (100, 7777, 99),
+    ] {
+        let pieces = Pieces {
+            count,
+            length,
+            position,
+        };
+        plain(&mut ring, pieces).with_context(|| format!("{count} of {length} bytes"))?;
+    }
+    Ok(())
+}
+
+fn uring_vectors() -> Result<()> {
+    const SEGMENTS: usize = 5;
+    const SEGMENT: usize = 1111;
+    let device = open()?;
+    let mut ring = Uring::new(64)?;
+    let pieces = Pieces {
+        count: 64,
+        length: SEGMENTS * SEGMENT,
+        position: 31,
+    };
+    let source = Region::anonymous(pieces.total())?;
+    let target = Region::anonymous(pieces.total())?;
+    let vectors = |region: &Region| -> Vec<libc::iovec> {
+        (0..pieces.count * SEGMENTS)
+            .map(|index| libc::iovec {
+                iov_base: region.at(index * SEGMENT).cast(),
+                iov_len: SEGMENT,
+            })
+            .collect()
+    };
+    let (from, to) = (vectors(&source), vectors(&target));
+    let segments = u32::try_from(SEGMENTS)?;
+    let first = |vectors: &[libc::iovec], start: usize| vectors[start / SEGMENT..].as_ptr();
+    let writes = pieces.entries(|start, offset| {
+        opcode::Writev::new(fd(device.file()), first(&from, start), segments)
+            .offset(offset)
+            .build()
+    });
+    let reads = pieces.entries(|start, offset| {
+        opcode::Readv::new(fd(device.file()), first(&to, start), segments)
+            .offset(offset)
+            .build()
+    });
+    by_uring(&mut ring, pieces, &source, &target, &writes, &reads)
+}
+
+fn uring_registered_buffers() -> Result<()> {
+    let device = open()?;
+    for (count, length, position) in [(128, 4096, 0), (64, 10_001, 4095), (16, 60_000, 3)] {
+        let pieces = Pieces {
+            count,
+            length,
+            position,
+        };
+        let source = Region::anonymous(pieces.total())?;
+        let target = Region::anonymous(pieces.total())?;
+        let mut ring = Uring::new(128)?;
+        let iovec = |region: &Region| libc::iovec {
+            iov_base: region.at(0).cast(),
+            iov_len: region.len(),
+        };
+        // SAFETY: The regions are dropped after the ring, which is declared behind them.
+        unsafe { ring.register(&[iovec(&source), iovec(&target)]) }?;
+        let length = pieces.length_u32();
+        let writes = pieces.entries(|start, offset| {
+            opcode::WriteFixed::new(fd(device.file()), source.at(start), length, 0)
+                .offset(offset)
+                .build()
+        });
+        let reads = pieces.entries(|start, offset| {
+            opcode::ReadFixed::new(fd(device.file()), target.at(start), length, 1)
+                .offset(offset)
+                .build()
+        });
+        by_uring(&mut ring, pieces, &source, &target, &writes, &reads)
+            .with_context(|| format!("{count} of {length} bytes"))?;
+    }
+    Ok(())
+}
+
+fn uring_beyond_the_depth_of_the_queue() -> Result<()> {
+    let mut ring = Uring::new(1024)?;
+    plain(
+        &mut ring,
+        Pieces {
+            count: 1024,
+            length: 513,
+            position: 7,
+        },
+    )
+}
+
+fn uring_with_a_submitting_kernel_thread() -> Result<()> {
+    let mut ring = Uring::with_kernel_thread(64)?;
+    plain(
+        &mut ring,
+        Pieces {
+            count: 64,
+            length: 9000,
+            position: 8,
+        },
+    )
+}
+
+fn uring_links_keep_their_order() -> Result<()> {
+    let device = open()?;
+    let mut ring = Uring::new(8)?;
+    let source = Region::anonymous(PAGE)?;
+    let target = Region::anonymous(PAGE)?;
+    for round in 0..50 {
+        let data = bytes::random(round, PAGE);
+        source.write(0, &data)?;
+        let length = u32::try_from(PAGE)?;
+        let file = fd(device.file());
+        let entries = [
+            opcode::Write::new(file, source.at(0), length)
+                .offset(5)
+                .build()
+                .flags(Flags::IO_LINK)
+                .user_data(0),
+            opcode::Fsync::new(file)
+                .build()
+                .flags(Flags::IO_LINK)
+                .user_data(1),
+            opcode::Read::new(file, target.at(0), length)
+                .offset(5)
+                .build()
+                .user_data(2),
+        ];
+        // SAFETY: The regions live until all has completed, below.
+        unsafe { ring.submit(&entries) }?;
+        let mut completions = ring.wait(3)?;
+        completions.sort_unstable();
+        let results: Vec<i32> = completions.iter().map(|one| one.result).collect();
+        ensure!(results == [4096, 0, 4096], "{results:?}");
+        bytes::expect(&target.read(0..PAGE)?, &data, "what the link wrote")?;
+    }
+    Ok(())
+}
+
+fn uring_reports_errors_as_completions() -> Result<()> {
+    let device = open()?;
+    let size = device.info().memory_size;
+    let mut ring = Uring::new(8)?;
+    let region = Region::anonymous(2 * PAGE)?;
+    region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
+    let file = fd(device.file());
+    let read = |start, offset| {
+        opcode::Read::new(file, region.at(start), 100)
+            .offset(offset)
+            .build()
+    };
+    let write = |start, offset| {
+        opcode::Write::new(file, region.at(start), 100)
+            .offset(offset)
+            .build()
+    };
+    let entries = [
+        read(PAGE, 0).user_data(0),
+        write(PAGE, 0).user_data(1),
+        write(0, size).user_data(2),
+        read(0, size).user_data(3),
+        read(0, size - 60).user_data(4),
+    ];
+    // SAFETY: The region lives until all has completed, below.
+    unsafe { ring.submit(&entries) }?;
+    let mut completions = ring.wait(entries.len())?;
+    completions.sort_unstable();
+    let results: Vec<i32> = completions.iter().map(|one| one.result).collect();
+    let (fault, no_space) = (-Errno::FAULT.raw_os_error(), -Errno::NOSPC.raw_os_error());
+    ensure!(results == [fault, fault, no_space, 0, 60], "{results:?}");
+    Ok(())
+}
+
+fn uring_needs_no_worker_threads() -> Result<()> {
+    let mut ring = Uring::new(128)?;
+    for length in [1, 4096, 128 * KIB] {
+        let pieces = Pieces {
+            count: 128,
+            length,
+            position: 3,
+        };
+        plain(&mut ring, pieces)?;
+        let workers = procfs::io_workers()?;
+        ensure!(
+            workers.is_empty(),
+            "{length} bytes need workers: {workers:?}"
+        );
+    }
+    // A request that asks for a worker gets one, and this test sees it.
+    let device = open()?;
+    let region = Region::anonymous(PAGE)?;
+    let entry = opcode::Read::new(fd(device.file()), region.at(0), 4096)
+        .build()
+        .flags(Flags::ASYNC);
+    // SAFETY: The region lives until the request has completed, below.
+    unsafe { ring.submit(&[entry]) }?;
+    let completions = ring.wait(1)?;
+    ensure!(completions[0].result == 4096, "{completions:?}");
+    ensure!(
+        !procfs::io_workers()?.is_empty(),
+        "the test sees no workers at all"
+    );
+    Ok(())
+}
+
+fn completions_are_never_lost() -> Result<()> {
+    const DEPTH: usize = 96;
+    const ROUNDS: usize = 40;
+    let device = open()?;
+    let mut ring = Uring::new(128)?;
+    let region = Region::anonymous(DEPTH * 512)?;
+    let pieces = Pieces {
+        count: DEPTH,
+        length: 512,
+        position: 0,
+    };
+    let mut random = fastrand::Rng::with_seed(5);
+    for round in 0..ROUNDS {
+        // Bursts of every size: the last of a burst has nobody behind it to take it along.
+        let burst = Pieces {
+            count: random.usize(1..=pieces.count),
+            ..pieces
+        };
+        let entries = if random.bool() {
+            burst.reads(&device, &region)
+        } else {
+            burst.writes(&device, &region)
+        };
+        // SAFETY: The region lives until all has completed, below.
+        unsafe { ring.submit(&entries) }?;
+        let completions = ring
+            .wait(burst.count)
+            .with_context(|| format!("round {round}"))?;
+        burst
+            .check_uring(&completions)
+            .with_context(|| format!("round {round}"))?;
+    }
+    ring.expect_none()?;
+    let statistics = device.file_statistics()?;
+    ensure!(
+        statistics.submitted == statistics.completed,
+        "{statistics:?}"
+    );
+    ensure!(statistics.failed == 0, "{statistics:?}");
+    Ok(())
+}
+
+fn submitting_does_not_wait() -> Result<()> {
+    let pieces = Pieces {
+        count: 16,
+        length: 4096,
+        position: SLUGGISH.start,
+    };
+    let region = Region::anonymous(pieces.total())?;
+    {
+        let device = open()?;
+        let mut ring = Uring::new(16)?;
+        // SAFETY: The region lives until all has completed, below.
+        unsafe { ring.submit(&pieces.reads(&device, &region)) }?;
+        pieces.check_uring(&ring.wait(pieces.count)?)?;
+        let most = device.file_statistics()?.in_flight_max;
+        ensure!(
+            most > 1,
+            "io_uring: never more than {most} request(s) at once"
+        );
+    }
+    let device = open()?;
+    let context = Context::new(16)?;
+    let mut iocbs = pieces.iocbs(Opcode::Read, &device, &region)?;
+    // SAFETY: The region lives until all has completed, below.
+    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+    ensure!(taken == pieces.count, "{taken} taken");
+    context.wait(pieces.count)?;
+    let most = device.file_statistics()?.in_flight_max;
+    ensure!(
+        most > 1,
+        "libaio: never more than {most} request(s) at once"
+    );
+    Ok(())
+}
+
+/// Some requests that the device takes its time for.
+const IN_FLIGHT: Pieces = Pieces {
+    count: 4,
+    length: 3 * PAGE,
+    position: SLOW.start + 1,
+};
+
+/// Puts known bytes where [`IN_FLIGHT`] reads, in time that the device takes.
+fn prepare_slow() -> Result<Vec<u8>> {
+    let data = bytes::random(77, IN_FLIGHT.total());
+    // Through the BAR: nothing delays that.
+    let device = open()?;
+    let mapping = device.map(SLOW.start, (1 + data.len()).next_multiple_of(PAGE))?;
+    mapping.write(1, &data)?;
+    Ok(data)
+}
+
+fn a_request_with_the_device_completes_when_cancelled() -> Result<()> {
+    let data = prepare_slow()?;
+    let device = open()?;
+    let region = Region::anonymous(IN_FLIGHT.total())?;
+    let mut ring = Uring::new(8)?;
+    // SAFETY: The region lives until all has completed, below.
+    unsafe { ring.submit(&IN_FLIGHT.reads(&device, &region)) }?;
+    let cancel = opcode::AsyncCancel::new(3).build().user_data(1000);
+    // SAFETY: It has no buffer.
+    unsafe { ring.submit(&[cancel]) }?;
+    let (cancels, reads): (Vec<Completion>, Vec<Completion>) = ring
+        .wait(IN_FLIGHT.count + 1)?
+        .into_iter()
+        .partition(|completion| completion.user_data == 1000);
+    let refused = [Errno::NOENT, Errno::ALREADY].map(|error| -error.raw_os_error());
+    ensure!(
+        cancels.len() == 1 && refused.contains(&cancels[0].result),
+        "the cancellation: {cancels:?}"
+    );
+    IN_FLIGHT.check_uring(&reads)?;
+    bytes::expect(&region.read(0..data.len())?, &data, "what was read")
+}
+
+fn closing_the_file_leaves_requests_alone() -> Result<()> {
+    let data = prepare_slow()?;
+    let watcher = open()?;
+    let region = Region::anonymous(IN_FLIGHT.total())?;
+    let mut ring = Uring::new(8)?;
+    {
+        let device = open()?;
+        // SAFETY: The region lives until all has completed, below.
+        unsafe { ring.submit(&IN_FLIGHT.reads(&device, &region)) }?;
+    }
+    IN_FLIGHT.check_uring(&ring.wait(IN_FLIGHT.count)?)?;
+    bytes::expect(&region.read(0..data.len())?, &data, "what was read")?;
+    wait::until_idle(&watcher)
+}
+
+fn unmapping_a_buffer_leaves_requests_alone() -> Result<()> {
+    prepare_slow()?;
+    let device = open()?;
+    let mut ring = Uring::new(8)?;
+    let mut region = Region::anonymous(IN_FLIGHT.total())?;
+    // SAFETY: The region is unmapped while the requests go on: that is what is tested. The pages
+    // stay pinned, and nothing in this process refers to them.
+    unsafe { ring.submit(&IN_FLIGHT.reads(&device, &region)) }?;
+    region.cut_back(0)?;
+    // Whoever gets memory now must not get these pages.
+    let others = Region::anonymous(16 * MIB)?;
+    let pattern = vec![0xc3; others.len()];
+    others.write(0, &pattern)?;
+    IN_FLIGHT.check_uring(&ring.wait(IN_FLIGHT.count)?)?;
+    bytes::expect(&others.read(0..others.len())?, &pattern, "others' memory")
+}
+
+/// Runs `submit` in a child, which ends as it does there or is killed, and waits for the device.
+fn end_in_flight(kill: bool, requests: usize, submit: fn(&Device) -> Result<()>) -> Result<()> {
+    let device = open()?;
+    let before = device.device_statistics()?.submitted;
+    let child = Child::fork(|| {
+        submit(&open()?)?;
+        if kill {
+            loop {
+                rustix::event::pause();
+            }
+        }
+        Ok(())
+    })?;
+    wait::until("the child has submitted", || {
+        Ok(device.device_statistics()?.submitted >= before + requests as u64)
+    })?;
+    if kill {
+        child.signal(Signal::KILL)?;
+        child.die_of(Signal::KILL)?;
+    } else {
+        child.succeed()?;
+    }
+    wait::until_idle(&device)?;
+    let statistics = device.device_statistics()?;
+    ensure!(
+        statistics.submitted == statistics.completed,
+        "{statistics:?}"
+    );
+    Ok(())
+}
+
+fn leave_libaio_in_flight(device: &Device) -> Result<()> {
+    let context = Context::new(8)?;
+    let region = Region::anonymous(IN_FLIGHT.total())?;
+    let mut iocbs = IN_FLIGHT.iocbs(Opcode::Read, device, &region)?;
+    // SAFETY: The region is left to the end of the process.
+    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+    ensure!(taken == iocbs.len(), "{taken} taken");
+    std::mem::forget(context);
+    std::mem::forget(region);
+    Ok(())
+}
+
+fn leave_uring_in_flight(device: &Device) -> Result<()> {
+    let mut ring = Uring::new(8)?;
+    let region = Region::anonymous(IN_FLIGHT.total())?;
+    // SAFETY: The region is left to the end of the process.
+    unsafe { ring.submit(&IN_FLIGHT.reads(device, &region)) }?;
+    std::mem::forget(ring);
+    std::mem::forget(region);
+    Ok(())
+}
+
+fn exit_with_libaio_in_flight() -> Result<()> {
+    end_in_flight(false, IN_FLIGHT.count, leave_libaio_in_flight)
+}
+
+fn exit_with_uring_in_flight() -> Result<()> {
+    end_in_flight(false, IN_FLIGHT.count, leave_uring_in_flight)
+}
+
+fn kill_with_libaio_in_flight() -> Result<()> {
+    end_in_flight(true, IN_FLIGHT.count, leave_libaio_in_flight)
+}
+
+fn kill_with_uring_in_flight() -> Result<()> {
+    end_in_flight(true, IN_FLIGHT.count, leave_uring_in_flight)
+}
+
+fn kill_with_a_read_in_flight() -> Result<()> {
+    end_in_flight(true, 1, |device| {
+        let mut buffer = vec![0; IN_FLIGHT.total()];
+        device.file().read_exact_at(&mut buffer, SLOW.start)?;
+        Ok(())
+    })
+}

@@ -1,0 +1,180 @@
+//! Signals while a call waits for the device.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use std::os::unix::fs::FileExt as _;
+
+use crate::support::child::Child;
+use crate::support::faults::{self, SLUGGISH, VERY_SLOW};
+use crate::support::region::Region;
+use crate::support::{MIB, PAGE, bytes, errno, open, signal, wait};
+use crate::test::Test;
+use crate::watch;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("a_read_ends_with_eintr", a_read_ends_with_eintr).device_arguments(faults::ARGUMENTS),
+    Test::new("a_write_ends_with_eintr", a_write_ends_with_eintr)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new("a_sync_ends_with_eintr", a_sync_ends_with_eintr).device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "pages_stay_pinned_until_the_device_answers",
+        pages_stay_pinned_until_the_device_answers,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "memory_is_not_given_to_others_too_early",
+        memory_is_not_given_to_others_too_early,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new("sendfile_is_whole_or_eintr", sendfile_is_whole_or_eintr)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new("a_storm_of_signals", a_storm_of_signals).device_arguments(faults::ARGUMENTS),
+];
+
+/// Runs `call` in a child and sends it a signal once the call is with the device; waits until the
+/// device has answered.
+fn signal_during(call: impl FnOnce() -> Result<()>) -> Result<()> {
+    let watcher = open()?;
+    signal::interrupt_on(Signal::USR1)?;
+    let child = Child::fork(call)?;
+    wait::until_busy(&watcher)?;
+    child.signal(Signal::USR1)?;
+    child.succeed()?;
+    wait::until_idle(&watcher)?;
+    let statistics = watcher.device_statistics()?;
+    ensure!(
+        statistics.submitted == statistics.completed,
+        "{statistics:?}"
+    );
+    Ok(())
+}
+
+fn a_read_ends_with_eintr() -> Result<()> {
+    signal_during(|| {
+        let mut buffer = vec![0; 3 * PAGE];
+        let result = open()?.file().read_at(&mut buffer, VERY_SLOW.start);
+        errno::expect(result, Errno::INTR, "an interrupted read")?;
+        // The child's end would take the buffer away from the device.
+        std::mem::forget(buffer);
+        Ok(())
+    })
+}
+
+fn a_write_ends_with_eintr() -> Result<()> {
+    signal_during(|| {
+        let buffer = vec![0; 3 * PAGE];
+        let result = open()?.file().write_at(&buffer, VERY_SLOW.start);
+        errno::expect(result, Errno::INTR, "an interrupted write")
+    })
+}
+
+fn a_sync_ends_with_eintr() -> Result<()> {
+    signal_during(|| {
+        // The standard library's own way would try again.
+        let result = rustix::fs::fsync(open()?.file());
+        errno::expect(result, Errno::INTR, "an interrupted fsync")
+    })
+}
+
+fn pages_stay_pinned_until_the_device_answers() -> Result<()> {
+    const PAGES: usize = 5;
+    let data = bytes::random(1, PAGES * PAGE);
+    let watcher = open()?;
+    watcher.map(VERY_SLOW.start, data.len())?.write(0, &data)?;
+    let before = watch::pinned_pages()?;
+    let buffer = Region::anonymous(data.len())?;
+    signal::interrupt_on(Signal::USR1)?;
+    let child = Child::fork(|| {
+        let device = open()?;
+        let result = buffer.fill_from(device.file(), 0..data.len(), VERY_SLOW.start)?;
+        errno::expect(result, Errno::INTR, "an interrupted read")?;
+        let pinned = watch::pinned_pages()? - before;
+        let busy = device.device_statistics()?.in_flight > 0;
+        // Looked at in this order, a request that was with the device afterwards was so before.
+        ensure!(
+            !busy || pinned == i64::try_from(PAGES)?,
+            "{pinned} pages are pinned while the device writes to {PAGES}"
+        );
+        ensure!(busy, "the device has answered already: nothing was seen");
+        wait::until_idle(&device)?;
+        ensure!(
+            watch::pinned_pages()? == before,
+            "pages are pinned for no request"
+        );
+        // The transfer went on by itself, to where it was meant to go.
+        bytes::expect(&buffer.read(0..data.len())?, &data, "the buffer afterwards")
+    })?;
+    wait::until_busy(&watcher)?;
+    child.signal(Signal::USR1)?;
+    child.succeed()
+}
+
+fn memory_is_not_given_to_others_too_early() -> Result<()> {
+    let watcher = open()?;
+    watcher
+        .map(VERY_SLOW.start, 64 * PAGE)?
+        .write(0, &bytes::random(1, 64 * PAGE))?;
+    signal_during(|| {
+        let device = open()?;
+        let mut buffer = Region::anonymous(64 * PAGE)?;
+        let result = buffer.fill_from(device.file(), 0..64 * PAGE, VERY_SLOW.start)?;
+        errno::expect(result, Errno::INTR, "an interrupted read")?;
+        buffer.cut_back(0)?;
+        let others = Region::anonymous(32 * MIB)?;
+        let pattern = vec![0x3c; others.len()];
+        others.write(0, &pattern)?;
+        wait::until_idle(&device)?;
+        bytes::expect(&others.read(0..others.len())?, &pattern, "memory of others")
+    })
+}
+
+fn sendfile_is_whole_or_eintr() -> Result<()> {
+    let data = bytes::random(2, 4 * PAGE);
+    open()?.map(VERY_SLOW.start, data.len())?.write(0, &data)?;
+    signal_during(|| {
+        let device = open()?;
+        let target = std::fs::File::from(rustix::fs::memfd_create(
+            "target",
+            rustix::fs::MemfdFlags::CLOEXEC,
+        )?);
+        let mut position = VERY_SLOW.start;
+        let length = data.len();
+        match rustix::fs::sendfile(&target, device.file(), Some(&mut position), length) {
+            Ok(moved) => {
+                let mut back = vec![0; moved];
+                target.read_exact_at(&mut back, 0)?;
+                bytes::expect(&back, &data[..moved], "what arrived")
+            }
+            Err(Errno::INTR) => Ok(()),
+            Err(error) => bail!("an interrupted sendfile: {error}"),
+        }
+    })
+}
+
+fn a_storm_of_signals() -> Result<()> {
+    let child = Child::fork(|| {
+        signal::interrupt_on(Signal::ALARM)?;
+        let device = open()?;
+        let data = bytes::random(4, 5 * PAGE);
+        device.map(SLUGGISH.start, data.len())?.write(0, &data)?;
+        let _timer = signal::Alarms::every_microseconds(1500)?;
+        let (mut whole, mut interrupted) = (0, 0);
+        for round in 0..150 {
+            let buffer = Region::anonymous(data.len())?;
+            match buffer.fill_from(device.file(), 0..data.len(), SLUGGISH.start)? {
+                Ok(moved) => {
+                    bytes::expect(&buffer.read(0..moved)?, &data[..moved], "what was read")
+                        .with_context(|| format!("round {round}"))?;
+                    whole += 1;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => interrupted += 1,
+                Err(error) => return Err(error).context("a read under signals"),
+            }
+        }
+        ensure!(interrupted > 0, "{whole} reads and no signal");
+        Ok(())
+    })?;
+    child.succeed()?;
+    wait::until_idle(&open()?)
+}

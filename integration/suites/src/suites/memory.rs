@@ -1,0 +1,372 @@
+//! Every kind of memory as source and target of transfers.
+
+use anyhow::{Context as _, Result, ensure};
+use io_uring::opcode;
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+
+use crate::support::child::Child;
+use crate::support::faults::{self, SLOW};
+use crate::support::file_system::{FileSystem, drop_caches};
+use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
+use crate::support::{MIB, PAGE, bytes, errno, open, procfs};
+use crate::test::{Skip, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("anonymous_memory", anonymous_memory),
+    Test::new("untouched_memory", untouched_memory),
+    Test::new("shared_anonymous_memory", shared_anonymous_memory),
+    Test::new("transparent_huge_pages", transparent_huge_pages),
+    Test::new("reserved_huge_pages", reserved_huge_pages),
+    Test::new("memory_files", memory_files),
+    Test::new(
+        "memory_beyond_the_end_of_its_file",
+        memory_beyond_the_end_of_its_file,
+    ),
+    Test::new(
+        "pages_of_a_read_only_file_system_are_a_source",
+        pages_of_a_read_only_file_system_are_a_source,
+    ),
+    Test::new(
+        "private_file_mappings_are_copied",
+        private_file_mappings_are_copied,
+    ),
+    Test::new(
+        "shared_file_mappings_reach_the_file_system",
+        shared_file_mappings_reach_the_file_system,
+    ),
+    Test::new(
+        "pages_cleaned_during_a_transfer_become_dirty_again",
+        pages_cleaned_during_a_transfer_become_dirty_again,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new("fork_during_a_transfer", fork_during_a_transfer).device_arguments(faults::ARGUMENTS),
+];
+
+/// Where transfers of these tests go.
+const POSITION: u64 = 4 * MIB as u64 + 555;
+
+/// Moves a range of the region to the device and, having been changed, back.
+fn there_and_back(region: &Region, range: std::ops::Range<usize>) -> Result<()> {
+    let device = open()?;
+    let length = range.len();
+    let data = bytes::random(length as u64, region.len());
+    region.write(0, &data)?;
+    let what = format!("{range:#x?} of {:#x}", region.len());
+    let moved = region
+        .drain_to(device.file(), range.clone(), POSITION)?
+        .context(what.clone())?;
+    ensure!(moved == length, "{what}: {moved} bytes written");
+    let mut seen = vec![0; length];
+    device.file().read_exact_at(&mut seen, POSITION)?;
+    bytes::expect(
+        &seen,
+        &data[range.clone()],
+        &format!("{what}: device memory"),
+    )?;
+
+    seen.reverse();
+    device.file().write_all_at(&seen, POSITION)?;
+    let moved = region
+        .fill_from(device.file(), range.clone(), POSITION)?
+        .context(what.clone())?;
+    ensure!(moved == length, "{what}: {moved} bytes read");
+    let mut expected = data;
+    expected[range].copy_from_slice(&seen);
+    bytes::expect(&region.read(0..region.len())?, &expected, &what)
+}
+
+/// [`there_and_back`] with ranges at and off the boundaries of its pages.
+fn serves(region: &Region) -> Result<()> {
+    let length = region.len();
+    for range in [
+        0..length,
+        1..length - 1,
+        length / 2 - 1..length / 2 + 1,
+        PAGE - 1..PAGE + 1,
+        length - 1..length,
+    ] {
+        there_and_back(region, range)?;
+    }
+    Ok(())
+}
+
+fn anonymous_memory() -> Result<()> {
+    serves(&Region::anonymous(50 * PAGE)?)
+}
+
+fn untouched_memory() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(1, 20 * PAGE);
+    device.file().write_all_at(&data, POSITION)?;
+    let target = Region::anonymous(20 * PAGE)?;
+    let moved = target.fill_from(device.file(), 0..20 * PAGE, POSITION)??;
+    ensure!(moved == 20 * PAGE, "{moved} bytes");
+    bytes::expect(&target.read(0..20 * PAGE)?, &data, "what was read")?;
+    let source = Region::anonymous(20 * PAGE)?;
+    let moved = source.drain_to(device.file(), 0..20 * PAGE, POSITION)??;
+    ensure!(moved == 20 * PAGE, "{moved} bytes");
+    let mut seen = vec![1; 20 * PAGE];
+    device.file().read_exact_at(&mut seen, POSITION)?;
+    bytes::expect(&seen, &vec![0; 20 * PAGE], "what untouched memory holds")
+}
+
+fn shared_anonymous_memory() -> Result<()> {
+    serves(&Region::anonymous_with(50 * PAGE, MapFlags::SHARED)?)
+}
+
+fn transparent_huge_pages() -> Result<()> {
+    let region = Region::transparent_huge(4 * MIB)?;
+    region.write(0, &vec![1; 4 * MIB])?;
+    let lines = procfs::smaps(region.address())?.context("the region is not in smaps")?;
+    let huge = procfs::kilobytes(procfs::field(&lines, "AnonHugePages")?)?;
+    if huge == 0 {
+        return Err(Skip("the kernel gave no transparent huge pages".to_owned()).into());
+    }
+    serves(&region)
+}
+
+/// Huge pages that the system keeps for who asks for them, while this lives.
+struct Reserved(String);
+
+const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
+
+impl Reserved {
+    fn new(count: usize) -> Result<Self> {
+        let Ok(before) = fs::read_to_string(RESERVE) else {
+            return Err(Skip("this kernel has no hugetlbfs".to_owned()).into());
+        };
+        let reserved = Self(before);
+        fs::write(RESERVE, count.to_string()).context(RESERVE)?;
+        let now: usize = fs::read_to_string(RESERVE)?
+            .trim()
+            .parse()
+            .context(RESERVE)?;
+        if now < count {
+            return Err(Skip(format!("the kernel reserves {now} of {count} huge pages")).into());
+        }
+        Ok(reserved)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(RESERVE, &self.0) {
+            eprintln!("{RESERVE}: {error}");
+        }
+    }
+}
+
+fn reserved_huge_pages() -> Result<()> {
+    let _reserved = Reserved::new(4)?;
+    for sharing in [MapFlags::PRIVATE, MapFlags::SHARED] {
+        let region = Region::anonymous_with(4 * MIB, sharing | MapFlags::HUGETLB)
+            .context("a mapping of huge pages")?;
+        serves(&region)?;
+        let device = open()?;
+        region.drain_to(device.file(), 0..4 * MIB, POSITION)??;
+        let counts = device.file_statistics()?;
+        ensure!(
+            counts.pages_pinned == 1024 && counts.segments <= 2,
+            "two huge pages: {counts:?}"
+        );
+    }
+    Ok(())
+}
+
+fn memory_file(length: usize) -> Result<File> {
+    let file = File::from(rustix::fs::memfd_create("memory", MemfdFlags::CLOEXEC)?);
+    file.set_len(length as u64)?;
+    Ok(file)
+}
+
+fn memory_files() -> Result<()> {
+    let length = 30 * PAGE;
+    let file = memory_file(length)?;
+    let region = Region::file(&file, 0, length, MapFlags::SHARED)?;
+    serves(&region)?;
+    // What arrives in the mapping is in the file.
+    let device = open()?;
+    let data = bytes::random(2, length - 100);
+    device.file().write_all_at(&data, POSITION)?;
+    region.fill_from(device.file(), 50..length - 50, POSITION)??;
+    let mut seen = vec![0; length - 100];
+    file.read_exact_at(&mut seen, 50)?;
+    bytes::expect(&seen, &data, "the file")
+}
+
+fn memory_beyond_the_end_of_its_file() -> Result<()> {
+    let device = open()?;
+    let file = memory_file(2 * PAGE)?;
+    let region = Region::file(&file, 0, 6 * PAGE, MapFlags::SHARED)?;
+    let behind = 3 * PAGE..4 * PAGE;
+    let result = region.fill_from(device.file(), behind.clone(), 0)?;
+    errno::expect(result, Errno::FAULT, "a read to memory beyond the end")?;
+    let result = region.drain_to(device.file(), behind, 0)?;
+    errno::expect(result, Errno::FAULT, "a write from memory beyond the end")?;
+    let moved = region.fill_from(device.file(), PAGE..4 * PAGE, 0)??;
+    ensure!(moved == PAGE, "{moved} bytes, a page is inside of the file");
+    there_and_back(&Region::anonymous(PAGE)?, 0..PAGE)
+}
+
+fn pages_of_a_read_only_file_system_are_a_source() -> Result<()> {
+    let device = open()?;
+    let file = File::open("/usr/bin/dd")?;
+    let mut content = vec![0; 15 * PAGE + 100];
+    file.read_exact_at(&mut content, 0)?;
+    for sharing in [MapFlags::SHARED, MapFlags::PRIVATE] {
+        let region = Region::file_with(&file, 0, 16 * PAGE, ProtFlags::READ, sharing)?;
+        let moved = region.drain_to(device.file(), 0..content.len(), POSITION)??;
+        ensure!(moved == content.len(), "{moved} bytes");
+        let mut seen = vec![0; content.len()];
+        device.file().read_exact_at(&mut seen, POSITION)?;
+        bytes::expect(&seen, &content, "device memory")?;
+        let result = region.fill_from(device.file(), 0..PAGE, 0)?;
+        errno::expect(
+            result,
+            Errno::FAULT,
+            "a read into pages of a read-only mapping",
+        )?;
+    }
+    Ok(())
+}
+
+fn private_file_mappings_are_copied() -> Result<()> {
+    let device = open()?;
+    let length = 10 * PAGE;
+    let file = memory_file(length)?;
+    let content = bytes::random(3, length);
+    file.write_all_at(&content, 0)?;
+    let region = Region::file(&file, 0, length, MapFlags::PRIVATE)?;
+    // Some of the pages are mapped before.
+    region.read(0..2 * PAGE)?;
+    region.write(PAGE, &content[PAGE..PAGE + 1])?;
+    let data = bytes::random(4, length - 2);
+    device.file().write_all_at(&data, POSITION)?;
+    let moved = region.fill_from(device.file(), 1..length - 1, POSITION)??;
+    ensure!(moved == length - 2, "{moved} bytes");
+    bytes::expect(&region.read(1..length - 1)?, &data, "the mapping")?;
+    let mut seen = vec![0; length];
+    file.read_exact_at(&mut seen, 0)?;
+    bytes::expect(&seen, &content, "the file behind it")
+}
+
+fn shared_file_mappings_reach_the_file_system() -> Result<()> {
+    let device = open()?;
+    let length = 40 * PAGE;
+    let content = bytes::random(5, length);
+    let file_system = FileSystem::mount(content.clone())?;
+    let file = file_system.open()?;
+    let region = Region::file(&file, 0, length, MapFlags::SHARED)?;
+
+    let moved = region.drain_to(device.file(), 0..length, POSITION)??;
+    ensure!(moved == length, "{moved} bytes written");
+    let mut seen = vec![0; length];
+    device.file().read_exact_at(&mut seen, POSITION)?;
+    bytes::expect(&seen, &content, "device memory")?;
+
+    let data = bytes::random(6, 20 * PAGE + 11);
+    device.file().write_all_at(&data, POSITION)?;
+    let range = 3 * PAGE + 100..23 * PAGE + 111;
+    let moved = region.fill_from(device.file(), range.clone(), POSITION)??;
+    ensure!(moved == data.len(), "{moved} bytes read");
+    let mut expected = content;
+    expected[range].copy_from_slice(&data);
+    region.sync()?;
+    bytes::expect(&file_system.stored(), &expected, "what was written back")?;
+
+    drop(region);
+    drop_caches()?;
+    file.read_exact_at(&mut seen, 0)?;
+    bytes::expect(&seen, &expected, "the file, read again")
+}
+
+fn pages_cleaned_during_a_transfer_become_dirty_again() -> Result<()> {
+    let device = open()?;
+    let length = 8 * PAGE;
+    let data = bytes::random(7, length);
+    device.map(SLOW.start, length)?.write(0, &data)?;
+    let file_system = FileSystem::mount(bytes::random(8, length))?;
+    let file = file_system.open()?;
+    let region = Region::file(&file, 0, length, MapFlags::SHARED)?;
+    let mut ring = Uring::new(1)?;
+    let entry = opcode::Read::new(fd(device.file()), region.at(0), u32::try_from(length)?)
+        .offset(SLOW.start)
+        .build();
+    // SAFETY: The region lives until the request has completed, below.
+    unsafe { ring.submit(&[entry]) }?;
+    // The pages are clean after this, while the device has yet to write to them.
+    region.sync()?;
+    let early = file_system.stored() != data;
+    let completions = ring.wait(1)?;
+    ensure!(
+        usize::try_from(completions[0].result) == Ok(length),
+        "{completions:?}"
+    );
+    ensure!(
+        early,
+        "the device was done before the pages were cleaned: nothing was tested"
+    );
+    // Nobody stores to the pages: only the driver knows that they have changed.
+    drop(region);
+    file.sync_all().context("fsync")?;
+    bytes::expect(&file_system.stored(), &data, "what was written back")?;
+    drop_caches()?;
+    let mut seen = vec![0; length];
+    file.read_exact_at(&mut seen, 0)?;
+    bytes::expect(&seen, &data, "the file, read again")
+}
+
+fn fork_during_a_transfer() -> Result<()> {
+    let device = open()?;
+    // Neither the first nor the last byte of the pages is the device's to write.
+    let start = 100;
+    let data = bytes::random(9, 3 * PAGE - 2 * start);
+    device.map(SLOW.start, 3 * PAGE)?.write(0, &data)?;
+    let region = Region::anonymous(3 * PAGE)?;
+    region.write(0, &[0x11; 3 * PAGE])?;
+    let mut ring = Uring::new(1)?;
+    let length = u32::try_from(data.len())?;
+    let entry = opcode::Read::new(fd(device.file()), region.at(start), length)
+        .offset(SLOW.start)
+        .build();
+    // SAFETY: The region lives until the request has completed, below.
+    unsafe { ring.submit(&[entry]) }?;
+    let (reader, writer) = rustix::pipe::pipe()?;
+    let child = Child::fork(|| {
+        region.write(0, &[2])?;
+        region.write(start + PAGE, &[2; 10])?;
+        rustix::io::read(&reader, &mut [0])?;
+        ensure!(
+            region.read(0..1)? == [2],
+            "the parent's store reached the child"
+        );
+        ensure!(
+            region.read(start + PAGE..start + PAGE + 10)? == [2; 10],
+            "the device's store"
+        );
+        Ok(())
+    })?;
+    // A store to a page that parent and child share makes a copy for one of the two. The pinned one
+    // has to stay the parent's.
+    region.write(0, &[4])?;
+    region.write(3 * PAGE - 1, &[4])?;
+    let completions = ring.wait(1)?;
+    ensure!(
+        usize::try_from(completions[0].result) == Ok(data.len()),
+        "{completions:?}"
+    );
+    rustix::io::write(&writer, &[0])?;
+    child.succeed()?;
+    bytes::expect(
+        &region.read(start..start + data.len())?,
+        &data,
+        "the parent's buffer",
+    )?;
+    ensure!(region.read(0..1)? == [4], "the parent's store is lost");
+    Ok(())
+}

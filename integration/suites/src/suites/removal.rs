@@ -1,0 +1,287 @@
+//! The driver taken off its device, and unloaded, while files and mappings are open.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use crate::support::aio::{Context, Iocb, Opcode};
+use crate::support::child::Child;
+use crate::support::driver::{self, Unbound};
+use crate::support::faults::{self, SLOW};
+use crate::support::region::Region;
+use crate::support::{NODE, PAGE, bytes, errno, open, procfs};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("open_files_say_enodev", open_files_say_enodev),
+    Test::new("the_node_goes_and_comes", the_node_goes_and_comes),
+    Test::new("mappings_end_in_sigbus", mappings_end_in_sigbus),
+    Test::new(
+        "old_files_stay_dead_after_binding_again",
+        old_files_stay_dead_after_binding_again,
+    ),
+    Test::new(
+        "binding_again_works_many_times",
+        binding_again_works_many_times,
+    ),
+    Test::new("requests_in_flight_end", requests_in_flight_end).device_arguments(faults::ARGUMENTS),
+    Test::new("a_waiting_read_ends", a_waiting_read_ends).device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "one_device_goes_and_the_other_stays",
+        one_device_goes_and_the_other_stays,
+    )
+    .devices(2),
+    Test::new(
+        "an_open_file_keeps_the_module",
+        an_open_file_keeps_the_module,
+    ),
+    Test::new("a_mapping_keeps_the_module", a_mapping_keeps_the_module),
+    Test::new(
+        "unloading_leaves_no_slab_cache",
+        unloading_leaves_no_slab_cache,
+    ),
+    Test::new("loading_again_works", loading_again_works),
+];
+
+fn open_files_say_enodev() -> Result<()> {
+    let device = open()?;
+    let mut buffer = vec![0; 3 * PAGE];
+    device.file().read_exact_at(&mut buffer, 0)?;
+    let gone = Unbound::new()?;
+    let file = device.file();
+    errno::expect(file.read_at(&mut buffer, 0), Errno::NODEV, "a read")?;
+    errno::expect(file.write_at(&buffer, 0), Errno::NODEV, "a write")?;
+    errno::expect(file.sync_all(), Errno::NODEV, "fsync")?;
+    gone.bind()
+}
+
+fn the_node_goes_and_comes() -> Result<()> {
+    let gone = Unbound::new()?;
+    ensure!(!Path::new(NODE).exists(), "{NODE} is still there");
+    ensure!(open().is_err(), "{NODE} can still be opened");
+    ensure!(driver::bound()?.is_empty(), "the driver is still bound");
+    gone.bind()?;
+    let device = open()?;
+    device.file().write_all_at(b"again", 0)?;
+    ensure!(driver::bound()?.len() == 1, "the driver is not bound");
+    Ok(())
+}
+
+fn mappings_end_in_sigbus() -> Result<()> {
+    let device = open()?;
+    let mapping = device.map(0, 4 * PAGE)?;
+    mapping.store(0, 1_u32)?;
+    let gone = Unbound::new()?;
+    for offset in [0, PAGE + 4] {
+        let loading = Child::fork(|| mapping.load::<u32>(offset).map(|_| ()).map_err(Into::into))?;
+        loading.die_of(Signal::BUS).context("a load")?;
+        let storing = Child::fork(|| mapping.store(offset, 7_u32).map_err(Into::into))?;
+        storing.die_of(Signal::BUS).context("a store")?;
+    }
+    gone.bind()?;
+    // The old mapping does not come back to life with the new device.
+    let loading = Child::fork(|| mapping.load::<u32>(0).map(|_| ()).map_err(Into::into))?;
+    loading.die_of(Signal::BUS).context("a load afterwards")?;
+    let fresh = open()?.map(0, PAGE)?;
+    fresh.store(0, 9_u32)?;
+    ensure!(fresh.load::<u32>(0)? == 9);
+    Ok(())
+}
+
+fn old_files_stay_dead_after_binding_again() -> Result<()> {
+    let old = open()?;
+    Unbound::new()?.bind()?;
+    let new = open()?;
+    new.file().write_all_at(b"new", 0)?;
+    let mut buffer = [0; 3];
+    errno::expect(old.file().read_at(&mut buffer, 0), Errno::NODEV, "a read")?;
+    errno::expect(old.file().write_at(b"old", 0), Errno::NODEV, "a write")?;
+    new.file().read_exact_at(&mut buffer, 0)?;
+    ensure!(&buffer == b"new", "the old file wrote to the new device");
+    drop(old);
+    new.file().read_exact_at(&mut buffer, 0)?;
+    Ok(())
+}
+
+fn binding_again_works_many_times() -> Result<()> {
+    for round in 0..10 {
+        let kept = open()?;
+        Unbound::new()?
+            .bind()
+            .with_context(|| format!("round {round}"))?;
+        let device = open()?;
+        let data = bytes::random(round, 3 * PAGE);
+        device.file().write_all_at(&data, 99)?;
+        let mapping = device.map(0, 4 * PAGE)?;
+        let mut back = vec![0; data.len()];
+        mapping.read(99, &mut back)?;
+        bytes::expect(&back, &data, "through the mapping")?;
+        drop(kept);
+    }
+    Ok(())
+}
+
+fn requests_in_flight_end() -> Result<()> {
+    const COUNT: usize = 6;
+    let device = open()?;
+    let context = Context::new(16)?;
+    let region = Region::anonymous(COUNT * PAGE)?;
+    let mut iocbs = (0..COUNT)
+        .map(|index| {
+            let offset = SLOW.start + (index * PAGE) as u64;
+            let file = device.file();
+            Iocb::transfer(
+                Opcode::Read,
+                file,
+                &region,
+                index * PAGE,
+                PAGE,
+                offset,
+                index as u64,
+            )
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // SAFETY: The region lives until all has completed, below.
+    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+    ensure!(taken == COUNT, "{taken} taken");
+    let gone = Unbound::new()?;
+    for event in context.wait(COUNT)? {
+        let ended =
+            event.result == PAGE as i64 || event.result == -i64::from(Errno::NODEV.raw_os_error());
+        ensure!(ended, "request {} ended with {}", event.data, event.result);
+    }
+    ensure!(context.ready()? == 0, "a request completed twice");
+    gone.bind()?;
+    open()?
+        .file()
+        .write_all_at(&bytes::random(1, 2 * PAGE), 0)?;
+    Ok(())
+}
+
+fn a_waiting_read_ends() -> Result<()> {
+    let watcher = open()?;
+    let child = Child::fork(|| {
+        let mut buffer = vec![0; PAGE];
+        let device = open()?;
+        match device.file().read_at(&mut buffer, faults::VERY_SLOW.start) {
+            Ok(PAGE) => Ok(()),
+            Ok(moved) => bail!("{moved} bytes"),
+            Err(error) => errno::expect::<(), _>(Err(error), Errno::NODEV, "a waiting read"),
+        }
+    })?;
+    crate::support::wait::until_busy(&watcher)?;
+    let gone = Unbound::new()?;
+    child.succeed()?;
+    gone.bind()
+}
+
+fn one_device_goes_and_the_other_stays() -> Result<()> {
+    let devices = ["/dev/vdma0", "/dev/vdma1"].map(vdma::Device::open);
+    let [zero, one] = devices;
+    let devices = [zero?, one?];
+    for (number, device) in devices.iter().enumerate() {
+        device
+            .file()
+            .write_all_at(&[u8::try_from(number)? + 1; 100], 0)?;
+    }
+    let gone = Unbound::new()?;
+    let lost = usize::from(!Path::new("/dev/vdma0").exists());
+    let (dead, alive) = if lost == 1 {
+        (&devices[0], &devices[1])
+    } else {
+        (&devices[1], &devices[0])
+    };
+    let mut buffer = [0; 100];
+    errno::expect(
+        dead.file().read_at(&mut buffer, 0),
+        Errno::NODEV,
+        "the removed device",
+    )?;
+    alive
+        .file()
+        .read_exact_at(&mut buffer, 0)
+        .context("the other device")?;
+    ensure!(buffer[0] != 0 && buffer.iter().all(|&byte| byte == buffer[0]));
+    gone.bind()?;
+    ensure!(driver::bound()?.len() == 2, "not both are bound");
+    // The number that was given back is used again.
+    for node in ["/dev/vdma0", "/dev/vdma1"] {
+        vdma::Device::open(node)?
+            .file()
+            .read_exact_at(&mut buffer, 0)?;
+    }
+    Ok(())
+}
+
+fn unload_is_refused() -> Result<()> {
+    match driver::unload() {
+        Ok(()) => {
+            driver::load()?;
+            bail!("the module could be unloaded")
+        }
+        Err(error) => {
+            ensure!(error.to_string().contains("in use"), "{error:#}");
+            Ok(())
+        }
+    }
+}
+
+fn an_open_file_keeps_the_module() -> Result<()> {
+    let device = open()?;
+    unload_is_refused()?;
+    let mut buffer = [0; 10];
+    device.file().read_exact_at(&mut buffer, 0)?;
+    let gone = Unbound::new()?;
+    unload_is_refused().context("with the device gone")?;
+    gone.bind()
+}
+
+fn a_mapping_keeps_the_module() -> Result<()> {
+    let mapping = open()?.map(0, PAGE)?;
+    unload_is_refused()?;
+    mapping.store(0, 5_u8)?;
+    ensure!(mapping.load::<u8>(0)? == 5);
+    Ok(())
+}
+
+const CACHES: [&str; 2] = ["vdma_request", "vdma_transfer"];
+
+fn unloading_leaves_no_slab_cache() -> Result<()> {
+    for name in CACHES {
+        ensure!(procfs::slab(name)?.is_some(), "{name} is not there");
+    }
+    open()?
+        .file()
+        .write_all_at(&bytes::random(1, 10 * PAGE), 0)?;
+    driver::unload()?;
+    let left: Vec<&str> = CACHES
+        .into_iter()
+        .filter(|name| procfs::slab(name).is_ok_and(|slab| slab.is_some()))
+        .collect();
+    let nodes = Path::new(NODE).exists();
+    let loaded = driver::is_loaded();
+    driver::load()?;
+    ensure!(left.is_empty(), "{left:?} are left after unloading");
+    ensure!(!nodes, "{NODE} is left after unloading");
+    ensure!(!loaded, "the module is still loaded");
+    Ok(())
+}
+
+fn loading_again_works() -> Result<()> {
+    for round in 0..3 {
+        driver::unload().with_context(|| format!("round {round}"))?;
+        driver::load().with_context(|| format!("round {round}"))?;
+        let device = open()?;
+        let data = bytes::random(round, 5 * PAGE);
+        device.file().write_all_at(&data, 7)?;
+        let mut back = vec![0; data.len()];
+        device.file().read_exact_at(&mut back, 7)?;
+        bytes::expect(&back, &data, "what came back")?;
+        let text = fs::read_to_string("/proc/self/maps").context("/proc/self/maps")?;
+        ensure!(!text.contains(NODE), "a mapping is left");
+    }
+    Ok(())
+}

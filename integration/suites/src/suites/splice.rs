@@ -1,0 +1,194 @@
+//! Device memory to and from files and pipes, without a copy through user space.
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::MemfdFlags;
+use rustix::pipe::{SpliceFlags, pipe, splice};
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt as _;
+
+use crate::support::{MIB, PAGE, bytes, open};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("sendfile_from_the_device", sendfile_from_the_device),
+    Test::new("sendfile_to_the_device", sendfile_to_the_device),
+    Test::new(
+        "sendfile_between_places_of_the_device",
+        sendfile_between_places_of_the_device,
+    ),
+    Test::new("splice_to_a_pipe", splice_to_a_pipe),
+    Test::new("splice_from_a_pipe", splice_from_a_pipe),
+    Test::new("sendfile_ends_at_the_end", sendfile_ends_at_the_end),
+    Test::new("splices_pin_nothing", splices_pin_nothing),
+];
+
+fn scratch(content: &[u8]) -> Result<File> {
+    let file = File::from(rustix::fs::memfd_create("scratch", MemfdFlags::CLOEXEC)?);
+    file.write_all_at(content, 0)?;
+    Ok(file)
+}
+
+fn sendfile_all(to: impl AsFd, from: impl AsFd, mut position: u64, length: usize) -> Result<usize> {
+    let mut moved = 0;
+    while moved < length {
+        let count = length - moved;
+        let more = rustix::fs::sendfile(&to, &from, Some(&mut position), count)
+            .with_context(|| format!("sendfile after {moved} bytes"))?;
+        if more == 0 {
+            break;
+        }
+        moved += more;
+    }
+    Ok(moved)
+}
+
+fn sendfile_from_the_device() -> Result<()> {
+    let device = open()?;
+    for (position, length) in [(0, MIB), (4095, 3 * MIB + 1), (12_345, 1), (1, 70_000)] {
+        let data = bytes::random(position, length);
+        device.file().write_all_at(&data, position)?;
+        let target = scratch(&[])?;
+        let moved = sendfile_all(&target, device.file(), position, length)?;
+        ensure!(moved == length, "{moved} of {length} bytes");
+        let mut back = vec![0; length];
+        target.read_exact_at(&mut back, 0)?;
+        bytes::expect(&back, &data, "what arrived in the file")?;
+    }
+    Ok(())
+}
+
+fn sendfile_to_the_device() -> Result<()> {
+    let device = open()?;
+    for (position, length) in [(0, MIB), (4095, 3 * MIB + 1), (12_345, 1), (1, 70_000)] {
+        let data = bytes::random(position + 1, length);
+        let around = vec![0x77; length + 200];
+        device.file().write_all_at(&around, position)?;
+        let source = scratch(&data)?;
+        device.file().seek(SeekFrom::Start(position + 100))?;
+        let moved = sendfile_all(device.file(), &source, 0, length)?;
+        ensure!(moved == length, "{moved} of {length} bytes");
+        ensure!(
+            device.file().stream_position()? == position + 100 + length as u64,
+            "the position"
+        );
+        let mut expected = around;
+        expected[100..100 + length].copy_from_slice(&data);
+        let mut back = vec![0; length + 200];
+        device.file().read_exact_at(&mut back, position)?;
+        bytes::expect(&back, &expected, "what arrived in device memory")?;
+    }
+    Ok(())
+}
+
+fn sendfile_between_places_of_the_device() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(8, MIB + 5);
+    device.file().write_all_at(&data, 100)?;
+    let target = open()?;
+    let position = 8 * MIB as u64 + 3;
+    target.file().seek(SeekFrom::Start(position))?;
+    let moved = sendfile_all(target.file(), device.file(), 100, data.len())?;
+    ensure!(moved == data.len(), "{moved} bytes");
+    let mut back = vec![0; data.len()];
+    device.file().read_exact_at(&mut back, position)?;
+    bytes::expect(&back, &data, "what arrived")
+}
+
+fn splice_to_a_pipe() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(9, 12 * PAGE);
+    device.file().write_all_at(&data, 0)?;
+    let (reader, writer) = pipe()?;
+    for (start, length) in [(0_usize, 8 * PAGE), (17, 5000), (4095, 2)] {
+        let mut position = start as u64;
+        let flags = SpliceFlags::empty();
+        let mut moved = 0;
+        while moved < length {
+            let count = length - moved;
+            let more = splice(
+                device.file(),
+                Some(&mut position),
+                &writer,
+                None,
+                count,
+                flags,
+            )
+            .context("splice to the pipe")?;
+            ensure!(more > 0, "{moved} of {length} bytes went into the pipe");
+            moved += more;
+        }
+        ensure!(position == (start + length) as u64, "position {position}");
+        let mut back = vec![0; length];
+        let mut got = 0;
+        while got < length {
+            let more = rustix::io::read(&reader, &mut back[got..])?;
+            ensure!(more > 0, "{got} of {length} bytes came out of the pipe");
+            got += more;
+        }
+        bytes::expect(
+            &back,
+            &data[start..start + length],
+            "what came out of the pipe",
+        )?;
+    }
+    Ok(())
+}
+
+fn splice_from_a_pipe() -> Result<()> {
+    let device = open()?;
+    let (reader, writer) = pipe()?;
+    let mut position = 4000;
+    let mut expected = Vec::new();
+    // Odd lengths make pages of the pipe that are neither full nor aligned.
+    for length in [1, 4096, 100, 9001, 3] {
+        let data = bytes::random(length as u64, length);
+        ensure!(
+            rustix::io::write(&writer, &data)? == length,
+            "the pipe is full"
+        );
+        expected.extend_from_slice(&data);
+    }
+    let mut left = expected.len();
+    while left > 0 {
+        let flags = SpliceFlags::empty();
+        let moved = splice(
+            &reader,
+            None,
+            device.file(),
+            Some(&mut position),
+            left,
+            flags,
+        )
+        .context("splice from the pipe")?;
+        ensure!(moved > 0, "{left} bytes are left");
+        left -= moved;
+    }
+    let mut back = vec![0; expected.len()];
+    device.file().read_exact_at(&mut back, 4000)?;
+    bytes::expect(&back, &expected, "what arrived in device memory")
+}
+
+fn sendfile_ends_at_the_end() -> Result<()> {
+    let device = open()?;
+    let size = device.info().memory_size;
+    let data = bytes::random(10, 5000);
+    device.file().write_all_at(&data, size - 5000)?;
+    let target = scratch(&[])?;
+    let moved = sendfile_all(&target, device.file(), size - 5000, MIB)?;
+    ensure!(moved == 5000, "{moved} bytes");
+    let mut back = vec![0; 5000];
+    target.read_exact_at(&mut back, 0)?;
+    bytes::expect(&back, &data, "the last bytes")
+}
+
+fn splices_pin_nothing() -> Result<()> {
+    let device = open()?;
+    let target = scratch(&[])?;
+    sendfile_all(&target, device.file(), 0, MIB)?;
+    let statistics = device.file_statistics()?;
+    ensure!(statistics.bytes_read == MIB as u64, "{statistics:?}");
+    ensure!(statistics.pages_pinned == 0, "{statistics:?}");
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! What the driver counts, and where it shows it.
+
+use anyhow::{Context as _, Result, ensure};
+use io_uring::opcode;
+use std::fs;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use vdma::{Device, Operation};
+
+use crate::support::faults::{self, SLOW, SLUGGISH};
+use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
+use crate::support::{MIB, PAGE, open, procfs, wait};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("info_describes_the_device", info_describes_the_device),
+    Test::new(
+        "a_file_counts_its_own_requests",
+        a_file_counts_its_own_requests,
+    ),
+    Test::new("the_device_counts_everybodys", the_device_counts_everybodys),
+    Test::new(
+        "pages_are_counted_where_they_are_touched",
+        pages_are_counted_where_they_are_touched,
+    ),
+    Test::new("huge_pages_are_coalesced", huge_pages_are_coalesced),
+    Test::new("scattered_pages_are_not", scattered_pages_are_not),
+    Test::new(
+        "requests_in_flight_are_counted",
+        requests_in_flight_are_counted,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new("fdinfo_shows_the_counts", fdinfo_shows_the_counts),
+    Test::new(
+        "slab_caches_are_visible_and_rise",
+        slab_caches_are_visible_and_rise,
+    )
+    .device_arguments(faults::ARGUMENTS),
+];
+
+fn info_describes_the_device() -> Result<()> {
+    let device = open()?;
+    let info = device.info();
+    ensure!(info.memory_size == 64 * MIB as u64, "{info:?}");
+    ensure!(
+        info.bar_size >= info.memory_size && info.bar_address != 0,
+        "{info:?}"
+    );
+    ensure!(info.num_queues >= 1 && info.queue_size >= 2, "{info:?}");
+    ensure!(
+        info.max_segments >= 1 && info.max_segments < info.queue_size,
+        "{info:?}"
+    );
+    ensure!(info.max_transfer as usize >= PAGE, "{info:?}");
+    for operation in [Operation::Nop, Operation::Read, Operation::Write] {
+        ensure!(
+            info.operations & operation.bit() != 0,
+            "no {}",
+            operation.name()
+        );
+    }
+    // Bit 32 is VIRTIO_F_VERSION_1.
+    ensure!(
+        info.features & 1 << 32 != 0,
+        "features {:#x}",
+        info.features
+    );
+    Ok(())
+}
+
+fn a_file_counts_its_own_requests() -> Result<()> {
+    let (one, other) = (open()?, open()?);
+    let mut buffer = vec![0; 10_000];
+    other.file().write_all_at(&buffer, 0)?;
+    for _ in 0..5 {
+        one.file().write_all_at(&buffer[..3000], 0)?;
+    }
+    one.file().read_exact_at(&mut buffer, 17)?;
+    one.file().sync_all()?;
+    let counts = one.file_statistics()?;
+    ensure!(counts.submitted == 7 && counts.completed == 7, "{counts:?}");
+    ensure!(counts.failed == 0 && counts.in_flight == 0, "{counts:?}");
+    ensure!(
+        counts.bytes_written == 15_000 && counts.bytes_read == 10_000,
+        "{counts:?}"
+    );
+    ensure!(counts.in_flight_max == 1, "{counts:?}");
+    let counts = other.file_statistics()?;
+    ensure!(
+        counts.submitted == 1 && counts.bytes_written == 10_000,
+        "{counts:?}"
+    );
+    Ok(())
+}
+
+fn the_device_counts_everybodys() -> Result<()> {
+    let (one, other) = (open()?, open()?);
+    let before = one.device_statistics()?;
+    let mut buffer = vec![0; 1234];
+    one.file().write_all_at(&buffer, 0)?;
+    other.file().read_exact_at(&mut buffer, 0)?;
+    drop(other);
+    let after = open()?.device_statistics()?;
+    ensure!(
+        after.submitted == before.submitted + 2,
+        "{before:?} {after:?}"
+    );
+    ensure!(
+        after.completed == after.submitted && after.in_flight == 0,
+        "{after:?}"
+    );
+    ensure!(
+        after.bytes_written == before.bytes_written + 1234,
+        "{before:?} {after:?}"
+    );
+    ensure!(
+        after.bytes_read == before.bytes_read + 1234,
+        "{before:?} {after:?}"
+    );
+    Ok(())
+}
+
+/// Pages and segments that one write from this range of a region takes.
+fn cost(region: &Region, range: std::ops::Range<usize>) -> Result<(u64, u64)> {
+    let device = open()?;
+    let length = range.len();
+    let moved = region.drain_to(device.file(), range, 0)??;
+    ensure!(moved == length, "{moved} of {length} bytes");
+    let counts = device.file_statistics()?;
+    Ok((counts.pages_pinned, counts.segments))
+}
+
+fn pages_are_counted_where_they_are_touched() -> Result<()> {
+    let region = Region::anonymous(8 * PAGE)?;
+    region.write(0, &vec![1; 8 * PAGE])?;
+    for (range, pages) in [
+        (0..1, 1),
+        (0..PAGE, 1),
+        (0..PAGE + 1, 2),
+        (PAGE - 1..PAGE + 1, 2),
+        (100..200, 1),
+        (1..8 * PAGE, 8),
+    ] {
+        let (pinned, segments) = cost(&region, range.clone())?;
+        ensure!(
+            pinned == pages,
+            "{range:?}: {pinned} pages instead of {pages}"
+        );
+        ensure!(
+            (1..=pages).contains(&segments),
+            "{range:?}: {segments} segments for {pages} pages"
+        );
+    }
+    Ok(())
+}
+
+fn huge_pages_are_coalesced() -> Result<()> {
+    const LENGTH: usize = 4 * MIB;
+    let region = Region::transparent_huge(LENGTH)?;
+    region.write(0, &vec![1; LENGTH])?;
+    let lines = procfs::smaps(region.address())?.context("the region is not in smaps")?;
+    let huge = procfs::kilobytes(procfs::field(&lines, "AnonHugePages")?)?;
+    if huge < LENGTH {
+        return Err(crate::test::Skip(format!(
+            "the kernel gave {huge} bytes of huge pages instead of {LENGTH}"
+        ))
+        .into());
+    }
+    let (pages, segments) = cost(&region, 0..LENGTH)?;
+    ensure!(pages == (LENGTH / PAGE) as u64, "{pages} pages");
+    ensure!(segments <= 2, "{segments} segments for two huge pages");
+    let (pages, segments) = cost(&region, 5..2 * MIB - 5)?;
+    ensure!(
+        pages == 512 && segments == 1,
+        "{segments} segments for {pages} pages"
+    );
+    Ok(())
+}
+
+fn scattered_pages_are_not() -> Result<()> {
+    // The same page again and again is never contiguous with itself.
+    let device = open()?;
+    let region = Region::anonymous(PAGE)?;
+    region.write(0, &[1])?;
+    let vectors = [libc::iovec {
+        iov_base: region.at(0).cast(),
+        iov_len: PAGE,
+    }; 10];
+    let mut ring = Uring::new(1)?;
+    let entry = opcode::Writev::new(fd(device.file()), vectors.as_ptr(), 10).build();
+    // SAFETY: The region and the vectors live until the request has completed, below.
+    unsafe { ring.submit(&[entry]) }?;
+    let completions = ring.wait(1)?;
+    ensure!(completions[0].result == 10 * 4096, "{completions:?}");
+    let counts = device.file_statistics()?;
+    ensure!(
+        counts.pages_pinned == 10 && counts.segments == 10,
+        "{counts:?}"
+    );
+    Ok(())
+}
+
+/// Submits reads of a page at `offset`.
+fn submit_reads(
+    device: &Device,
+    ring: &mut Uring,
+    region: &Region,
+    count: usize,
+    offset: u64,
+) -> Result<()> {
+    let entries: Vec<_> = (0..count)
+        .map(|index| {
+            opcode::Read::new(fd(device.file()), region.at(index * PAGE), 4096)
+                .offset(offset)
+                .build()
+        })
+        .collect();
+    // SAFETY: The callers' regions outlive their requests, for which they wait.
+    unsafe { ring.submit(&entries) }
+}
+
+fn requests_in_flight_are_counted() -> Result<()> {
+    let device = open()?;
+    let mut ring = Uring::new(8)?;
+    let region = Region::anonymous(4 * PAGE)?;
+    submit_reads(&device, &mut ring, &region, 4, SLOW.start)?;
+    let during = device.file_statistics()?;
+    ensure!(during.submitted == 4, "{during:?}");
+    ensure!(
+        during.in_flight == during.submitted - during.completed,
+        "{during:?}"
+    );
+    ensure!(during.in_flight_max >= during.in_flight, "{during:?}");
+    ring.wait(4)?;
+    wait::until_idle(&device)?;
+    let after = device.file_statistics()?;
+    ensure!(after.in_flight == 0 && after.completed == 4, "{after:?}");
+    ensure!(after.in_flight_max > 1, "{after:?}");
+    Ok(())
+}
+
+fn fdinfo_shows_the_counts() -> Result<()> {
+    let device = open()?;
+    device.file().write_all_at(&[1; 5000], 4000)?;
+    let path = format!("/proc/self/fdinfo/{}", device.file().as_raw_fd());
+    let text = fs::read_to_string(&path).context(path)?;
+    let counts = device.file_statistics()?;
+    for (name, value) in [
+        ("submitted", counts.submitted),
+        ("completed", counts.completed),
+        ("failed", counts.failed),
+        ("bytes-read", counts.bytes_read),
+        ("bytes-written", counts.bytes_written),
+        ("pages-pinned", counts.pages_pinned),
+        ("segments", counts.segments),
+        ("in-flight", counts.in_flight),
+        ("in-flight-max", counts.in_flight_max),
+        ("queue-full", counts.queue_full),
+    ] {
+        let line = format!("vdma-{name}:\t{value}");
+        ensure!(
+            text.lines().any(|found| found == line),
+            "no line \"{line}\" in {text}"
+        );
+    }
+    ensure!(counts.bytes_written == 5000, "{counts:?}");
+    Ok(())
+}
+
+fn slab_caches_are_visible_and_rise() -> Result<()> {
+    const COUNT: usize = 200;
+    let device = open()?;
+    let names = ["vdma_request", "vdma_transfer"];
+    let used = |name: &str| -> Result<u64> {
+        let (used, all, size) =
+            procfs::slab(name)?.with_context(|| format!("{name} is not in /proc/slabinfo"))?;
+        ensure!(
+            used <= all && size > 0,
+            "{name}: {used} of {all} objects of {size} bytes"
+        );
+        Ok(used)
+    };
+    let mut ring = Uring::new(256)?;
+    let region = Region::anonymous(COUNT * PAGE)?;
+    submit_reads(&device, &mut ring, &region, COUNT, SLUGGISH.start)?;
+    // Counted before anything that has completed since can have made it less.
+    let during = [used(names[0])?, used(names[1])?];
+    let in_flight = device.file_statistics()?.in_flight;
+    ensure!(in_flight > 0, "all has completed already: nothing was seen");
+    for (name, during) in names.iter().zip(during) {
+        ensure!(
+            during >= in_flight,
+            "{name}: {during} objects in use with {in_flight} requests in flight"
+        );
+    }
+    ring.wait(COUNT)?;
+    wait::until_idle(&device)
+}

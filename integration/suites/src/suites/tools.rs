@@ -1,0 +1,302 @@
+//! Programs that know nothing of vdma, and the one that does.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::process::{Command, Stdio};
+
+use crate::support::driver::tool;
+use crate::support::{MIB, NODE, PAGE, bytes, open};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("dd_writes_and_reads", dd_writes_and_reads),
+    Test::new(
+        "dd_with_direct_and_odd_blocks",
+        dd_with_direct_and_odd_blocks,
+    ),
+    Test::new("dd_stops_at_the_end", dd_stops_at_the_end),
+    Test::new("cp_and_cmp", cp_and_cmp),
+    Test::new("od_and_tail", od_and_tail),
+    Test::new("pmap_names_the_device", pmap_names_the_device),
+    Test::new(
+        "lspci_shows_the_function_and_its_bars",
+        lspci_shows_the_function_and_its_bars,
+    ),
+    Test::new("vdma_list", vdma_list),
+    Test::new("vdma_info_is_text_and_json", vdma_info_is_text_and_json),
+    Test::new("vdma_writes_and_reads", vdma_writes_and_reads),
+    Test::new("vdma_errors_are_one_line", vdma_errors_are_one_line),
+];
+
+const INPUT: &str = "/tmp/tools-input";
+const OUTPUT: &str = "/tmp/tools-output";
+
+fn dd_writes_and_reads() -> Result<()> {
+    let data = bytes::random(1, 5 * MIB);
+    fs::write(INPUT, &data)?;
+    tool(&[
+        "dd",
+        "if=/tmp/tools-input",
+        "of=/dev/vdma0",
+        "bs=1M",
+        "seek=3",
+        "conv=fsync",
+    ])?;
+    tool(&[
+        "dd",
+        "if=/dev/vdma0",
+        "of=/tmp/tools-output",
+        "bs=256k",
+        "skip=12",
+        "count=20",
+    ])?;
+    bytes::expect(&fs::read(OUTPUT)?, &data, "what dd brought back")
+}
+
+fn dd_with_direct_and_odd_blocks() -> Result<()> {
+    let data = bytes::random(2, 777 * 100);
+    fs::write(INPUT, &data)?;
+    let of = format!("of={NODE}");
+    tool(&[
+        "dd",
+        "if=/tmp/tools-input",
+        &of,
+        "bs=777",
+        "oflag=direct",
+        "seek=3",
+    ])?;
+    let from = format!("if={NODE}");
+    tool(&[
+        "dd",
+        &from,
+        "of=/tmp/tools-output",
+        "bs=777",
+        "skip=3",
+        "count=100",
+        "iflag=direct",
+    ])?;
+    bytes::expect(&fs::read(OUTPUT)?, &data, "what dd brought back")
+}
+
+fn dd_stops_at_the_end() -> Result<()> {
+    let output = Command::new("dd")
+        .args([
+            "if=/dev/zero",
+            "of=/dev/vdma0",
+            "bs=1M",
+            "seek=62",
+            "count=4",
+        ])
+        .output()
+        .context("cannot run dd")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "dd wrote beyond the end");
+    ensure!(text.contains("No space left on device"), "{text}");
+    ensure!(text.contains("2097152 bytes"), "{text}");
+    let from = format!("if={NODE}");
+    tool(&["dd", &from, "of=/tmp/tools-output", "bs=1M", "skip=63"])?;
+    ensure!(
+        fs::metadata(OUTPUT)?.len() == MIB as u64,
+        "not the last MiB"
+    );
+    Ok(())
+}
+
+fn cp_and_cmp() -> Result<()> {
+    let data = bytes::random(3, 3 * MIB + 17);
+    fs::write(INPUT, &data)?;
+    tool(&["cp", INPUT, NODE])?;
+    let count = data.len().to_string();
+    tool(&["cmp", "-n", &count, INPUT, NODE])?;
+    open()?.file().write_all_at(&[!data[MIB]], MIB as u64)?;
+    let output = Command::new("cmp")
+        .args(["-n", &count, INPUT, NODE])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(1), "cmp sees no difference");
+    ensure!(text.contains("byte 1048577"), "{text}");
+    Ok(())
+}
+
+fn od_and_tail() -> Result<()> {
+    let device = open()?;
+    device.file().write_all_at(b"hello, device\n", 4090)?;
+    let text = tool(&["od", "-An", "-c", "-j4090", "-N5", NODE])?;
+    ensure!(
+        text.split_whitespace().eq(["h", "e", "l", "l", "o"]),
+        "{text}"
+    );
+    device
+        .file()
+        .write_all_at(b"the end\n", device.info().memory_size - 8)?;
+    let text = tool(&["tail", "-c", "8", NODE])?;
+    ensure!(text == "the end\n", "{text}");
+    Ok(())
+}
+
+fn pmap_names_the_device() -> Result<()> {
+    let device = open()?;
+    let _mapping = device.map(0, 4 * PAGE)?;
+    let pid = std::process::id().to_string();
+    let text = tool(&["pmap", &pid])?;
+    let line = text.lines().find(|line| line.ends_with("vdma0"));
+    let line = line.with_context(|| format!("pmap shows no vdma0: {text}"))?;
+    ensure!(line.contains("16K") && line.contains("rw-s"), "{line}");
+    Ok(())
+}
+
+fn lspci_shows_the_function_and_its_bars() -> Result<()> {
+    let text = tool(&["lspci", "-vv", "-d", "1af4:1065"])?;
+    ensure!(text.contains("Kernel driver in use: virtio-pci"), "{text}");
+    let info = *open()?.info();
+    let regions: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("Region "))
+        .collect();
+    let holds_memory = |line: &&&str| {
+        let Some((_, rest)) = line.split_once("Memory at ") else {
+            return false;
+        };
+        let Some((start, _)) = rest.split_once(' ') else {
+            return false;
+        };
+        u64::from_str_radix(start, 16).is_ok_and(|start| {
+            let Some(size) = region_size(line) else {
+                return false;
+            };
+            (start..start + size).contains(&info.bar_address)
+                && info.bar_address + info.bar_size <= start + size
+        })
+    };
+    let bar = regions.iter().find(holds_memory);
+    let bar = bar.with_context(|| {
+        format!(
+            "no region of {regions:?} holds {:#x} at {:#x}",
+            info.bar_size, info.bar_address
+        )
+    })?;
+    ensure!(
+        bar.contains("64-bit") && bar.contains("prefetchable"),
+        "{bar}"
+    );
+    ensure!(!bar.contains("non-prefetchable"), "{bar}");
+    ensure!(text.contains("VirtIO"), "no virtio capabilities: {text}");
+    Ok(())
+}
+
+/// The bytes of `... [size=128M]`.
+fn region_size(line: &str) -> Option<u64> {
+    let size = line.split_once("[size=")?.1.split_once(']')?.0;
+    let (digits, shift) = match size.chars().last()? {
+        'K' => (&size[..size.len() - 1], 10),
+        'M' => (&size[..size.len() - 1], 20),
+        'G' => (&size[..size.len() - 1], 30),
+        _ => (size, 0),
+    };
+    Some(digits.parse::<u64>().ok()? << shift)
+}
+
+fn json(arguments: &[&str]) -> Result<Value> {
+    let text = tool(arguments)?;
+    serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed {text}"))
+}
+
+fn vdma_list() -> Result<()> {
+    let text = tool(&["vdma", "list"])?;
+    let line = text.lines().find(|line| line.starts_with(NODE));
+    let line = line.with_context(|| format!("no {NODE} in {text}"))?;
+    ensure!(line.contains("64 MiB"), "{line}");
+    let value = json(&["vdma", "list", "-o", "json"])?;
+    let devices = value["devices"].as_array().context("no devices")?;
+    ensure!(devices.len() == 1 && devices[0]["node"] == NODE, "{value}");
+    let pci = devices[0]["pci"].as_str().context("no PCI function")?;
+    let vendor = fs::read_to_string(format!("/sys/bus/pci/devices/{pci}/vendor"))?;
+    ensure!(vendor.trim() == "0x1af4", "{pci} is of vendor {vendor}");
+    Ok(())
+}
+
+fn vdma_info_is_text_and_json() -> Result<()> {
+    let before = json(&["vdma", "info", NODE, "-o", "json"])?;
+    let info = *open()?.info();
+    ensure!(before["memory_size"] == info.memory_size, "{before}");
+    ensure!(before["bar_address"] == info.bar_address, "{before}");
+    ensure!(before["queue_size"] == info.queue_size, "{before}");
+    let operations = before["operations"].as_array().context("no operations")?;
+    ensure!(operations.iter().any(|name| name == "read"), "{before}");
+    open()?.file().write_all_at(&[0; 4321], 0)?;
+    let after = json(&["vdma", "info", "-o", "json"])?;
+    let written = |value: &Value| value["statistics"]["bytes_written"].as_u64().unwrap_or(0);
+    ensure!(
+        written(&after) == written(&before) + 4321,
+        "{before} {after}"
+    );
+    let text = tool(&["vdma", "info"])?;
+    ensure!(text.contains("64 MiB"), "{text}");
+    Ok(())
+}
+
+fn vdma_writes_and_reads() -> Result<()> {
+    let data = bytes::random(4, 9 * MIB + 1);
+    fs::write(INPUT, &data)?;
+    tool(&["vdma", "write", NODE, "--offset", "1M", "--input", INPUT])?;
+    let length = data.len().to_string();
+    tool(&[
+        "vdma", "read", NODE, "--offset", "1M", "--length", &length, "--output", OUTPUT,
+    ])?;
+    bytes::expect(&fs::read(OUTPUT)?, &data, "through files")?;
+
+    let mut child = Command::new("vdma")
+        .args(["write", "--offset", "0x3"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot run vdma")?;
+    child
+        .stdin
+        .take()
+        .context("no stdin")?
+        .write_all(&data[..5000])?;
+    ensure!(child.wait()?.success(), "vdma write from a pipe failed");
+    let output = Command::new("vdma")
+        .args(["read", "--offset", "3", "--length", "5000"])
+        .output()
+        .context("cannot run vdma")?;
+    ensure!(output.status.success(), "vdma read to a pipe failed");
+    bytes::expect(&output.stdout, &data[..5000], "through pipes")
+}
+
+fn vdma_errors_are_one_line() -> Result<()> {
+    for (arguments, part) in [
+        (&["info", "/dev/vdma7"][..], "/dev/vdma7"),
+        (&["info", "/dev/null"][..], "not a vdma device"),
+        (
+            &["read", NODE, "--offset", "1G", "--length", "1"][..],
+            "leaves device memory",
+        ),
+        (
+            &["write", NODE, "--offset", "64M", "--input", "/proc/version"][..],
+            "does not fit",
+        ),
+        (
+            &["write", NODE, "--input", "/does/not/exist"][..],
+            "/does/not/exist",
+        ),
+    ] {
+        let output = Command::new("vdma")
+            .args(arguments)
+            .output()
+            .context("cannot run vdma")?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{arguments:?} succeeded");
+        ensure!(output.stdout.is_empty(), "{arguments:?} printed something");
+        ensure!(
+            text.lines().count() == 1,
+            "{arguments:?}: not one line: {text}"
+        );
+        ensure!(text.contains(part), "{arguments:?}: {text}");
+    }
+    Ok(())
+}
