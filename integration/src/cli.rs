@@ -231,8 +231,8 @@ fn parse_memory(text: &str) -> Result<u64, String> {
         .and_then(|number| number.checked_mul(unit))
         .ok_or("not a size such as 512M or 2G")?;
     let mib = bytes >> 20;
-    if bytes & ((1 << 20) - 1) != 0 || mib < 128 {
-        return Err("a guest's memory is a whole number of MiB, at least 128M".to_owned());
+    if bytes & ((1 << 20) - 1) != 0 || mib < 256 {
+        return Err("a guest's memory is a whole number of MiB, at least 256M".to_owned());
     }
     Ok(mib)
 }

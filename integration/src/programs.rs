@@ -57,6 +57,9 @@ pub(crate) fn for_guests(workspace: &Path) -> Result<Programs> {
         .args(["build", "--release", "--target", GUEST_TARGET])
         .args(["--package", "guest-agent", "--package", "guest-suites"])
         .args(["--package", "guest-demo", "--package", "vdma"])
+        // A guest's memory holds them twice; function names are kept for backtraces.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
         // These would take the place of the flags for the target.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
