@@ -117,7 +117,7 @@ impl Vdma {
         for queue in &*self.queues {
             queue.close();
         }
-        self.space.unmap_all();
+        self.space.close();
     }
 
     /// The queue of this CPU, so that CPUs share as few as they can.
@@ -207,7 +207,8 @@ impl Vdma {
 
     /// Maps device memory into user space; `ENODEV` when the device shows none.
     pub(crate) fn map(&self, mapping: NewMapping<'_>) -> Result {
-        self.bar.as_ref().ok_or(ENODEV)?.map(mapping)
+        let bar = self.bar.as_ref().ok_or(ENODEV)?;
+        self.space.while_open(|| bar.map(mapping))
     }
 }
 

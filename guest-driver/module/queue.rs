@@ -7,6 +7,7 @@ use crate::{
     slab::SlabBox,
     spinlock::{new_irq_spinlock, IrqSaveBackend, IrqSpinLock},
     virtio::{QueueHandler, VirtQueue},
+    wait::signal_pending,
     watchdog::Watchdog,
 };
 use kernel::{
@@ -157,12 +158,13 @@ impl Queue {
                 (Gate::Open, Some(queue)) => queue,
                 (Gate::Closed, _) => break ENODEV,
                 _ if when_full == WhenFull::Fail => break EAGAIN,
-                _ => {
-                    if self.wait(&mut ring) {
-                        break EINTR;
+                _ => match self.wait(ring) {
+                    Ok(locked) => {
+                        ring = locked;
+                        continue;
                     }
-                    continue;
-                }
+                    Err(error) => return Err((self.retract(&request, error), request)),
+                },
             };
             request.set_epoch(state.epoch);
             match queue.add(request) {
@@ -198,21 +200,41 @@ impl Queue {
             if when_full == WhenFull::Fail {
                 break EAGAIN;
             }
-            if self.wait(&mut ring) {
-                break EINTR;
+            match self.wait(ring) {
+                Ok(locked) => ring = locked,
+                Err(error) => return Err((self.retract(&request, error), request)),
             }
         };
         drop(ring);
-        request.transfer().request_retracted(pages, segments);
-        Err((error, request))
+        Err((self.retract(&request, error), request))
     }
 
-    /// Waits until the ring may have room; returns whether a signal came instead.
-    fn wait(&self, ring: &mut Guard<'_, Ring, IrqSaveBackend>) -> bool {
+    /// Takes back what was counted for a request that did not go.
+    fn retract(&self, request: &SlabBox<Request>, error: Error) -> Error {
+        let (pages, segments) = request.extent();
+        request.transfer().request_retracted(pages, segments);
+        error
+    }
+
+    /// Waits until the ring may have room, with the lock let go meanwhile; `EINTR` on a signal.
+    fn wait<'a>(
+        &'a self,
+        mut ring: Guard<'a, Ring, IrqSaveBackend>,
+    ) -> Result<Guard<'a, Ring, IrqSaveBackend>> {
         ring.waiting += 1;
-        let signalled = self.room.wait_interruptible(ring);
+        let interrupted = self.room.wait_interruptible(&mut ring);
         ring.waiting -= 1;
-        signalled
+        if !interrupted {
+            return Ok(ring);
+        }
+        drop(ring);
+        if signal_pending() {
+            return Err(EINTR);
+        }
+        // Work for the task interrupted, and will until the task is back in user space.
+        // SAFETY: Nothing is locked, and who waits for room may sleep.
+        unsafe { bindings::msleep(1) };
+        Ok(self.ring.lock())
     }
 
     /// Takes up to [`BATCH`] used requests off the ring; returns whether there may be more.

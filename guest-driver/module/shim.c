@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/pagemap.h>
+#include <linux/sched/signal.h>
 
 #include "shim.h"
 
@@ -121,6 +122,11 @@ void vdma_init_delayed_work(struct delayed_work *work, work_func_t run)
 void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay)
 {
 	mod_delayed_work(system_dfl_wq, work, delay);
+}
+
+bool vdma_signal_pending(void)
+{
+	return task_sigpending(current);
 }
 
 bool vdma_device_trylock(struct device *dev)

@@ -40,6 +40,8 @@ pgoff_t vdma_vma_pgoff(const struct vm_area_struct *vma);
 void vdma_init_delayed_work(struct delayed_work *work, work_func_t run);
 void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay);
 
+bool vdma_signal_pending(void);
+
 bool vdma_device_trylock(struct device *dev);
 void vdma_device_unlock(struct device *dev);
 

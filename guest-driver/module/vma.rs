@@ -101,12 +101,20 @@ impl Drop for Inode {
 #[pin_data]
 pub(crate) struct SharedSpace {
     #[pin]
-    first: Mutex<Option<Inode>>,
+    state: Mutex<SpaceState>,
+}
+
+struct SpaceState {
+    /// The inode by which the device was opened first.
+    first: Option<Inode>,
+    /// Set when nothing may be mapped any more.
+    closed: bool,
 }
 
 impl SharedSpace {
     pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self { first <- kernel::new_mutex!(None, "vdma_space") })
+        let state = SpaceState { first: None, closed: false };
+        pin_init!(Self { state <- kernel::new_mutex!(state, "vdma_space") })
     }
 
     /// Makes the mappings of a file that is being opened part of the shared space. The file keeps the
@@ -120,28 +128,40 @@ impl SharedSpace {
         inode: *mut bindings::inode,
         file: *mut bindings::file,
     ) -> SpaceGuard {
-        let mut first = self.first.lock();
-        let shared = match &*first {
+        let mut state = self.state.lock();
+        let shared = match &state.first {
             Some(inode) => inode.0,
             None => {
                 // SAFETY: `inode` is valid during `->open`.
                 unsafe { bindings::ihold(inode) };
                 // SAFETY: As above: not null.
                 let inode = unsafe { NonNull::new_unchecked(inode) };
-                *first = Some(Inode(inode));
+                state.first = Some(Inode(inode));
                 inode
             }
         };
-        // SAFETY: The shared inode is held by `first`.
+        // SAFETY: The shared inode is held by `state`.
         unsafe { bindings::ihold(shared.as_ptr()) };
         // SAFETY: `file` is not in use yet, and the inode outlives it.
         unsafe { (*file).f_mapping = (*shared.as_ptr()).i_mapping };
         SpaceGuard(Inode(shared))
     }
 
-    /// Takes the pages out of every mapping. The next access to one of them is a fault. May sleep.
-    pub(crate) fn unmap_all(&self) {
-        if let Some(inode) = &*self.first.lock() {
+    /// Runs `map`, unless the space is closed: `ENODEV`. May sleep.
+    pub(crate) fn while_open(&self, map: impl FnOnce() -> Result) -> Result {
+        let state = self.state.lock();
+        if state.closed {
+            return Err(ENODEV);
+        }
+        map()
+    }
+
+    /// Lets nothing be mapped any more, and takes the pages out of every mapping: the next access to
+    /// one of them is a fault. May sleep.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        if let Some(inode) = &state.first {
             // SAFETY: The inode is held, and so is its address space; a hole of length 0 means all.
             unsafe { bindings::unmap_mapping_range((*inode.0.as_ptr()).i_mapping, 0, 0, 1) };
         }

@@ -3,7 +3,18 @@
 //! Waiting for one event: `struct completion`, with the ways of waiting that the kernel crate's own
 //! `Completion` lacks.
 
+use crate::bindings::vdma_signal_pending;
 use kernel::{bindings, prelude::*, time::msecs_to_jiffies, types::Opaque};
+
+/// Milliseconds between two looks for signals while a task has work to do for others.
+const TASK_WORK_PAUSE_MS: u32 = 10;
+
+/// Whether a signal waits for the current task. Work for the task does not count, unlike in the
+/// kernel's own `signal_pending`.
+pub(crate) fn signal_pending() -> bool {
+    // SAFETY: No precondition.
+    unsafe { vdma_signal_pending() }
+}
 
 /// An event that happens once.
 #[pin_data]
@@ -39,10 +50,23 @@ impl Completion {
 
     /// Waits; a signal ends the wait with `EINTR`. May sleep.
     pub(crate) fn wait_interruptible(&self) -> Result {
-        // SAFETY: The completion was initialized.
-        match unsafe { bindings::wait_for_completion_interruptible(self.raw.get()) } {
-            0 => Ok(()),
-            _ => Err(EINTR),
+        loop {
+            // SAFETY: The completion was initialized.
+            if unsafe { bindings::wait_for_completion_interruptible(self.raw.get()) } == 0 {
+                return Ok(());
+            }
+            if signal_pending() {
+                return Err(EINTR);
+            }
+            // Work for the task (`TIF_NOTIFY_SIGNAL`, as io_uring sends it) interrupts as a signal
+            // does, and goes on doing so until the task is back in user space, but it is none.
+            let pause = msecs_to_jiffies(TASK_WORK_PAUSE_MS);
+            // SAFETY: The completion was initialized.
+            match unsafe { bindings::wait_for_completion_killable_timeout(self.raw.get(), pause) } {
+                1.. => return Ok(()),
+                0 => {}
+                _ => return Err(EINTR),
+            }
         }
     }
 
