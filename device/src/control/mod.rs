@@ -8,9 +8,10 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
 use self::metrics_socket::MetricsSocket;
@@ -18,6 +19,10 @@ use self::signals::{Signal, SignalPipe};
 use crate::metrics::summary_lines;
 use crate::sandbox::{Role, SandboxError, SeccompMode, confine_thread};
 use crate::vhost_user::{Device, Server, SocketListener};
+
+/// How long requests that are under way may take to end after a signal. The whole end is promised
+/// within 200 ms.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Why the control loop ended, or did not start.
 #[derive(Debug, Error)]
@@ -115,8 +120,12 @@ pub fn run(
     for (_, server) in &servers {
         server.stop();
     }
-    for (device, server) in servers {
-        server.join();
+    if state.borrow_mut().await_servers(GRACE) {
+        servers.into_iter().for_each(|(_, server)| server.join());
+    } else {
+        log::info!("a long request is still under way, and is given up");
+    }
+    for device in &state.borrow().devices {
         if let Err(e) = device.memory().flush() {
             log::error!("{}: cannot flush the memory file: {e}", device.name());
         }
@@ -135,6 +144,32 @@ struct Control {
 
 const SIGNALS: u32 = 0;
 const ENDED: u32 = 1;
+
+impl Control {
+    /// Counts the servers that have ended since the last call.
+    fn count_ended(&mut self) {
+        let mut count = [0u8; 8];
+        if rustix::io::read(self.ended.as_fd(), &mut count) == Ok(8) {
+            self.running = self.running.saturating_sub(u64::from_ne_bytes(count));
+        }
+    }
+
+    /// Waits for all servers to end, but no longer than `limit`; whether they have.
+    fn await_servers(&mut self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while self.running > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let mut fds = [PollFd::new(&self.ended, PollFlags::IN)];
+            // Whatever it returns, the counter is looked at below.
+            let _ = rustix::event::poll(&mut fds, Timespec::try_from(left).ok().as_ref());
+            self.count_ended();
+        }
+        true
+    }
+}
 
 impl MutEventSubscriber for Control {
     fn init(&mut self, ops: &mut EventOps) {
@@ -171,11 +206,8 @@ impl MutEventSubscriber for Control {
                 }
             }
             _ => {
-                let mut count = [0u8; 8];
-                if rustix::io::read(self.ended.as_fd(), &mut count) == Ok(8) {
-                    self.running = self.running.saturating_sub(u64::from_ne_bytes(count));
-                    self.done |= self.running == 0;
-                }
+                self.count_ended();
+                self.done |= self.running == 0;
             }
         }
     }

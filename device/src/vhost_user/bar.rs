@@ -5,7 +5,7 @@
 //! there no request is served, so that a driver whose first request came back knows that the BAR
 //! either shows device memory or never will (`STATE_BAR_MAPPED` says which).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
@@ -16,11 +16,8 @@ use vhost::vhost_user::{Backend as BackendChannel, VhostUserFrontendReqHandler};
 use super::session::Session;
 use super::vring::lock;
 
-/// Threads that wait for an answer of a front end that has gone: each keeps one until the channel
-/// breaks, and there must not be any number of them.
-static WAITING: AtomicUsize = AtomicUsize::new(0);
-
-/// Most of them, in the whole process.
+/// Most threads of a device that wait for an answer. A front end that goes without closing its
+/// channel leaves one behind, and there must not be any number of them.
 const MAX_WAITING: usize = 64;
 
 #[derive(Debug, Default)]
@@ -61,8 +58,9 @@ impl Bar {
     pub(super) fn set_channel(self: &Arc<Self>, channel: BackendChannel) {
         let (sender, requests) = mpsc::channel();
         let bar = Arc::clone(self);
-        if WAITING.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
-            WAITING.fetch_sub(1, Ordering::SeqCst);
+        let waiting = self.session.device().bar_threads();
+        if waiting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
+            waiting.fetch_sub(1, Ordering::SeqCst);
             log::warn!(
                 "{}: {MAX_WAITING} front ends left without closing their channel; no BAR for this one",
                 self.name()
@@ -75,12 +73,13 @@ impl Bar {
                 let answer = bar.send_map(&channel);
                 bar.answered(request, answer);
             }
-            WAITING.fetch_sub(1, Ordering::SeqCst);
+            let device = bar.session.device();
+            device.bar_threads().fetch_sub(1, Ordering::SeqCst);
         });
         match spawned {
             Ok(_) => *lock(&self.requests) = Some(sender),
             Err(e) => {
-                WAITING.fetch_sub(1, Ordering::SeqCst);
+                waiting.fetch_sub(1, Ordering::SeqCst);
                 log::warn!("{}: cannot start the thread for the BAR: {e}", self.name());
             }
         }

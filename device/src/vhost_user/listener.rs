@@ -135,6 +135,18 @@ impl SocketListener {
         &self.label
     }
 
+    /// Removes the socket's file, if it was made here and is still there: nobody can connect any
+    /// more.
+    pub fn remove_file(&self) {
+        let Some(file) = &self.file else { return };
+        // Not if another process has put its own there meanwhile.
+        let ours = fs::symlink_metadata(&file.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == file.inode);
+        if ours && let Err(e) = fs::remove_file(&file.path) {
+            log::warn!("cannot remove socket {}: {e}", file.path.display());
+        }
+    }
+
     /// Another handle for the same socket.
     ///
     /// # Errors
@@ -153,13 +165,7 @@ impl AsFd for SocketListener {
 
 impl Drop for SocketListener {
     fn drop(&mut self) {
-        let Some(file) = &self.file else { return };
-        // Not if another process has put its own there meanwhile.
-        let ours = fs::symlink_metadata(&file.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == file.inode);
-        if ours && let Err(e) = fs::remove_file(&file.path) {
-            log::warn!("cannot remove socket {}: {e}", file.path.display());
-        }
+        self.remove_file();
     }
 }
 

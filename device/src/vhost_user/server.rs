@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub struct Device {
     memory: Arc<DeviceMemory>,
     metrics: DeviceMetrics,
     log_limit: LogLimit,
+    /// Threads that wait for a front end to answer about the BAR, of front ends that have gone too.
+    bar_threads: AtomicUsize,
 }
 
 impl Device {
@@ -61,6 +63,7 @@ impl Device {
             settings,
             memory,
             log_limit: LogLimit::default(),
+            bar_threads: AtomicUsize::new(0),
         }
     }
 
@@ -68,6 +71,10 @@ impl Device {
     #[must_use]
     pub fn metrics(&self) -> &DeviceMetrics {
         &self.metrics
+    }
+
+    pub(super) fn bar_threads(&self) -> &AtomicUsize {
+        &self.bar_threads
     }
 
     /// Limits the lines that guests can cause.
@@ -152,8 +159,9 @@ impl Server {
         Ok(Self { shared, thread })
     }
 
-    /// Disconnects the front end, if there is one, and accepts no other.
+    /// Disconnects the front end, if there is one, and accepts no other. Its file is gone at once.
     pub fn stop(&self) {
+        self.shared.listener.remove_file();
         self.shared.stopping.store(true, Ordering::SeqCst);
         signal(&self.shared.wake);
         if let Some(connection) = lock(&self.shared.connection).as_ref() {

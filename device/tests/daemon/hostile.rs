@@ -745,6 +745,23 @@ fn a_front_end_that_never_speaks_gives_way() {
 }
 
 #[test]
+fn a_front_end_that_never_answers_about_the_bar() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let deaf = Connect::default();
+    let held = deaf.map_answer.lock().unwrap();
+    for _ in 0..3 {
+        // Goes away with the question open; its end of the channel stays.
+        drop(FrontEnd::connect_with(&daemon.socket(), &deaf));
+    }
+    let mut front = FrontEnd::connect(&daemon.socket());
+    assert_works(&mut front, 0);
+    assert_eq!(front.config_word(36), vdma_protocol::STATE_BAR_MAPPED);
+    let (status, log) = daemon.end();
+    assert!(status.success(), "{log}");
+    drop(held);
+}
+
+#[test]
 fn messages_cut_short_and_nonsense() {
     let mut daemon = Daemon::start(&["--memory-size", "1M"]);
     let header =

@@ -42,11 +42,17 @@ fn metrics_count_what_was_done() {
         0,
         &Request::new(Operation::Read, 1 << 20, 1, 0).incoming(DATA, 1),
     );
-    for _ in 0..5 {
-        front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-    }
-    let text = curl(&metrics);
     let queue = "device=\"0\",queue=\"0\"";
+    // A request may be found before its kick, which is then taken when the queue goes to sleep.
+    let begin = Instant::now();
+    let text = loop {
+        let text = curl(&metrics);
+        if value(&text, &format!("vdma_kicks_total{{{queue}}}")) >= 1.0 {
+            break text;
+        }
+        assert!(begin.elapsed() < crate::support::DEADLINE, "{text}");
+        std::thread::yield_now();
+    };
     let write = format!("{{{queue},operation=\"write\"}}");
     assert_eq!(value(&text, &format!("vdma_requests_total{write}")), 40.0);
     assert_eq!(value(&text, &format!("vdma_bytes_total{write}")), 4000.0);
@@ -58,8 +64,7 @@ fn metrics_count_what_was_done() {
     let read = format!("{{{queue},operation=\"read\"}}");
     assert_eq!(value(&text, &format!("vdma_errors_total{read}")), 1.0);
     let kicks = value(&text, &format!("vdma_kicks_total{{{queue}}}"));
-    // The first ones may be found while the ring is being set up, without their kick.
-    assert!((1.0..=7.0).contains(&kicks), "{kicks}");
+    assert!(kicks <= 2.0, "{kicks}");
     // Forty requests do not fit into one batch, and each batch calls at most once.
     let batches = value(&text, &format!("vdma_batch_requests_count{{{queue}}}"));
     let calls = value(&text, &format!("vdma_calls_total{{{queue}}}"));
@@ -142,6 +147,23 @@ fn sigterm_under_load_ends_at_once_with_the_memory_flushed() {
         assert!(status.success(), "{log}");
         assert_eq!(&bytes, b"still here");
     }
+}
+
+#[test]
+fn sigterm_does_not_wait_for_a_request_of_the_largest_size() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_in(directory, &["--memory-size=1G"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    let checksum = Request::new(Operation::Crc32c, 0, 1 << 30, 0);
+    for slot in 0..100 {
+        front.submit(0, &checksum, slot);
+    }
+    front.kick(0);
+    daemon.signal(Signal::TERM);
+    let socket = daemon.socket();
+    let (status, log) = daemon.wait();
+    assert!(status.success(), "{log}");
+    assert!(!socket.exists());
 }
 
 #[test]
