@@ -7,6 +7,8 @@ use std::io::{ErrorKind, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::kernel_log::{Finding, Scanner, Splat};
 use crate::progress;
@@ -15,11 +17,14 @@ use crate::vm::Event;
 /// Lines that are kept for reports.
 const KEPT_LINES: usize = 30;
 
+/// How long QEMU's last descriptors may stay open once its sandbox has been ended.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
 /// What is known of a console.
-#[derive(Clone)]
 pub(crate) struct Console {
     state: Arc<Mutex<State>>,
     log: PathBuf,
+    reader: JoinHandle<()>,
 }
 
 #[derive(Default)]
@@ -38,12 +43,9 @@ impl Console {
     ) -> Result<Self> {
         let mut file =
             File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
-        let console = Self {
-            state: Arc::default(),
-            log: log.to_owned(),
-        };
-        let state = Arc::clone(&console.state);
-        std::thread::spawn(move || {
+        let state: Arc<Mutex<State>> = Arc::default();
+        let shared = Arc::clone(&state);
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             loop {
                 let count = match source.read(&mut buffer) {
@@ -57,7 +59,7 @@ impl Console {
                 }
                 let mut found = Vec::new();
                 {
-                    let mut state = lock(&state);
+                    let mut state = lock(&shared);
                     let State {
                         scanner,
                         last_lines,
@@ -85,7 +87,20 @@ impl Console {
             }
             let _ = events.send(Event::ConsoleClosed);
         });
-        Ok(console)
+        Ok(Self {
+            state,
+            log: log.to_owned(),
+            reader,
+        })
+    }
+
+    /// Waits until nobody can write to the console any more: then QEMU is really gone, and not
+    /// only the sandbox around it.
+    pub(crate) fn wait_until_closed(&self) {
+        let deadline = Instant::now() + CLOSE_DEADLINE;
+        while !self.reader.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// The splats since the last call.

@@ -481,6 +481,13 @@ impl Vm {
     }
 }
 
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.qemu.end();
+        self.console.wait_until_closed();
+    }
+}
+
 /// Reports the end of a backend's process.
 fn watch_backend(backend: &Backend, number: u32, events: Sender<Event>) -> Result<()> {
     let pid = i32::try_from(backend.process.id())

@@ -169,8 +169,6 @@ pub enum ToHost {
         /// The kernel's release.
         kernel: String,
     },
-    /// The guest cannot be brought up, and why.
-    Failed(String),
     /// A command's output.
     Output {
         /// Which command.

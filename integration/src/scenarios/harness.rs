@@ -22,6 +22,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: status_and_streams_are_the_commands,
     },
     Scenario {
+        name: "harness::copies_arrive_where_they_should",
+        run: copies_arrive_where_they_should,
+    },
+    Scenario {
         name: "harness::a_panic_is_shown_and_status_255",
         run: a_panic_is_shown_and_status_255,
     },
@@ -120,6 +124,30 @@ fn status_and_streams_are_the_commands(context: &Context<'_>) -> Result<()> {
         !String::from_utf8_lossy(&output.stderr).contains("to stdout"),
         "standard output is also in standard error"
     );
+    Ok(())
+}
+
+fn copies_arrive_where_they_should(context: &Context<'_>) -> Result<()> {
+    let host = tempfile::tempdir().context("cannot create a directory")?;
+    let tree = host.path().join("tree");
+    fs::create_dir(&tree).context("cannot create a directory")?;
+    fs::write(tree.join("script"), "#!/bin/sh\necho from the script\n").context("cannot write")?;
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(tree.join("script"), executable).context("cannot set a mode")?;
+    std::os::unix::fs::symlink("script", tree.join("link")).context("cannot make a link")?;
+    // A target below a link of the guest: the link has to stay one.
+    let file = format!("{}/script:/lib/copied", tree.display());
+    let output = run(context
+        .cargo_vm("exec")
+        .args(["--no-driver", "--copy", &tree.display().to_string()])
+        .args(["--copy", &file, "--", "sh", "-c"])
+        .arg(
+            "/root/tree/link && readlink /root/tree/link && cat /usr/lib/copied && test -L /lib",
+        ))?;
+    expect_status(&output, 0)?;
+    let expected = "from the script\nscript\n#!/bin/sh\necho from the script\n";
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said == expected, "the guest has {said:?}");
     Ok(())
 }
 
