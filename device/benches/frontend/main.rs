@@ -4,7 +4,7 @@
 //! descriptor. Peers in the same run: one-thread `memcpy` over the same buffers, and
 //! qemu-storage-daemon's null-co export (which copies nothing) where it is installed.
 //!
-//! Rates are those of the best of many windows of 20 ms, for the device, `memcpy` and peers alike:
+//! Rates are those of the best of many windows of 2 ms, for the device, `memcpy` and peers alike:
 //! other work on the machine only ever slows a window down. Latencies are of all requests.
 //!
 //! `-- --quick` measures for a fifth of the time; `-- NAME` only rows whose name contains NAME;
@@ -123,7 +123,7 @@ impl Windows {
 
     fn tick(&mut self, now: Instant) {
         let elapsed = now.duration_since(self.begin);
-        if elapsed >= Duration::from_millis(20) {
+        if elapsed >= Duration::from_millis(2) {
             self.best = self.best.max(self.count as f64 / elapsed.as_secs_f64());
             self.count = 0;
             self.begin = now;
