@@ -226,3 +226,47 @@ fn once_ends_with_the_first_front_end() {
     assert!(status.success(), "{log}");
     assert!(!socket.exists());
 }
+
+#[test]
+fn a_ring_stopped_in_the_middle_of_traffic_loses_and_repeats_nothing() {
+    let daemon = Daemon::start(&["--memory-size", "1M", "--num-queues", "2"]);
+    let options = Connect {
+        num_queues: 2,
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    for round in 0..60u64 {
+        let mut completed = [0u32; 200];
+        for slot in 0..200u16 {
+            let at = DATA + 8 * u64::from(slot);
+            front
+                .guest
+                .write(at, &(round * 1000 + u64::from(slot)).to_le_bytes());
+            let write = Request::new(Operation::Write, 8 * u64::from(slot), 8, 0).outgoing(at, 8);
+            front.submit(0, &write, slot);
+        }
+        front.kick(0);
+        for _ in 0..round % 7 {
+            std::thread::yield_now();
+        }
+        // The other queue works all the time.
+        let (response, _) = front.call(1, &Request::new(Operation::Nop, 0, 0, 0));
+        assert_eq!(response.status(), Status::OK);
+        let next = front.stop_ring(0);
+        let guest = front.guest.clone();
+        while let Some(used) = front.rings[0].pop_used(&guest) {
+            completed[used.id as usize] += 1;
+        }
+        // What was taken is completed, and what was not is still there.
+        assert_eq!(next, u32::from(front.rings[0].next_used));
+        front.start_ring(0);
+        while completed.contains(&0) {
+            completed[front.wait(0).id as usize] += 1;
+        }
+        assert!(completed.iter().all(|&count| count == 1), "{completed:?}");
+        let read = Request::new(Operation::Read, 0, 1600, 0).incoming(DATA + 0x1000, 1600);
+        assert_eq!(front.call(1, &read).0.status(), Status::OK);
+        let back = front.guest.bytes(DATA + 0x1000, 1600);
+        assert!(back == front.guest.bytes(DATA, 1600));
+    }
+}

@@ -62,11 +62,16 @@ pub const RESPONSES: u64 = 0x50_0000;
 /// Where tests keep data.
 pub const DATA: u64 = 0x80_0000;
 
+/// Where a queue's slot is among the headers, and among the responses.
+fn place(queue: usize, slot: u16) -> u64 {
+    0x4000 * queue as u64 + 64 * u64::from(slot)
+}
+
 impl FrontEnd {
     /// Makes `request` available on `queue`, without a kick; returns its slot.
     pub fn submit(&mut self, queue: usize, request: &Request, slot: u16) {
-        let header_at = HEADERS + 64 * u64::from(slot);
-        let response_at = RESPONSES + 64 * u64::from(slot);
+        let header_at = HEADERS + place(queue, slot);
+        let response_at = RESPONSES + place(queue, slot);
         self.guest.write(header_at, &request.header.to_bytes());
         self.guest.write(
             response_at,
@@ -90,11 +95,14 @@ impl FrontEnd {
         self.rings[queue].submit(&guest, &chain, slot);
     }
 
-    /// The response in a slot.
+    /// The response in a slot of queue 0.
     pub fn response(&self, slot: u16) -> Response {
+        self.response_on(0, slot)
+    }
+
+    fn response_on(&self, queue: usize, slot: u16) -> Response {
         let mut bytes = [0; 16];
-        self.guest
-            .read(RESPONSES + 64 * u64::from(slot), &mut bytes);
+        self.guest.read(RESPONSES + place(queue, slot), &mut bytes);
         Response::from_bytes(&bytes)
     }
 
@@ -103,6 +111,6 @@ impl FrontEnd {
         self.submit(queue, request, 0);
         self.kick(queue);
         let used = self.wait(queue);
-        (self.response(0), used.written)
+        (self.response_on(queue, 0), used.written)
     }
 }
