@@ -736,6 +736,47 @@ fn a_second_front_end_waits_for_the_first() {
 }
 
 #[test]
+fn front_ends_that_come_and_go_leave_nothing_behind() {
+    let daemon = Daemon::start(&["--memory-size", "1M", "--num-queues", "2"]);
+    let options = Connect {
+        num_queues: 2,
+        ..Connect::default()
+    };
+    let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
+    let count = |what: &str| {
+        std::fs::read_dir(format!("{process}/{what}"))
+            .unwrap()
+            .count()
+    };
+    let visit = || {
+        let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+        assert_works(&mut front, 1);
+    };
+    // What there is with one front end connected, which the daemon has sorted out once a request
+    // has been served.
+    let connected = |visits: usize| {
+        (0..visits).for_each(|_| visit());
+        let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+        assert_works(&mut front, 0);
+        let begin = std::time::Instant::now();
+        move || {
+            let _ = &front;
+            assert!(begin.elapsed() < DEADLINE);
+            (count("fd"), count("task"))
+        }
+    };
+    let first = {
+        let look = connected(1);
+        look()
+    };
+    let look = connected(200);
+    // The thread of the last one's BAR may still be about to end, now as in the first look.
+    while look().0 > first.0 || look().1 > first.1 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_front_end_that_never_speaks_gives_way() {
     let daemon = Daemon::start(&["--memory-size", "1M"]);
     let silent = UnixStream::connect(daemon.socket()).unwrap();
