@@ -242,3 +242,21 @@ impl<'m> Chain<'m> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_memory_is_kept_from_pass_to_pass() {
+        let scratch = Scratch::default();
+        let before = (scratch.readable.as_ptr(), scratch.writable.as_ptr());
+        let scratch = Chain::new(scratch).into_scratch();
+        assert_eq!(
+            before,
+            (scratch.readable.as_ptr(), scratch.writable.as_ptr())
+        );
+        assert!(scratch.readable.capacity() >= MAX_PIECES);
+        assert!(scratch.writable.capacity() >= MAX_PIECES);
+    }
+}
