@@ -38,10 +38,10 @@ impl<'a> Environment<'a> {
     /// Opens the recorded environment; resolves one if there is none, if `refresh` asks for it, or
     /// if `mirror` names another mirror than the recorded one.
     pub(crate) fn open(cache: &'a Cache, mirror: Option<&str>, refresh: bool) -> Result<Self> {
+        host::provide_packages()?;
         if !refresh && let Some(environment) = Self::recorded(cache, mirror) {
             return Ok(environment);
         }
-        host::provide_packages()?;
         let _lock = cache.lock("environment")?;
         // Another run may have resolved it while this one waited.
         if !refresh && let Some(environment) = Self::recorded(cache, mirror) {

@@ -5,11 +5,12 @@
 
 use anyhow::{Context, Result, anyhow};
 use guest_agent::{
-    Command, CommandEnd, CommandId, HostCall, HostReply, Stream, ToGuest, ToHost, WindowSize,
-    read_frame, write_frame,
+    Command, CommandEnd, CommandId, FrameError, HostCall, HostReply, Stream, ToGuest, ToHost,
+    WindowSize, read_frame, write_frame,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -128,6 +129,10 @@ impl Vm {
             .collect();
         let (agent, agent_end) = UnixStream::pair().context("cannot make a socket pair")?;
         let (qmp, qmp_end) = UnixStream::pair().context("cannot make a socket pair")?;
+        // A guest that reads nothing must not hold the harness up.
+        agent
+            .set_write_timeout(Some(ANSWER_DEADLINE))
+            .context("cannot set a socket's timeout")?;
         let qemu_log = logs.join("qemu.log");
         let mut command =
             machine.command(tools, OwnedFd::from(agent_end), OwnedFd::from(qmp_end))?;
@@ -440,8 +445,12 @@ impl Vm {
     fn tell(&mut self, message: &ToGuest) -> Result<()> {
         match write_frame(&mut &self.agent, message) {
             Ok(()) => Ok(()),
+            Err(FrameError::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
+                let what = "its agent takes no more messages".to_owned();
+                Err(self.died(GuestFailure::Silent(what)))
+            }
             // Whatever broke the connection is reported by the event that it causes.
-            Err(guest_agent::FrameError::Io(_)) => Ok(()),
+            Err(FrameError::Io(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
