@@ -280,10 +280,7 @@ fn a_failure_inside_of_a_long_transfer_is_a_short_count() -> Result<()> {
         after.submitted > before.submitted + 1,
         "one request: {after:?}"
     );
-    ensure!(
-        after.failed == before.failed + 1,
-        "not one failure: {after:?}"
-    );
+    ensure!(after.failed > before.failed, "no failure: {after:?}");
     ensure!(after.submitted == after.completed, "{after:?}");
     works(&device)
 }
