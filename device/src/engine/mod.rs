@@ -149,11 +149,15 @@ impl Engine {
         }
         let offset = header.offset.get();
         let argument = header.argument.get();
-        let memory = Arc::clone(&self.memory);
+        let Self {
+            memory,
+            bounce,
+            other,
+        } = self;
         let device = if shape.device {
             memory.slice(offset, length).ok_or(Status::BAD_RANGE)?
         } else {
-            memory.slice(0, 0).ok_or(Status::IO_ERROR)?
+            VolatileSlice::from(&mut [][..])
         };
 
         let value = match operation {
@@ -166,11 +170,11 @@ impl Engine {
                 source.copy_to_volatile_slice(device);
                 0
             }
-            Operation::Fill => self.fill(std::iter::once(device), argument),
-            Operation::FillGuest => self.fill(incoming.pieces(), argument),
-            Operation::Compare => self.compare(outgoing, &device),
-            Operation::Crc32c => self.checksum(std::iter::once(device), argument),
-            Operation::Crc32cGuest => self.checksum(outgoing.pieces(), argument),
+            Operation::Fill => fill(bounce, std::iter::once(device), argument),
+            Operation::FillGuest => fill(bounce, incoming.pieces(), argument),
+            Operation::Compare => compare(bounce, other, outgoing, &device),
+            Operation::Crc32c => checksum(bounce, std::iter::once(device), argument),
+            Operation::Crc32cGuest => checksum(bounce, outgoing.pieces(), argument),
             Operation::ReadCrc32c => {
                 let mut at = 0;
                 let pairs = incoming.pieces().map(|piece| {
@@ -178,7 +182,7 @@ impl Engine {
                     at += piece.len();
                     (source, piece)
                 });
-                self.copy_checksum(pairs, argument)
+                copy_checksum(bounce, pairs, argument)
             }
             Operation::WriteCrc32c => {
                 let mut at = 0;
@@ -187,7 +191,7 @@ impl Engine {
                     at += piece.len();
                     (piece, target)
                 });
-                self.copy_checksum(pairs, argument)
+                copy_checksum(bounce, pairs, argument)
             }
             Operation::Flush => {
                 memory.flush().map_err(|e| {
@@ -210,80 +214,93 @@ impl Engine {
             value,
         })
     }
+}
 
-    fn fill<'m>(&mut self, pieces: impl Iterator<Item = VolatileSlice<'m>>, pattern: u64) -> u64 {
-        const PATTERN: usize = size_of::<u64>();
-        for chunk in self.bounce.chunks_exact_mut(PATTERN) {
-            chunk.copy_from_slice(&pattern.to_le_bytes());
-        }
-        let mut phase = 0;
-        for piece in pieces {
-            let mut done = 0;
-            while done < piece.len() {
-                let count = (piece.len() - done).min(BOUNCE - phase);
-                let chunk = part(&piece, done, count);
-                chunk.copy_from(&self.bounce[phase..phase + count]);
-                done += count;
-                phase = (phase + count) % PATTERN;
-            }
-        }
-        0
+fn fill<'m>(
+    bounce: &mut [u8],
+    pieces: impl Iterator<Item = VolatileSlice<'m>>,
+    pattern: u64,
+) -> u64 {
+    const PATTERN: usize = size_of::<u64>();
+    for chunk in bounce.chunks_exact_mut(PATTERN) {
+        chunk.copy_from_slice(&pattern.to_le_bytes());
     }
+    let mut phase = 0;
+    for piece in pieces {
+        let mut done = 0;
+        while done < piece.len() {
+            let count = (piece.len() - done).min(BOUNCE - phase);
+            let chunk = part(&piece, done, count);
+            chunk.copy_from(&bounce[phase..phase + count]);
+            done += count;
+            phase = (phase + count) % PATTERN;
+        }
+    }
+    0
+}
 
-    fn compare(&mut self, outgoing: Segments<'_, '_>, device: &VolatileSlice<'_>) -> u64 {
-        let mut equal = 0;
-        for piece in outgoing.pieces() {
-            let mut done = 0;
-            while done < piece.len() {
-                let count = (piece.len() - done).min(BOUNCE);
-                let ours = &mut self.bounce[..count];
-                let theirs = &mut self.other[..count];
-                part(device, equal, count).copy_to(ours);
-                part(&piece, done, count).copy_to(theirs);
-                if ours != theirs {
-                    let same = ours.iter().zip(theirs.iter()).take_while(|(a, b)| a == b);
-                    return (equal + same.count()) as u64;
-                }
-                done += count;
-                equal += count;
+fn compare(
+    bounce: &mut [u8],
+    other: &mut [u8],
+    outgoing: Segments<'_, '_>,
+    device: &VolatileSlice<'_>,
+) -> u64 {
+    let mut equal = 0;
+    for piece in outgoing.pieces() {
+        let mut done = 0;
+        while done < piece.len() {
+            let count = (piece.len() - done).min(BOUNCE);
+            let ours = &mut bounce[..count];
+            let theirs = &mut other[..count];
+            part(device, equal, count).copy_to(ours);
+            part(&piece, done, count).copy_to(theirs);
+            if ours != theirs {
+                let same = ours.iter().zip(theirs.iter()).take_while(|(a, b)| a == b);
+                return (equal + same.count()) as u64;
             }
+            done += count;
+            equal += count;
         }
-        equal as u64
     }
+    equal as u64
+}
 
-    fn checksum<'m>(&mut self, pieces: impl Iterator<Item = VolatileSlice<'m>>, seed: u64) -> u64 {
-        let mut crc = low_half(seed);
-        for piece in pieces {
-            let mut done = 0;
-            while done < piece.len() {
-                let chunk = &mut self.bounce[..(piece.len() - done).min(BOUNCE)];
-                part(&piece, done, chunk.len()).copy_to(chunk);
-                crc = crc32c::crc32c_append(crc, chunk);
-                done += chunk.len();
-            }
+fn checksum<'m>(
+    bounce: &mut [u8],
+    pieces: impl Iterator<Item = VolatileSlice<'m>>,
+    seed: u64,
+) -> u64 {
+    let mut crc = low_half(seed);
+    for piece in pieces {
+        let mut done = 0;
+        while done < piece.len() {
+            let chunk = &mut bounce[..(piece.len() - done).min(BOUNCE)];
+            part(&piece, done, chunk.len()).copy_to(chunk);
+            crc = crc32c::crc32c_append(crc, chunk);
+            done += chunk.len();
         }
-        u64::from(crc)
     }
+    u64::from(crc)
+}
 
-    /// Copies each pair's first to its second; the checksum is of the very bytes that arrive.
-    fn copy_checksum<'m, 'n>(
-        &mut self,
-        pairs: impl Iterator<Item = (VolatileSlice<'m>, VolatileSlice<'n>)>,
-        seed: u64,
-    ) -> u64 {
-        let mut crc = low_half(seed);
-        for (source, target) in pairs {
-            let mut done = 0;
-            while done < source.len() {
-                let chunk = &mut self.bounce[..(source.len() - done).min(BOUNCE)];
-                part(&source, done, chunk.len()).copy_to(chunk);
-                crc = crc32c::crc32c_append(crc, chunk);
-                part(&target, done, chunk.len()).copy_from(chunk);
-                done += chunk.len();
-            }
+/// Copies each pair's first to its second; the checksum is of the very bytes that arrive.
+fn copy_checksum<'m, 'n>(
+    bounce: &mut [u8],
+    pairs: impl Iterator<Item = (VolatileSlice<'m>, VolatileSlice<'n>)>,
+    seed: u64,
+) -> u64 {
+    let mut crc = low_half(seed);
+    for (source, target) in pairs {
+        let mut done = 0;
+        while done < source.len() {
+            let chunk = &mut bounce[..(source.len() - done).min(BOUNCE)];
+            part(&source, done, chunk.len()).copy_to(chunk);
+            crc = crc32c::crc32c_append(crc, chunk);
+            part(&target, done, chunk.len()).copy_from(chunk);
+            done += chunk.len();
         }
-        u64::from(crc)
     }
+    u64::from(crc)
 }
 
 #[allow(clippy::cast_possible_truncation)] // The upper half is defined to be ignored.

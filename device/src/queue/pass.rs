@@ -332,8 +332,9 @@ impl Processor {
         }
         let time = nanoseconds(begin.elapsed());
         self.metrics.batches.record(batch.count as u64, 1);
-        for operation in &batch.operations[..batch.count] {
-            self.metrics.operation(*operation).latency.record(time, 1);
+        for run in batch.operations[..batch.count].chunk_by(|a, b| a == b) {
+            let latency = &self.metrics.operation(run[0]).latency;
+            latency.record(time, run.len() as u64);
         }
     }
 }

@@ -70,6 +70,7 @@ impl Operation {
 
     /// The operation with this code, or `None` for a code that this version does not know.
     #[must_use]
+    #[inline]
     pub fn from_code(code: u16) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
@@ -153,6 +154,7 @@ impl RequestHeader {
 
     /// The header as it stands in memory.
     #[must_use]
+    #[inline]
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[0..2].copy_from_slice(&self.operation.get().to_le_bytes());
@@ -167,6 +169,7 @@ impl RequestHeader {
     /// Reads a header from the bytes of a request. Any bytes are a header; its fields are checked
     /// where they are used.
     #[must_use]
+    #[inline]
     pub fn from_bytes(b: &[u8; Self::SIZE]) -> Self {
         Self {
             operation: Le16::new(u16::from_le_bytes([b[0], b[1]])),
@@ -263,12 +266,14 @@ impl Response {
 
     /// What became of the request.
     #[must_use]
+    #[inline]
     pub const fn status(&self) -> Status {
         Status(self.status.get())
     }
 
     /// The response as it stands in memory.
     #[must_use]
+    #[inline]
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[0..2].copy_from_slice(&self.status.get().to_le_bytes());
@@ -280,6 +285,7 @@ impl Response {
 
     /// Reads a response; any bytes are one.
     #[must_use]
+    #[inline]
     pub fn from_bytes(b: &[u8; Self::SIZE]) -> Self {
         Self {
             status: Le16::new(u16::from_le_bytes([b[0], b[1]])),
