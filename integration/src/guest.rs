@@ -1,9 +1,8 @@
 //! From options to a booted guest: provides everything that a guest needs, then starts it.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use guest_agent::InitConfig;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::accel::{self, AccelChoice};
@@ -12,16 +11,15 @@ use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::failure::RunFailure;
 use crate::initramfs::{self, Initramfs};
-use crate::kernel::{self, StockKernel};
+use crate::kernel_choice::Choice;
 use crate::kernel_files::KernelFiles;
-use crate::kernel_tree::KernelTree;
-use crate::packages::Snapshot;
 use crate::programs::{self, Programs};
 use crate::qemu::{Accel, Machine};
 use crate::run_dir::RunDir;
+use crate::steps::Steps;
 use crate::tools::Tools;
 use crate::vm::{Vm, VmSpec};
-use crate::{debug_kernel, guest_image, module_build, process};
+use crate::{guest_image, module_build};
 
 /// Environment variable: seconds that a guest may take to come up.
 const BOOT_SECONDS: &str = "VDMA_BOOT_SECONDS";
@@ -41,64 +39,6 @@ pub(crate) struct Wanted {
     pub(crate) packages: Vec<String>,
     pub(crate) accel: AccelChoice,
     pub(crate) driver: bool,
-}
-
-/// Which kernel `--kernel` means.
-enum Choice<'a> {
-    /// One that the mirror offers.
-    Stock(&'a StockKernel),
-    /// The one that finds mistakes, of the newest version that the mirror offers.
-    Debug(&'a StockKernel),
-    /// One that the user has built in this tree.
-    Built(PathBuf),
-}
-
-impl<'a> Choice<'a> {
-    fn new(offered: &'a [StockKernel], wanted: &str) -> Result<Self> {
-        if wanted.contains('/') {
-            let path = std::path::absolute(wanted).context("cannot make a path absolute")?;
-            return Ok(Self::Built(path));
-        }
-        let name = if wanted == "debug" { "stock" } else { wanted };
-        let kernel =
-            kernel::choose(offered, name).map_err(|error| RunFailure::Usage(error.to_string()))?;
-        Ok(if wanted == "debug" {
-            Self::Debug(kernel)
-        } else {
-            Self::Stock(kernel)
-        })
-    }
-
-    /// The kernel's files and, if modules are to be built, its tree.
-    fn provide(
-        &self,
-        cache: &Cache,
-        snapshot: &Snapshot<'_>,
-        tools: &Tools,
-        with_tree: bool,
-    ) -> Result<(KernelFiles, Option<KernelTree>)> {
-        let built = |path: &Path| -> Result<_> {
-            let files = KernelFiles::built(path)?;
-            let tree = with_tree.then(|| KernelTree::built(path)).transpose()?;
-            Ok((files, tree))
-        };
-        match self {
-            Self::Stock(kernel) => {
-                let files = KernelFiles::stock(cache, snapshot, tools, kernel)?;
-                let tree = with_tree
-                    .then(|| KernelTree::stock(cache, snapshot, tools, kernel, &files))
-                    .transpose()?;
-                Ok((files, tree))
-            }
-            Self::Debug(kernel) => {
-                let tools = Tools::with_clang(cache, snapshot)?;
-                built(&debug_kernel::provide(cache, snapshot, &tools, kernel)?)
-            }
-            Self::Built(path) => {
-                built(path).map_err(|error| RunFailure::Usage(format!("{error:#}")).into())
-            }
-        }
-    }
 }
 
 /// Everything that guests are started from.
@@ -182,11 +122,7 @@ impl Bench {
             programs,
             driver: module.zip(backend),
             accel: Accel::Kvm,
-            patience: match choice {
-                Choice::Stock(_) => 1,
-                // Its checks make everything several times slower.
-                Choice::Debug(_) | Choice::Built(_) => 5,
-            },
+            patience: choice.patience(),
         };
         let qemu_version = Tools::qemu_version(snapshot)?;
         bench.accel = accel::decide(wanted.accel, cache, &qemu_version, || bench.proves_kvm())?;
@@ -357,68 +293,4 @@ fn kernel_parameters(accel: Accel, more: &[String]) -> String {
     }
     parameters.extend(more.iter().map(String::as_str));
     parameters.join(" ")
-}
-
-/// Steps that run side by side; when one fails, the others' processes are ended.
-#[derive(Default)]
-struct Steps {
-    cause: Mutex<Option<anyhow::Error>>,
-}
-
-/// Stands for a failure that [`Steps`] holds.
-#[derive(Debug, thiserror::Error)]
-#[error("a step failed")]
-struct Noted;
-
-impl Steps {
-    /// Runs both; may be nested.
-    fn both<A: Send, B: Send>(
-        &self,
-        first: impl FnOnce() -> Result<A> + Send,
-        second: impl FnOnce() -> Result<B> + Send,
-    ) -> Result<(A, B)> {
-        let (first, second) = std::thread::scope(|scope| {
-            let first = scope.spawn(|| first().map_err(|error| self.note(error)));
-            let second = second().map_err(|error| self.note(error));
-            (first.join(), second)
-        });
-        let first = first.map_err(|_| anyhow!("a thread of the harness panicked"))?;
-        Ok((first?, second?))
-    }
-
-    /// Keeps the first failure: those that follow are its consequences.
-    fn note(&self, error: anyhow::Error) -> anyhow::Error {
-        let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
-        if cause.is_none() && !error.is::<Noted>() {
-            *cause = Some(error);
-            process::signal_all(rustix::process::Signal::TERM);
-        }
-        Noted.into()
-    }
-
-    /// What made `result` fail.
-    fn explain<T>(self, result: Result<T>) -> Result<T> {
-        let cause = self
-            .cause
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        result.map_err(|error| cause.unwrap_or(error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failure_of_one_side_is_the_result_of_both() {
-        let failing = |text: &'static str| move || -> Result<u8> { Err(anyhow!(text)) };
-        let steps = Steps::default();
-        let result = steps.both(failing("first"), || Ok(2));
-        assert_eq!(steps.explain(result).unwrap_err().to_string(), "first");
-        let steps = Steps::default();
-        let result = steps.both(|| Ok(1), || steps.both(|| Ok(2), failing("inner")));
-        assert_eq!(steps.explain(result).unwrap_err().to_string(), "inner");
-        assert_eq!(Steps::default().both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
-    }
 }
