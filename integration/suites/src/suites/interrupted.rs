@@ -1,6 +1,7 @@
 //! Signals while a call waits for the device.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use io_uring::opcode;
 use rustix::io::Errno;
 use rustix::process::Signal;
 use std::os::unix::fs::FileExt as _;
@@ -8,6 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use crate::support::child::Child;
 use crate::support::faults::{self, SLUGGISH, VERY_SLOW};
 use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
 use crate::support::{MIB, PAGE, bytes, errno, open, signal, wait};
 use crate::test::Test;
 use crate::watch;
@@ -30,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("sendfile_is_whole_or_eintr", sendfile_is_whole_or_eintr)
         .device_arguments(faults::ARGUMENTS),
     Test::new("a_storm_of_signals", a_storm_of_signals).device_arguments(faults::ARGUMENTS),
+    Test::new("no_signal_is_no_eintr", no_signal_is_no_eintr),
 ];
 
 /// Runs `call` in a child and sends it a signal once the call is with the device; waits until the
@@ -177,4 +180,28 @@ fn a_storm_of_signals() -> Result<()> {
     })?;
     child.succeed()?;
     wait::until_idle(&open()?)
+}
+
+fn no_signal_is_no_eintr() -> Result<()> {
+    let device = open()?;
+    let region = Region::anonymous(PAGE)?;
+    let mut buffer = vec![0; 3 * PAGE];
+    for round in 0..200 {
+        let mut ring = Uring::new(2)?;
+        let entry = opcode::Read::new(fd(device.file()), region.at(0), 4096).build();
+        // SAFETY: The region lives until the request has completed, below.
+        unsafe { ring.submit(&[entry]) }?;
+        ring.wait(1)?;
+        // The end of a ring is work for its task, which makes it look as if a signal were there.
+        drop(ring);
+        for _ in 0..3 {
+            let moved = device
+                .file()
+                .read_at(&mut buffer, 0)
+                .with_context(|| format!("round {round}: a read that nobody interrupts"))?;
+            ensure!(moved == buffer.len(), "round {round}: {moved} bytes");
+            rustix::fs::fsync(device.file()).with_context(|| format!("round {round}: fsync"))?;
+        }
+    }
+    Ok(())
 }

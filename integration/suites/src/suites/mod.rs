@@ -10,6 +10,7 @@ mod read_write;
 mod removal;
 mod splice;
 mod statistics;
+mod timeouts;
 mod tools;
 
 use crate::test::Test;
@@ -23,6 +24,7 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("memory", memory::TESTS),
     ("interrupted", interrupted::TESTS),
     ("device_errors", device_errors::TESTS),
+    ("timeouts", timeouts::TESTS),
     ("statistics", statistics::TESTS),
     ("removal", removal::TESTS),
     ("splice", splice::TESTS),

@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
         "old_files_stay_dead_after_binding_again",
         old_files_stay_dead_after_binding_again,
     ),
+    Test::new("dead_files_cannot_be_mapped", dead_files_cannot_be_mapped),
     Test::new(
         "binding_again_works_many_times",
         binding_again_works_many_times,
@@ -104,6 +105,16 @@ fn old_files_stay_dead_after_binding_again() -> Result<()> {
     drop(old);
     new.file().read_exact_at(&mut buffer, 0)?;
     Ok(())
+}
+
+fn dead_files_cannot_be_mapped() -> Result<()> {
+    let old = open()?;
+    let gone = Unbound::new()?;
+    let result = old.map(0, PAGE).map(|mapping| mapping.len());
+    errno::expect_vdma(result, Errno::NODEV, "a mapping of a removed device")?;
+    gone.bind()?;
+    let result = old.map(0, PAGE).map(|mapping| mapping.len());
+    errno::expect_vdma(result, Errno::NODEV, "a mapping by an old file")
 }
 
 fn binding_again_works_many_times() -> Result<()> {

@@ -66,13 +66,38 @@ pub(crate) fn is_loaded() -> bool {
 
 /// Loads the module and waits for the node.
 pub(crate) fn load() -> Result<()> {
+    load_with(&[])
+}
+
+fn load_with(parameters: &[&str]) -> Result<()> {
     let system = rustix::system::uname();
     let release = system.release().to_string_lossy();
-    tool(&[
-        "insmod",
-        &format!("/lib/modules/{release}/updates/virtio_dma.ko"),
-    ])?;
+    let file = format!("/lib/modules/{release}/updates/virtio_dma.ko");
+    tool(&[&["insmod", &file], parameters].concat())?;
     wait_for_node()
+}
+
+/// The driver loaded with parameters of its own; dropping this loads it as it was.
+pub(crate) struct Reloaded(());
+
+impl Reloaded {
+    /// Loads the driver anew with these parameters.
+    pub(crate) fn with(parameters: &[&str]) -> Result<Self> {
+        unload()?;
+        // From here on there is something to be restored.
+        let reloaded = Self(());
+        load_with(parameters)?;
+        Ok(reloaded)
+    }
+}
+
+impl Drop for Reloaded {
+    fn drop(&mut self) {
+        let unloaded = if is_loaded() { unload() } else { Ok(()) };
+        if let Err(error) = unloaded.and_then(|()| load()) {
+            eprintln!("after the test: {error:#}");
+        }
+    }
 }
 
 /// Unloads the module; fails as `rmmod` does when it is in use.

@@ -22,3 +22,18 @@ pub(crate) fn expect<T: Debug, E: Into<io::Error>>(
         }
     }
 }
+
+/// As [`expect`], for errors of the crate `vdma`.
+pub(crate) fn expect_vdma<T: Debug>(
+    result: Result<T, vdma::Error>,
+    expected: Errno,
+    what: &str,
+) -> Result<()> {
+    match result {
+        Ok(value) => bail!("{what} gave {value:?} instead of {expected:?}"),
+        Err(vdma::Error::Open { cause, .. } | vdma::Error::Call { cause, .. }) => {
+            expect::<T, _>(Err(cause), expected, what)
+        }
+        Err(error) => bail!("{what} failed with \"{error}\" instead of {expected:?}"),
+    }
+}

@@ -21,6 +21,9 @@ pub(crate) const ARGUMENTS: &[&str] = &[
     "--fault=swap,range=40M+64K",
     "--fault=fail=io-error,range=41M+64K,every=3",
     "--fault=twice,range=42M+64K",
+    "--fault=drop,range=43M+64K",
+    "--fault=wrong-id,range=44M+64K",
+    "--fault=stop-queue,range=45M+64K",
 ];
 
 const MIB: u64 = 1 << 20;
@@ -53,3 +56,9 @@ pub(crate) const SWAPPED: u64 = 40 * MIB;
 pub(crate) const EVERY_THIRD: u64 = 41 * MIB;
 /// Completed twice.
 pub(crate) const TWICE: u64 = 42 * MIB;
+/// Never completed.
+pub(crate) const LOST: u64 = 43 * MIB;
+/// Completed under another request's name.
+pub(crate) const WRONG_ID: u64 = 44 * MIB;
+/// The queue stops.
+pub(crate) const STOPPING: u64 = 45 * MIB;
