@@ -14,8 +14,8 @@ use crate::kernel_log::{Finding, Scanner, Splat};
 use crate::progress;
 use crate::vm::Event;
 
-/// Lines that are kept for reports.
-const KEPT_LINES: usize = 30;
+/// Lines that are kept for reports: a panic with its whole backtrace.
+const KEPT_LINES: usize = 60;
 
 /// How long QEMU's last descriptors may stay open once its sandbox has been ended.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
