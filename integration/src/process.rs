@@ -229,16 +229,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}; wait", pid_file.display());
-        let process = Process::spawn(Command::new("sh").args(["-c", &script])).unwrap();
+        let mut process = Process::spawn(Command::new("sh").args(["-c", &script])).unwrap();
         let pid = loop {
             match fs::read_to_string(&pid_file) {
                 Ok(text) if text.ends_with('\n') => break text.trim().to_owned(),
                 _ => std::thread::yield_now(),
             }
+            assert_eq!(process.try_wait().unwrap(), None, "the shell has ended");
         };
         drop(process);
-        let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+        // The signal has been sent; the kernel delivers it when the child runs next.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if state.is_empty() || state.contains(") Z ") || state.contains(") X ") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "still there: {state}");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

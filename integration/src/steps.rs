@@ -6,9 +6,18 @@ use std::sync::{Mutex, PoisonError};
 use crate::process;
 
 /// Steps that run side by side; when one fails, the others' processes are ended.
-#[derive(Default)]
 pub(crate) struct Steps {
     cause: Mutex<Option<anyhow::Error>>,
+    end_others: fn(),
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        Self {
+            cause: Mutex::default(),
+            end_others: || process::signal_all(rustix::process::Signal::TERM),
+        }
+    }
 }
 
 /// Stands for a failure that [`Steps`] holds.
@@ -37,7 +46,7 @@ impl Steps {
         let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
         if cause.is_none() && !error.is::<Noted>() {
             *cause = Some(error);
-            process::signal_all(rustix::process::Signal::TERM);
+            (self.end_others)();
         }
         Noted.into()
     }
@@ -56,15 +65,23 @@ impl Steps {
 mod tests {
     use super::*;
 
+    /// Steps that leave the processes of other tests alone.
+    fn steps() -> Steps {
+        Steps {
+            end_others: || {},
+            ..Steps::default()
+        }
+    }
+
     #[test]
     fn a_failure_of_one_side_is_the_result_of_both() {
         let failing = |text: &'static str| move || -> Result<u8> { Err(anyhow!(text)) };
-        let steps = Steps::default();
+        let steps = steps();
         let result = steps.both(failing("first"), || Ok(2));
         assert_eq!(steps.explain(result).unwrap_err().to_string(), "first");
-        let steps = Steps::default();
+        let steps = self::steps();
         let result = steps.both(|| Ok(1), || steps.both(|| Ok(2), failing("inner")));
         assert_eq!(steps.explain(result).unwrap_err().to_string(), "inner");
-        assert_eq!(Steps::default().both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
+        assert_eq!(self::steps().both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
     }
 }
