@@ -2,7 +2,7 @@
 
 //! User mappings of device memory, and the address space that finds them all again.
 
-use crate::bindings::{vdma_io_remap_pfn_range, vdma_vma_pgoff};
+use crate::bindings::{vdma_io_remap_pfn_range, vdma_vma_pgoff, VDMA_VM_MAYSHARE};
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Mutex};
 
@@ -49,7 +49,7 @@ impl NewMapping<'_> {
     pub(crate) fn is_shared(&self) -> bool {
         // SAFETY: Both views of the union hold the flags.
         let flags = unsafe { self.vma().__bindgen_anon_2.vm_flags };
-        flags & bindings::VM_MAYSHARE as bindings::vm_flags_t != 0
+        flags & VDMA_VM_MAYSHARE != 0
     }
 
     /// Fills the whole mapping with the frames from `address` on. Sets `VM_IO`, `VM_PFNMAP`,
