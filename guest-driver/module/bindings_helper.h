@@ -14,6 +14,5 @@ static const fmode_t VDMA_FMODE_CAN_ODIRECT = FMODE_CAN_ODIRECT;
 static const int VDMA_IOCB_NOWAIT = IOCB_NOWAIT;
 static const slab_flags_t VDMA_SLAB_HWCACHE_ALIGN = SLAB_HWCACHE_ALIGN;
 static const slab_flags_t VDMA_SLAB_NO_MERGE = SLAB_NO_MERGE;
-static const int VDMA_EIOCBQUEUED = EIOCBQUEUED;
 /* The kernel crate's constant of this name is VM_MAYEXEC in 7.2. */
 static const vm_flags_t VDMA_VM_MAYSHARE = VM_MAYSHARE;

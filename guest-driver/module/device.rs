@@ -406,7 +406,7 @@ impl virtio::Driver for Driver {
             max_segments: segments.max(1),
             max_transfer: config.max_transfer.get() & !(kernel::page::PAGE_SIZE as u32 - 1),
             state: config.state.get(),
-            dma_bits: 64,
+            dma_bits: device.dma_bits(),
         };
         let vdma = Arc::pin_init(
             try_pin_init!(Vdma {

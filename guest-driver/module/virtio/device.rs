@@ -26,11 +26,6 @@ pub(crate) struct SharedMemory {
 }
 
 /// What a driver does when the device has used buffers of a queue.
-///
-/// # Safety
-///
-/// Implementors are only handed to [`Device::attach_handler`] while they stay in place, as its
-/// contract says.
 pub(crate) trait QueueHandler: Sync {
     /// Called in interrupt context, with the interrupts of this CPU off.
     fn on_used(&self);
@@ -103,6 +98,15 @@ impl Device {
     pub(crate) fn as_device_ptr(&self) -> *mut kernel::bindings::device {
         // SAFETY: Only the address is taken.
         unsafe { ptr::addr_of_mut!((*self.raw()).dev) }
+    }
+
+    /// Width of the addresses that the transport can hand to the device: that of its DMA mask, 0
+    /// without one.
+    pub(crate) fn dma_bits(&self) -> u32 {
+        // SAFETY: A device on the bus has its transport's device as its parent, which outlives it.
+        let mask = unsafe { (*(*self.raw()).dev.parent).dma_mask };
+        // SAFETY: Null, or the mask of that device, which nobody changes while a driver is bound.
+        unsafe { mask.as_ref() }.map_or(0, |mask| u64::BITS - mask.leading_zeros())
     }
 
     /// The negotiated feature bits 0 to 63.
