@@ -133,10 +133,108 @@
 #define VDMA_IOCTL_INFO 0x8040d500U
 
 /* Fills Statistics with the counts of the open file. */
-#define VDMA_IOCTL_FILE_STATISTICS 0x8050d501U
+#define VDMA_IOCTL_FILE_STATISTICS 0x8090d501U
 
 /* Fills Statistics with the counts of the device since the driver was bound to it. */
-#define VDMA_IOCTL_DEVICE_STATISTICS 0x8050d502U
+#define VDMA_IOCTL_DEVICE_STATISTICS 0x8090d502U
+
+/* Takes a Choice, one of the MAP_* values: how later mappings of this open file are filled. */
+#define VDMA_IOCTL_MAP_MODE 0x4008d503U
+
+/*
+ * Takes a Choice, one of the CACHE_* values: the cache attribute of all mappings of device
+ * memory. EBUSY while one exists; EPERM without CAP_SYS_ADMIN.
+ */
+#define VDMA_IOCTL_CACHE_MODE 0x4008d504U
+
+/*
+ * Runs a Command, waits for it, and fills in its results. The call itself fails only when the
+ * command was not run; Command.result says how it ended.
+ */
+#define VDMA_IOCTL_RUN 0xc048d505U
+
+/* Runs a Batch of commands, all at once, and waits for all of them. */
+#define VDMA_IOCTL_RUN_BATCH 0xc010d506U
+
+/* Pins memory of the caller for good, as Registration says, and fills in its id. */
+#define VDMA_IOCTL_REGISTER_BUFFER 0xc018d507U
+
+/* Allocates memory for DMA, as Allocation says, and fills in its id and a file to map it with. */
+#define VDMA_IOCTL_ALLOCATE_BUFFER 0xc018d508U
+
+/*
+ * Gives the memory behind a file of IOCTL_ALLOCATE_BUFFER (of another process, perhaps) an id
+ * here: the file of an Allocation is read, its other fields are filled in.
+ */
+#define VDMA_IOCTL_IMPORT_BUFFER 0xc018d509U
+
+/* Takes a Choice: the id of a buffer, which is let go when no request uses it any more. */
+#define VDMA_IOCTL_RELEASE_BUFFER 0x4008d50aU
+
+/*
+ * Fills a Trace with a file, to be mapped read-only: a TraceHeader and TraceRecords,
+ * written while there is such a file. EPERM without CAP_SYS_ADMIN: it shows everybody's
+ * requests.
+ */
+#define VDMA_IOCTL_TRACE 0x8010d50bU
+
+/*
+ * Shows, as an Explanation, what memory of the caller looks like to the device. EPERM without
+ * CAP_SYS_ADMIN: it shows addresses of the kernel.
+ */
+#define VDMA_IOCTL_EXPLAIN 0xc028d50cU
+
+/*
+ * Takes a Choice: an eventfd that is incremented with each transfer or command of this file that
+ * ends, or NO_FILE for none any more.
+ */
+#define VDMA_IOCTL_EVENTFD 0x4008d50dU
+
+/*
+ * The cmd_op of an io_uring URING_CMD: runs the Command at the address in addr of the
+ * submission. It is read before the submission returns; its results are written before the
+ * completion, which carries Command.result, and in a 32-byte completion Command.value too.
+ */
+#define VDMA_URING_RUN 0xc048d505U
+
+/* Choice.value that stands for no file. */
+#define VDMA_NO_FILE 0xffffffffU
+
+/* Map mode: the whole range is mapped at once (io_remap_pfn_range). The mode of a new file. */
+#define VDMA_MAP_EAGER 0U
+
+/* Map mode: what is touched is mapped when it is touched, in huge pages where that is possible. */
+#define VDMA_MAP_LAZY 1U
+
+/* Cache attribute: write-back, as ordinary memory. The attribute of a new device. */
+#define VDMA_CACHE_WRITE_BACK 0U
+
+/* Cache attribute: write-combining. */
+#define VDMA_CACHE_WRITE_COMBINING 1U
+
+/* Cache attribute: uncached. */
+#define VDMA_CACHE_UNCACHED 2U
+
+/* Command.flags: outgoing is an offset in the buffer outgoing_buffer, not an address. */
+#define VDMA_COMMAND_OUTGOING_BUFFER 1U
+
+/* Command.flags: incoming is an offset in the buffer incoming_buffer, not an address. */
+#define VDMA_COMMAND_INCOMING_BUFFER 2U
+
+/* Most commands of a Batch. */
+#define VDMA_BATCH_MAX 256U
+
+/* ExplainedPage.flags: the page is part of a huge page. */
+#define VDMA_PAGE_HUGE 1U
+
+/* ExplainedPage.flags: the page belongs to no file. */
+#define VDMA_PAGE_ANONYMOUS 2U
+
+/*
+ * ExplainedPage.flags: the device cannot reach the page; the driver copies it to one that the
+ * device can reach.
+ */
+#define VDMA_PAGE_BOUNCED 4U
 
 /*
  * The configuration space (SPEC.md, section 4). Read-only for the driver; all fields but Config.state are
@@ -196,6 +294,191 @@ struct vdma_response {
 	__le64 value;
 };
 
+/* The argument of calls that take one number. */
+struct vdma_choice {
+	/* The number. */
+	__u32 value;
+	/* Zero. */
+	__u32 reserved;
+};
+
+/*
+ * An operation of the device: see Operation for what each does with the fields.
+ *
+ * Longer ones than a request can carry are split by the driver, and their results put together.
+ */
+struct vdma_command {
+	/* Code of the operation. */
+	__u16 operation;
+	/* COMMAND_* bits. */
+	__u16 flags;
+	/* Zero. */
+	__u32 reserved;
+	/* Byte offset in device memory. */
+	__u64 offset;
+	/* Bytes to work on. */
+	__u64 length;
+	/* A further operand, for the operations that name one. */
+	__u64 argument;
+	/*
+	 * Address, or offset in a buffer, of the data that the device reads, for the operations that
+	 * read some.
+	 */
+	__u64 outgoing;
+	/*
+	 * Address, or offset in a buffer, of the data that the device writes, for the operations that
+	 * write some.
+	 */
+	__u64 incoming;
+	/* Id of the buffer of outgoing, with COMMAND_OUTGOING_BUFFER. */
+	__u32 outgoing_buffer;
+	/* Id of the buffer of incoming, with COMMAND_INCOMING_BUFFER. */
+	__u32 incoming_buffer;
+	/* Filled in: bytes worked on, or a negative error number. */
+	__s64 result;
+	/* Filled in: the checksum, or the index of the first difference. */
+	__u64 value;
+};
+
+/* Commands that are run together. They may run in any order, also at the same time. */
+struct vdma_batch {
+	/* Address of an array of Commands. */
+	__u64 commands;
+	/* How many there are, BATCH_MAX at the most. */
+	__u32 count;
+	/* Filled in: how many were run; the results of these are filled in. */
+	__u32 done;
+};
+
+/*
+ * Memory of the caller that is pinned until it is let go, or the file closed. It counts against
+ * RLIMIT_MEMLOCK.
+ */
+struct vdma_registration {
+	/* Where it begins, at any byte. */
+	__u64 address;
+	/* Bytes. */
+	__u64 length;
+	/* Filled in: the id of the buffer, for this open file. */
+	__u32 id;
+	/* Zero. */
+	__u32 reserved;
+};
+
+/* Memory that the driver allocates for DMA. */
+struct vdma_allocation {
+	/* Bytes, rounded up to whole pages by the driver. */
+	__u64 length;
+	/* Filled in: the id of the buffer, for this open file. */
+	__u32 id;
+	/*
+	 * Filled in (read by IOCTL_IMPORT_BUFFER): a file whose mappings are the memory, and which
+	 * keeps it.
+	 */
+	__u32 file;
+	/* Filled in: runs of neighbouring pages that the memory consists of. */
+	__u32 runs;
+	/* Zero. */
+	__u32 reserved;
+};
+
+/* The trace of a device. */
+struct vdma_trace {
+	/* Bytes to map. */
+	__u64 length;
+	/* The file. */
+	__u32 file;
+	/* Zero. */
+	__u32 reserved;
+};
+
+/* The beginning of a mapped trace. */
+struct vdma_trace_header {
+	/* Records that were begun; the next has this number. */
+	__u64 head;
+	/* Records that there is room for, a power of two: record *n* is in slot *n* modulo this. */
+	__u32 capacity;
+	/* Bytes from the beginning of the mapping to slot 0. */
+	__u32 records_offset;
+	/* Bytes of a slot. */
+	__u32 record_size;
+	/* Zero. */
+	__u32 reserved;
+};
+
+/*
+ * One completed request.
+ *
+ * A reader loads stamp, copies the record, and loads stamp again: the copy is record *n* if it
+ * was 2 * n + 2 both times. Anything else means that the record was overwritten, or is being
+ * written.
+ */
+struct vdma_trace_record {
+	/* 2 * n + 2 when record *n* is complete, 2 * n + 1 while it is written. */
+	__u64 stamp;
+	/* When the request came back, in nanoseconds of CLOCK_MONOTONIC. */
+	__u64 time;
+	/* Nanoseconds from its submission. */
+	__u64 latency;
+	/* Byte offset in device memory. */
+	__u64 offset;
+	/* Bytes. */
+	__u64 length;
+	/* Code of the operation. */
+	__u16 operation;
+	/* Number of the queue. */
+	__u16 queue;
+	/* Zero, or a negative error number. */
+	__s32 result;
+	/* Pages of the data. */
+	__u32 pages;
+	/* Scatter-gather entries of the data. */
+	__u32 segments;
+	/* Bytes worked on. */
+	__u64 transferred;
+};
+
+/* What memory of the caller looks like to the device. */
+struct vdma_explanation {
+	/* Where the memory begins. */
+	__u64 address;
+	/* Bytes. */
+	__u64 length;
+	/* Byte of device memory at which a transfer would begin. */
+	__u64 offset;
+	/* Address of an array of ExplainedPages. */
+	__u64 pages;
+	/* Elements of the array. */
+	__u32 room;
+	/*
+	 * Filled in: elements that were filled in; fewer than the memory has pages if the array is too
+	 * short.
+	 */
+	__u32 count;
+};
+
+/* One page on its way to the device. */
+struct vdma_explained_page {
+	/* Where its bytes are for the caller. */
+	__u64 address;
+	/* Where they are for the kernel: the address in its direct map. */
+	__u64 kernel_address;
+	/* Where they are in physical memory. */
+	__u64 physical_address;
+	/* What the device is told. */
+	__u64 bus_address;
+	/* Where they are, or will be, in device memory. */
+	__u64 offset;
+	/* Bytes of the page that belong to the memory. */
+	__u32 length;
+	/* Scatter-gather entry that they are in, after coalescing, counted from 0. */
+	__u32 entry;
+	/* PAGE_* bits. */
+	__u32 flags;
+	/* Zero. */
+	__u32 reserved;
+};
+
 /* What a device is. */
 struct vdma_device_info {
 	/* Negotiated virtio feature bits. */
@@ -244,6 +527,22 @@ struct vdma_statistics {
 	__u64 in_flight_max;
 	/* Requests that had to wait for room in a queue. */
 	__u64 queue_full;
+	/* Pages that were copied because the device could not reach them. */
+	__u64 pages_bounced;
+	/* Requests whose data were verified with a checksum of the driver's own. */
+	__u64 verified;
+	/* Reads and writes that the CPU did through the BAR, without a request. */
+	__u64 inline_copies;
+	/* Requests that a task found completed by looking, without an interrupt. */
+	__u64 polled;
+	/* Mappings of device memory at this moment. */
+	__u64 mappings;
+	/* Faults of lazy mappings that mapped one page. */
+	__u64 faults;
+	/* Faults of lazy mappings that mapped a huge page. */
+	__u64 huge_faults;
+	/* Buffers, registered or allocated, at this moment. */
+	__u64 buffers;
 };
 
 #endif /* VIRTIO_DMA_H */

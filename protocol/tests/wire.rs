@@ -7,7 +7,37 @@ use vdma_protocol::{
     CONFIG_VERSION,
 };
 
+/// CRC32C bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = !0_u32;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 != 0 {
+                crc >> 1 ^ 0x82f6_3b78
+            } else {
+                crc >> 1
+            };
+        }
+    }
+    !crc
+}
+
 proptest! {
+    #[test]
+    fn checksums_of_parts_make_that_of_the_whole(
+        parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 0..6),
+    ) {
+        let whole = parts.concat();
+        let mut begin = 0;
+        let mut crc = 0;
+        for part in &parts {
+            begin += part.len();
+            crc ^= vdma_protocol::crc32c::shift(crc32c(part), (whole.len() - begin) as u64);
+        }
+        prop_assert_eq!(crc, crc32c(&whole));
+    }
+
     #[test]
     fn any_bytes_are_a_header_and_come_back(bytes in any::<[u8; RequestHeader::SIZE]>()) {
         let header = RequestHeader::from_bytes(&bytes);
@@ -31,6 +61,18 @@ proptest! {
         prop_assert_eq!(&bytes[8..16], &c.to_le_bytes());
         prop_assert_eq!(&bytes[24..26], &a.to_le_bytes());
     }
+}
+
+#[test]
+fn crc32c_of_the_test_vector() {
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    assert_eq!(vdma_protocol::crc32c::shift(0xe306_9283, 0), 0xe306_9283);
+    // The checksum of a gibibyte of zeroes after it, by two halves.
+    let half = vdma_protocol::crc32c::shift(0xe306_9283, 1 << 29);
+    assert_eq!(
+        vdma_protocol::crc32c::shift(half, 1 << 29),
+        vdma_protocol::crc32c::shift(0xe306_9283, 1 << 30)
+    );
 }
 
 #[test]

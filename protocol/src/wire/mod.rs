@@ -3,6 +3,7 @@
 //! The wire format, free of any dependency but `core`.
 
 mod config;
+pub mod crc32c;
 mod endian;
 mod ioctl;
 mod request;
