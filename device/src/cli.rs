@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{ArgGroup, Parser};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser};
 
 use crate::fault::{self, FaultSpec};
 use crate::memory::{Backing, DeviceMemory};
@@ -35,8 +36,7 @@ num_vqs and vq_size have to agree with --num-queues and --queue-size.";
 /// vhost-user backend that emulates a DMA-capable virtio PCI device with BAR memory
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-device-dma", version, after_help = after_help(), max_term_width = 100)]
-#[command(group(ArgGroup::new("socket").required(true)
-    .args(["socket_path", "fd", "print_capabilities"])))]
+#[command(group(ArgGroup::new("socket").required(true).args(["socket_path", "fd"])))]
 pub struct Args {
     /// Listen on this Unix socket; the file appears once the device is ready
     #[arg(short, long, value_name = "PATH", help_heading = "Front end")]
@@ -51,11 +51,11 @@ pub struct Args {
           value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Front end")]
     pub socket_count: u16,
 
-    /// Print what this program is, as JSON for management tools, and exit
-    #[arg(long, help_heading = "Front end")]
+    /// Print what this program is, as JSON for management tools, and exit, whatever else is given
+    #[arg(long, exclusive = true, help_heading = "Front end")]
     pub print_capabilities: bool,
 
-    /// End when the first front end disconnects
+    /// End when the first front end disconnects; with several devices, when each has had one
     #[arg(long, help_heading = "Front end")]
     pub once: bool,
 
@@ -86,6 +86,11 @@ pub struct Args {
           help_heading = "Queues")]
     pub queue_size: u16,
 
+    /// Threads that run the queues of a device, at most one for each [default: one for each queue]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)),
+          help_heading = "Queues")]
+    pub threads: Option<u16>,
+
     /// Look at an idle queue for up to this many microseconds before sleeping, as long as that
     /// finds requests; 0 always sleeps
     #[arg(long, value_name = "N", default_value_t = 32,
@@ -115,11 +120,13 @@ pub struct Args {
     #[arg(long, value_name = "PATH", help_heading = "Observation")]
     pub metrics_socket: Option<PathBuf>,
 
-    /// Log messages of this level and above: error, warn, info, debug, trace or off
+    /// Log messages of this level and above: error, warn, info, debug, trace or off;
+    /// "info,MODULE=debug" has another level for a module
     #[arg(
         long,
         value_name = "LEVEL",
         default_value = "info",
+        value_parser = parse_log_level,
         env = "RUST_LOG",
         hide_env_values = true,
         help_heading = "Observation"
@@ -134,6 +141,18 @@ fn parse_queue_size(text: &str) -> Result<u16, String> {
         .ok_or_else(|| format!("'{text}' is not a power of two from 2 to {MAX_QUEUE_SIZE}"))
 }
 
+/// Checks a list of `LEVEL` and `MODULE=LEVEL`. `env_logger` would take a misspelt level for the name
+/// of a module, and log nothing.
+fn parse_log_level(text: &str) -> Result<String, String> {
+    for part in text.split(',') {
+        let level = part.split_once('=').map_or(part, |(_, level)| level);
+        level.trim().parse::<log::LevelFilter>().map_err(|_| {
+            format!("'{level}' is no level; write error, warn, info, debug, trace or off")
+        })?;
+    }
+    Ok(text.to_owned())
+}
+
 fn numbered(path: &std::path::Path, index: u16) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(index.to_string());
@@ -141,6 +160,37 @@ fn numbered(path: &std::path::Path, index: u16) -> PathBuf {
 }
 
 impl Args {
+    /// Reads the command line. Ends the process when it makes no sense, or asks for no more than a
+    /// text.
+    #[must_use]
+    pub fn read() -> Self {
+        let args = Self::parse();
+        if let Err(e) = args.check() {
+            Self::command().error(ErrorKind::ValueValidation, e).exit();
+        }
+        args
+    }
+
+    /// Checks what no value tells by itself.
+    fn check(&self) -> Result<(), String> {
+        let queues = self.num_queues;
+        if let Some(threads) = self.threads.filter(|&threads| threads > queues) {
+            return Err(format!(
+                "--threads {threads} is more than there are queues; choose at most --num-queues \
+                 ({queues})"
+            ));
+        }
+        for fault in &self.faults {
+            if !(0..queues).any(|queue| fault.on_queue(queue)) {
+                return Err(format!(
+                    "--fault with a queue= that does not exist can never happen; queues are 0 to {}",
+                    queues - 1
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Opens memory and sockets of every device. Sockets come last, so that one can only be seen
     /// when all is ready.
     ///
@@ -154,6 +204,7 @@ impl Args {
             let settings = DeviceSettings {
                 num_queues: self.num_queues,
                 queue_size: self.queue_size,
+                threads: self.threads.unwrap_or(self.num_queues),
                 once: self.once,
                 poll: Duration::from_micros(self.poll_us),
                 seccomp: self.seccomp,

@@ -2,17 +2,17 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use vhost_device_dma::cli::Args;
 use vhost_device_dma::control::{self, Signals};
 use vhost_device_dma::{bus_error, sandbox};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if args.print_capabilities {
+    // QEMU's conventions for back ends: all else is ignored then, whether it makes sense or not.
+    if std::env::args_os().any(|argument| argument == "--print-capabilities") {
         println!("{}", Args::capabilities());
         return ExitCode::SUCCESS;
     }
+    let args = Args::read();
     env_logger::Builder::new()
         .parse_filters(&args.log_level)
         .init();

@@ -41,8 +41,10 @@ fn socket() -> &'static PathBuf {
         let directory = tempfile::tempdir().unwrap().keep();
         let path = directory.join("socket");
         let settings = DeviceSettings {
-            num_queues: 2,
+            // One thread with two queues, and one with one.
+            num_queues: 3,
             queue_size: 64,
+            threads: 2,
             once: false,
             poll: Duration::ZERO,
             seccomp: SeccompMode::None,

@@ -23,7 +23,7 @@ _vhost__device__dma() {
 
     case "${cmd}" in
         vhost__device__dma)
-            opts="-s -c -h -V --socket-path --fd --socket-count --print-capabilities --once --memory-size --memory-file --share --hugepages --num-queues --queue-size --poll-us --fault --seccomp --no-landlock --metrics-socket --log-level --help --version"
+            opts="-s -c -h -V --socket-path --fd --socket-count --print-capabilities --once --memory-size --memory-file --share --hugepages --num-queues --queue-size --threads --poll-us --fault --seccomp --no-landlock --metrics-socket --log-level --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -62,6 +62,10 @@ _vhost__device__dma() {
                     return 0
                     ;;
                 --queue-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --threads)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

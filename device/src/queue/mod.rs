@@ -12,7 +12,7 @@ mod view;
 use thiserror::Error;
 
 pub use self::chain::{Chain, Scratch};
-pub use self::pass::{MAX_BATCH, Pass, Processor, Surroundings};
+pub use self::pass::{Empty, MAX_BATCH, Pass, Processor, Surroundings};
 pub use self::ring::Ring;
 pub use self::view::{AddressError, GuestView};
 

@@ -22,14 +22,25 @@ const BATCH_BYTES: u64 = 256 << 10;
 /// Batches of one pass; then others get their turn at the queue.
 const PASS_BATCHES: usize = 8;
 
+/// What to do about an empty ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Empty {
+    /// Look at it again at once.
+    LookAgain,
+    /// End the pass; the next one comes soon, without a kick.
+    Leave,
+    /// Have the driver kick, and end the pass.
+    AskForKick,
+}
+
 /// What a pass needs of those around it.
 pub trait Surroundings {
     /// Notifies the driver of used entries.
     fn call(&mut self);
 
-    /// Nothing is available: whether to look again at once. Otherwise the driver is asked to kick.
-    fn look_again(&mut self) -> bool {
-        false
+    /// Nothing is available: what to do about it.
+    fn on_empty(&mut self) -> Empty {
+        Empty::AskForKick
     }
 
     /// Looking again has found something.
@@ -43,6 +54,8 @@ pub enum Pass {
     Idle,
     /// More may be available: make another pass.
     More,
+    /// Nothing is available, and the driver will not kick ([`Empty::Leave`]): make another pass soon.
+    Left,
     /// The next request is held back on purpose until then.
     Held(Instant),
 }
@@ -55,6 +68,8 @@ pub struct Processor {
     injector: Option<Injector>,
     held: Option<Held>,
     scratch: Option<Scratch>,
+    /// The last pass ended with [`Pass::Left`].
+    left: bool,
     /// Used index at the last decision on a call; `None` after a start, when the driver's wish is
     /// not known to be younger than the ring.
     signalled: Option<u16>,
@@ -67,6 +82,13 @@ struct Held {
     index: u16,
     plan: Plan,
     until: Instant,
+}
+
+/// How looking at an empty ring ended.
+enum Look {
+    Found,
+    Left,
+    InVain,
 }
 
 /// The requests of a batch.
@@ -89,6 +111,7 @@ impl Processor {
             injector,
             held: None,
             scratch: None,
+            left: false,
             signalled: None,
         }
     }
@@ -97,6 +120,7 @@ impl Processor {
     pub fn restart(&mut self) {
         self.signalled = None;
         self.held = None;
+        self.left = false;
     }
 
     /// Makes a pass over `queue`.
@@ -131,11 +155,22 @@ impl Processor {
         chain: &mut Chain<'m>,
         around: &mut impl Surroundings,
     ) -> Result<Pass, RingError> {
+        if std::mem::take(&mut self.left) {
+            let available = ring.available(queue.next_avail())?;
+            if available > 0 {
+                self.found(available, around);
+            }
+        }
         for _ in 0..PASS_BATCHES {
             let available = ring.available(queue.next_avail())?;
             if available == 0 {
-                if self.look(queue, ring, around)? {
-                    continue;
+                match self.look(queue, ring, around)? {
+                    Look::Found => continue,
+                    Look::Left => {
+                        self.left = true;
+                        return Ok(Pass::Left);
+                    }
+                    Look::InVain => {}
                 }
                 ring.request_kick(queue.next_avail());
                 if ring.available(queue.next_avail())? == 0 {
@@ -159,23 +194,32 @@ impl Processor {
         Ok(Pass::More)
     }
 
-    /// Looks at an empty ring as long as that is wanted; whether it has found something.
+    /// Looks at an empty ring as long as that is wanted.
     fn look(
         &self,
         queue: &Queue,
         ring: &Ring<'_>,
         around: &mut impl Surroundings,
-    ) -> Result<bool, RingError> {
-        while around.look_again() {
+    ) -> Result<Look, RingError> {
+        loop {
+            match around.on_empty() {
+                Empty::LookAgain => {}
+                Empty::Leave => return Ok(Look::Left),
+                Empty::AskForKick => return Ok(Look::InVain),
+            }
             std::hint::spin_loop();
             let available = ring.available(queue.next_avail())?;
             if available > 0 {
-                around.found();
-                self.metrics.poll_hits.add(u64::from(available));
-                return Ok(true);
+                self.found(available, around);
+                return Ok(Look::Found);
             }
         }
-        Ok(false)
+    }
+
+    /// Requests were found without a kick.
+    fn found(&self, available: u16, around: &mut impl Surroundings) {
+        around.found();
+        self.metrics.poll_hits.add(u64::from(available));
     }
 
     /// Serves up to `available` requests without publishing them.

@@ -25,7 +25,7 @@ struct State {
     mapped: bool,
     /// Sent and not answered, with no stop of all rings since.
     pending: bool,
-    /// Counts requests to map; only the answer to the latest one opens the gate.
+    /// Counts requests to map, and stops of all rings; an answer to anything but the latest is void.
     latest: u64,
 }
 
@@ -69,8 +69,15 @@ impl Bar {
         }
         let mapper = thread::Builder::new().name("bar".to_owned());
         let spawned = mapper.spawn(move || {
+            let mut accepted = false;
             for request in requests {
-                let answer = bar.send_map(&channel);
+                let mut answer = bar.send_map(&channel);
+                if answer.is_err() && accepted && bar.session.shows_device_memory() {
+                    // A front end that was only paused, or reset while it had not answered yet, has
+                    // kept the mapping, and takes no second one in its place.
+                    answer = Ok(());
+                }
+                accepted |= answer.is_ok();
                 bar.answered(request, answer);
             }
             let device = bar.session.device();
@@ -107,11 +114,16 @@ impl Bar {
         }
     }
 
-    /// No ring runs any more: the front end takes the mapping away.
+    /// No ring runs any more: the front end takes the mapping away. An answer that is still to come
+    /// says nothing about what the next driver sees.
     pub(super) fn unmapped(&self) {
         let mut state = lock(&self.state);
         state.mapped = false;
-        state.pending = false;
+        state.latest += 1;
+        if std::mem::take(&mut state.pending) {
+            // The next driver may do without the BAR.
+            self.session.open_gate();
+        }
     }
 
     /// The front end has gone: nothing more is sent, and the thread ends.

@@ -15,9 +15,10 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use super::backend::Backend;
 use super::bar::Bar;
 use super::listener::SocketListener;
+use super::queue_runner::QueueParts;
 use super::session::Session;
 use super::vring::{collect_rings, lock};
-use super::worker::{self, WorkerParts};
+use super::worker;
 use crate::fault::FaultSpec;
 use crate::log_limit::LogLimit;
 use crate::memory::DeviceMemory;
@@ -31,6 +32,8 @@ pub struct DeviceSettings {
     pub num_queues: u16,
     /// Largest size of each: a power of two up to 1024.
     pub queue_size: u16,
+    /// Threads that run the queues, 1 to `num_queues`.
+    pub threads: u16,
     /// End after the first front end.
     pub once: bool,
     /// How long to look at an idle ring before sleeping.
@@ -215,29 +218,33 @@ impl Shared {
     fn connection(&self, listener: &mut Listener) -> io::Result<()> {
         let name = &self.device.name;
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let session = Session::new(Arc::clone(&self.device));
+        let session = Session::new(Arc::clone(&self.device), memory.clone());
         let bar = Bar::new(Arc::clone(&session));
         let backend = Arc::new(Backend::new(Arc::clone(&session), Arc::clone(&bar)));
         let (daemon, rings) = collect_rings(|| {
-            VhostUserDaemon::new(
-                "vhost-user".to_owned(),
-                Arc::clone(&backend),
-                memory.clone(),
-            )
+            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&backend), memory)
         });
         let mut daemon = daemon.map_err(|e| io::Error::other(e.to_string()))?;
         session.set_rings(rings.clone());
 
-        let mut workers = Vec::with_capacity(rings.len());
+        let threads = self.device.settings.threads.max(1);
+        let mut workers = Vec::with_capacity(usize::from(threads));
         let mut failure = None;
-        for (queue_index, ring) in (0..).zip(&rings) {
-            let worker = worker::spawn(WorkerParts {
-                queue_index,
-                vring: ring.clone(),
-                memory: memory.clone(),
-                session: Arc::clone(&session),
-            });
-            match worker {
+        for thread in 0..threads {
+            let queues: Vec<QueueParts> = (0..)
+                .zip(&rings)
+                .filter(|(index, _)| index % threads == thread)
+                .map(|(index, ring)| QueueParts {
+                    index,
+                    vring: ring.clone(),
+                    session: Arc::clone(&session),
+                })
+                .collect();
+            let name = match queues.len() {
+                1 => format!("queue {thread}"),
+                _ => format!("queues {thread} mod {threads}"),
+            };
+            match worker::spawn(name, queues) {
                 Ok(worker) => workers.push(worker),
                 Err(e) => failure = Some(e),
             }
@@ -259,7 +266,7 @@ impl Shared {
             }
         }
         // A thread that still waits for the front end's answer must not keep guest memory mapped.
-        session.set_rings(Vec::new());
+        session.end();
         failure.map_or(Ok(()), Err)
     }
 

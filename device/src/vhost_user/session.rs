@@ -1,18 +1,21 @@
 //! What belongs to one front end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::server::Device;
-use super::vring::{Vring, lock};
+use super::vring::{Memory, Vring, lock};
+use crate::memory::FileIdentity;
 
 /// The rings of one front end, and what all of them have to obey.
 #[derive(Debug)]
 pub(super) struct Session {
     device: Arc<Device>,
+    memory: Memory,
     rings: Mutex<Vec<Vring>>,
     /// No request is served while this is closed.
     gate_open: AtomicBool,
@@ -21,9 +24,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(device: Arc<Device>) -> Arc<Self> {
+    pub(super) fn new(device: Arc<Device>, memory: Memory) -> Arc<Self> {
         Arc::new(Self {
             device,
+            memory,
             rings: Mutex::default(),
             gate_open: AtomicBool::new(true),
             spoke: AtomicBool::new(false),
@@ -32,6 +36,21 @@ impl Session {
 
     pub(super) fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Guest memory, as the front end's latest table has it.
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Whether guest memory shows the first byte of device memory: the BAR is in the table.
+    pub(super) fn shows_device_memory(&self) -> bool {
+        let device = self.device.memory().identity();
+        self.memory.memory().iter().any(|region| {
+            region.file_offset().is_some_and(|at| {
+                at.start() == 0 && FileIdentity::of(at.file()).is_ok_and(|id| id == device)
+            })
+        })
     }
 
     pub(super) fn set_rings(&self, rings: Vec<Vring>) {
@@ -58,6 +77,14 @@ impl Session {
 
     pub(super) fn has_spoken(&self) -> bool {
         self.spoke.load(Ordering::SeqCst)
+    }
+
+    /// Lets go of the front end's rings and memory.
+    pub(super) fn end(&self) {
+        self.set_rings(Vec::new());
+        // Poisoned only if a holder panicked, and the memory is not looked at any more.
+        let table = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        table.replace(GuestMemoryMmap::new());
     }
 
     /// Makes every worker look around.

@@ -3,10 +3,9 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
@@ -185,55 +184,15 @@ impl Vring {
         self.wake();
     }
 
-    /// Sleeps until the worker is woken, until the driver kicks (with `kick`), or until `limit`.
-    ///
-    /// # Errors
-    ///
-    /// Those of `poll`, but for interruption by a signal.
-    pub(super) fn sleep(&self, kick: Option<&File>, limit: Option<Instant>) -> io::Result<Wakeup> {
-        let timeout = limit.and_then(|limit| {
-            Timespec::try_from(limit.saturating_duration_since(Instant::now())).ok()
-        });
-        let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-        fds.extend(kick.map(|kick| PollFd::new(kick, PollFlags::IN)));
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        let (woken, kicked) = (ready(0), ready(1));
-        drop(fds);
-        if woken {
-            let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
-        }
-        match kick.filter(|_| kicked).map(take_event) {
-            Some(Err(e)) => Ok(Wakeup::KickDead(e)),
-            Some(Ok(())) => Ok(Wakeup::Kick),
-            None => Ok(Wakeup::Look),
-        }
+    /// What [`Vring::wake`] makes readable.
+    pub(super) fn wake_up(&self) -> BorrowedFd<'_> {
+        self.shared.wake.as_fd()
     }
-}
 
-/// Why a worker woke up.
-#[derive(Debug)]
-pub(super) enum Wakeup {
-    /// Something may have changed.
-    Look,
-    /// The driver has kicked.
-    Kick,
-    /// The kick descriptor cannot be read as an event counter.
-    KickDead(io::Error),
-}
-
-/// Empties an event counter that was seen to be ready.
-fn take_event(kick: &File) -> io::Result<()> {
-    let mut counter = [0u8; 8];
-    match rustix::io::read(kick, &mut counter) {
-        Ok(8) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
-        Ok(count) => Err(io::Error::other(format!(
-            "reads {count} bytes, where an event counter has 8"
-        ))),
-        Err(e) => Err(e.into()),
+    /// Takes what [`Vring::wake`] left.
+    pub(super) fn take_wake_up(&self) {
+        // Fails only when another call was faster.
+        let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
     }
 }
 

@@ -1,9 +1,9 @@
-//! The daemon over its socket: every operation, framing, and the BAR.
+//! The daemon over its socket: data, framing, rings, and who comes after whom.
 
 use crate::support::{
     Buffer, Connect, DATA, Daemon, FEATURES, FrontEnd, HEADERS, RESPONSES, Request,
 };
-use vdma_protocol::{CONFIG_MAGIC, Operation, RequestHeader, Response, STATE_BAR_MAPPED, Status};
+use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
 fn pattern(seed: u8, length: usize) -> Vec<u8> {
     let mut state = u32::from(seed) * 0x9e37 + 1;
@@ -13,23 +13,6 @@ fn pattern(seed: u8, length: usize) -> Vec<u8> {
     })
     .take(length)
     .collect()
-}
-
-#[test]
-fn a_nop_proves_that_the_bar_is_mapped() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
-    let (response, written) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-    assert_eq!(response.status(), Status::OK);
-    assert_eq!(written, 16);
-    assert_eq!(front.config_word(0), CONFIG_MAGIC);
-    assert_eq!(front.config_word(36), STATE_BAR_MAPPED);
-    let window = front.window.clone().unwrap();
-    let maps = window.maps.lock().unwrap();
-    let (map, file) = &maps[0];
-    assert_eq!(maps.len(), 1);
-    assert_eq!((map.shmid, map.len), (0, 1 << 20));
-    assert_eq!(file.metadata().unwrap().len(), 1 << 20);
 }
 
 #[test]
@@ -54,67 +37,6 @@ fn data_goes_to_device_memory_and_back() {
     assert_eq!(front.guest.bytes(target + 1, 100_001), data);
     assert_eq!(front.guest.bytes(target, 1), [0]);
     assert_eq!(front.guest.bytes(target + 100_002, 8), [0; 8]);
-}
-
-#[test]
-fn without_shmem_there_is_a_device_without_bar() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let options = Connect {
-        shmem: false,
-        ..Connect::default()
-    };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
-    let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-    assert_eq!(response.status(), Status::OK);
-    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
-    drop(front);
-    let (status, log) = daemon.end();
-    assert!(status.success());
-    assert_eq!(log.matches("does not map the BAR").count(), 1, "{log}");
-}
-
-#[test]
-fn requests_wait_for_the_mapping_and_the_socket_does_not() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let options = Connect::default();
-    let held = options.map_answer.lock().unwrap();
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
-    front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
-    front.kick(0);
-    // The socket is served while the mapping is not answered: this comes back.
-    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
-    assert_eq!(front.stop_ring(0), 0, "nothing may have been taken");
-    front.start_ring(0);
-    assert_eq!(front.rings[0].used_index(&front.guest), 0);
-    drop(held);
-    front.wait(0);
-    assert_eq!(front.response(0).status(), Status::OK);
-}
-
-#[test]
-fn the_bar_is_mapped_again_after_a_reset() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
-    for round in 1..=3 {
-        let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-        assert_eq!(response.status(), Status::OK);
-        let window = front.window.clone().unwrap();
-        assert_eq!(window.maps.lock().unwrap().len(), round);
-        assert_eq!(front.stop_ring(0), 1);
-        assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
-        front.start();
-    }
-}
-
-#[test]
-fn a_refused_mapping_leaves_a_device_without_bar() {
-    let daemon = Daemon::start(&[]);
-    let options = Connect::default();
-    *options.map_answer.lock().unwrap() = false;
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
-    let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-    assert_eq!(response.status(), Status::OK);
-    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
 }
 
 #[test]

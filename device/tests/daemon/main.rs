@@ -2,9 +2,11 @@
 //! memfds. No virtual machine is needed.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
+mod bar;
 mod device;
 mod faults;
 mod hostile;
 mod observation;
 mod sandbox;
 mod support;
+mod threads;

@@ -221,19 +221,90 @@ fn the_daemon_fails_early_with_one_line() {
 }
 
 #[test]
-fn usage_errors_end_with_two() {
-    for arguments in [
-        &[][..],
-        &["-s", "x", "--fd", "3"],
-        &["-s", "x", "--num-queues", "0"],
-        &["-s", "x", "--num-queues", "17"],
-        &["-s", "x", "--queue-size", "100"],
-        &["-s", "x", "--queue-size", "2048"],
-        &["-s", "x", "--memory-size", "1Q"],
-        &["-s", "x", "--share"],
+fn usage_errors_end_with_two_and_name_the_remedy() {
+    for (arguments, remedy) in [
+        (&[][..], "--socket-path <PATH>|--fd <N>"),
+        (&["-s", "x", "--fd", "3"], "cannot be used with"),
+        (&["-s", "x", "--num-queues", "0"], "1..=16"),
+        (&["-s", "x", "--num-queues", "17"], "1..=16"),
+        (
+            &["-s", "x", "--queue-size", "100"],
+            "power of two from 2 to 1024",
+        ),
+        (
+            &["-s", "x", "--queue-size", "2048"],
+            "power of two from 2 to 1024",
+        ),
+        (&["-s", "x", "--memory-size", "1Q"], "write digits"),
+        (&["-s", "x", "--share"], "--memory-file"),
+        (&["-s", "x", "--threads", "0"], "1..=16"),
+        (
+            &["-s", "x", "--threads", "2"],
+            "choose at most --num-queues (1)",
+        ),
+        (&["-s", "x", "--fault", "drop,queue=1"], "queues are 0 to 0"),
+        (&["-s", "x", "--seccomp", "some"], "none, log, kill"),
+        (
+            &["-s", "x", "--log-level", "loud"],
+            "write error, warn, info",
+        ),
+        (
+            &["-s", "x", "--log-level", "info,vhost=loud"],
+            "write error, warn, info",
+        ),
+        (&["-s", "x", "--log-level", ""], "write error, warn, info"),
     ] {
         let output = Daemon::command().args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(remedy), "{arguments:?}: {text}");
+    }
+    let mut command = Daemon::command();
+    command
+        .args(["-s", "x"])
+        .env("RUST_LOG", "vhost_device_dma");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn log_levels_choose_what_is_logged() {
+    for (level, wanted) in [
+        ("debug", [true, true]),
+        ("info", [true, false]),
+        ("warn", [false, false]),
+        ("warn,vhost_device_dma::vhost_user=debug", [false, true]),
+    ] {
+        let daemon = Daemon::start(&["--log-level", level]);
+        let mut front = FrontEnd::connect(&daemon.socket());
+        front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+        let (_, log) = daemon.end();
+        let found = ["SIGTERM: ending", "device 0: features"].map(|line| log.contains(line));
+        assert_eq!(found, wanted, "{level}: {log}");
+    }
+}
+
+/// QEMU's conventions for back ends: other arguments are ignored.
+#[test]
+fn capabilities_are_printed_whatever_else_is_given() {
+    let alone = Daemon::command()
+        .arg("--print-capabilities")
+        .output()
+        .unwrap();
+    assert!(alone.status.success());
+    for others in [
+        &["-s", "x"][..],
+        &["--no-such-option"],
+        &["--fd", "77", "-c", "3"],
+    ] {
+        let mut command = Daemon::command();
+        let output = command
+            .args(others)
+            .arg("--print-capabilities")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{others:?}");
+        assert_eq!(output.stdout, alone.stdout);
     }
 }
 
@@ -263,7 +334,7 @@ fn several_devices_have_memories_of_their_own() {
         .arg("-s")
         .arg(directory.path().join("s"))
         .args(["-c", "2", "--memory-size=1M"]);
-    let daemon = Daemon::spawn(command, directory);
+    let mut daemon = Daemon::spawn(command, directory);
     sockets.iter().for_each(|socket| daemon.await_file(socket));
     let mut fronts = sockets.map(|socket| FrontEnd::connect(&socket));
     for (front, byte) in fronts.iter_mut().zip(1u8..) {

@@ -25,7 +25,7 @@ impl Daemon {
         let socket = directory.path().join("vdma.sock");
         let mut command = Self::command();
         command.arg("--socket-path").arg(&socket).args(arguments);
-        let daemon = Self::spawn(command, directory);
+        let mut daemon = Self::spawn(command, directory);
         daemon.await_file(&socket);
         daemon
     }
@@ -57,9 +57,10 @@ impl Daemon {
         }
     }
 
-    pub fn await_file(&self, path: &Path) {
+    pub fn await_file(&mut self, path: &Path) {
         let begin = Instant::now();
         while !path.exists() {
+            assert!(self.is_running(), "the daemon has ended");
             assert!(begin.elapsed() < DEADLINE, "{} never came", path.display());
             std::thread::sleep(std::time::Duration::from_millis(2));
         }

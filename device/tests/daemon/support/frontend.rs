@@ -13,7 +13,8 @@ use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{
-    Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandler,
+    self, Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend,
+    VhostUserFrontendReqHandler,
 };
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{
@@ -121,21 +122,51 @@ impl Default for Connect {
     }
 }
 
-/// The front end's end of the channel for the back end's requests.
+/// Guest address of the BAR, when device memory is mapped there.
+pub const BAR: u64 = 1 << 36;
+
+/// The front end's end of the channel for the back end's requests. Like QEMU's it takes no mapping
+/// where there is one, and shows the BAR in the memory table from then on.
 pub struct BarWindow {
     answer: Arc<Mutex<bool>>,
+    /// Gone when the front end is.
+    frontend: Mutex<Option<Frontend>>,
+    guest: Guest,
+    /// Every request so far.
     pub maps: Mutex<Vec<(VhostUserMMap, File)>>,
+    mapped: Mutex<Option<File>>,
+}
+
+impl BarWindow {
+    /// Guest memory, with the BAR if it is mapped.
+    pub fn guest(&self) -> Guest {
+        match &*self.mapped.lock().unwrap() {
+            None => self.guest.clone(),
+            Some(file) => {
+                let size = file.metadata().unwrap().len();
+                self.guest.with_region(BAR, size, file.try_clone().unwrap())
+            }
+        }
+    }
 }
 
 impl VhostUserFrontendReqHandler for BarWindow {
     fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
-        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let file = File::options().read(true).write(true).open(path)?;
+        let kept = file.try_clone()?;
         self.maps.lock().unwrap().push((*request, file));
-        if *self.answer.lock().unwrap() {
-            Ok(0)
-        } else {
-            Err(std::io::Error::from_raw_os_error(22))
+        let accept = *self.answer.lock().unwrap();
+        let mut mapped = self.mapped.lock().unwrap();
+        if !accept || mapped.is_some() {
+            return Err(std::io::Error::from_raw_os_error(22));
         }
+        *mapped = Some(kept);
+        drop(mapped);
+        if let Some(frontend) = &*self.frontend.lock().unwrap() {
+            let _ = frontend.set_mem_table(&self.guest().table());
+        }
+        Ok(0)
     }
 }
 
@@ -145,6 +176,14 @@ pub struct FrontEnd {
     pub rings: Vec<DriverRing>,
     pub window: Option<Arc<BarWindow>>,
     pub options: Connect,
+}
+
+impl Drop for FrontEnd {
+    fn drop(&mut self) {
+        if let Some(window) = &self.window {
+            window.frontend.lock().unwrap().take();
+        }
+    }
 }
 
 impl FrontEnd {
@@ -177,22 +216,31 @@ impl FrontEnd {
         }
         let protocol = frontend.get_protocol_features().unwrap();
         frontend.set_protocol_features(protocol & wanted).unwrap();
+        let guest = Guest::new();
         let window = options.shmem.then(|| {
             let window = Arc::new(BarWindow {
                 answer: Arc::clone(&options.map_answer),
+                frontend: Mutex::new(Some(frontend.clone())),
+                guest: guest.clone(),
                 maps: Mutex::default(),
+                mapped: Mutex::default(),
             });
             let mut handler = FrontendReqHandler::new(Arc::clone(&window)).unwrap();
             handler.set_reply_ack_flag(true);
             frontend
                 .set_backend_request_fd(&handler.get_tx_raw_fd())
                 .unwrap();
-            thread::spawn(move || while handler.handle_request().is_ok() {});
+            // A refusal has been sent as an answer, and is no reason to hang up.
+            thread::spawn(move || {
+                while let Ok(_) | Err(vhost_user::Error::ReqHandlerError(_)) =
+                    handler.handle_request()
+                {}
+            });
             window
         });
         Self {
             frontend,
-            guest: Guest::new(),
+            guest,
             rings: Vec::new(),
             window,
             options: options.clone(),
@@ -202,7 +250,7 @@ impl FrontEnd {
     /// What a driver does that is bound: features, memory, rings.
     pub fn start(&mut self) {
         self.frontend.set_features(self.options.features).unwrap();
-        self.frontend.set_mem_table(&self.guest.table()).unwrap();
+        self.set_memory();
         self.rings.clear();
         for index in 0..self.options.num_queues {
             let event_index = self.options.features & EVENT_IDX != 0;
@@ -213,6 +261,38 @@ impl FrontEnd {
             self.guest.write(ring.used, &[0; 0x3000]);
             self.rings.push(ring);
             self.start_ring(index);
+        }
+    }
+
+    fn set_memory(&self) {
+        let guest = match &self.window {
+            None => self.guest.clone(),
+            Some(window) => window.guest(),
+        };
+        self.frontend.set_mem_table(&guest.table()).unwrap();
+    }
+
+    /// What QEMU does when its machine is paused, or the first half of a reset.
+    pub fn pause(&mut self) {
+        for index in 0..self.rings.len() {
+            self.stop_ring(index);
+        }
+    }
+
+    /// What QEMU does when its machine goes on.
+    pub fn resume(&mut self) {
+        self.frontend.set_features(self.options.features).unwrap();
+        self.set_memory();
+        for index in 0..self.rings.len() {
+            self.start_ring(index);
+        }
+    }
+
+    /// What QEMU does when the driver resets the device.
+    pub fn reset(&mut self) {
+        self.pause();
+        if let Some(window) = &self.window {
+            window.mapped.lock().unwrap().take();
         }
     }
 

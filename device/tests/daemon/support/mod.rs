@@ -5,7 +5,7 @@ mod frontend;
 mod ring;
 
 pub use self::daemon::Daemon;
-pub use self::frontend::{Connect, FEATURES, FrontEnd, Guest, await_event};
+pub use self::frontend::{BAR, Connect, FEATURES, FrontEnd, Guest, await_event};
 pub use self::ring::{Buffer, DriverRing, Used, descriptor_flags};
 
 use std::time::Duration;

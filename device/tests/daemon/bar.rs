@@ -1,0 +1,171 @@
+//! The BAR: when it is mapped, and what the driver can know about it.
+
+use std::sync::MutexGuard;
+
+use vdma_protocol::{CONFIG_MAGIC, FEATURE_BAR, Operation, STATE_BAR_MAPPED, Status};
+
+use crate::support::{Connect, DEADLINE, Daemon, FEATURES, FrontEnd, Request};
+
+fn nop() -> Request {
+    Request::new(Operation::Nop, 0, 0, 0)
+}
+
+fn is_mapped(front: &mut FrontEnd) -> bool {
+    front.config_word(36) & STATE_BAR_MAPPED != 0
+}
+
+/// A started front end that has been asked to map the BAR and does not answer.
+fn unanswered<'a>(daemon: &Daemon, options: &'a Connect) -> (FrontEnd, MutexGuard<'a, bool>) {
+    let held = options.map_answer.lock().unwrap();
+    let front = FrontEnd::connect_with(&daemon.socket(), options);
+    let window = front.window.clone().unwrap();
+    let begin = std::time::Instant::now();
+    while window.maps.lock().unwrap().is_empty() {
+        assert!(begin.elapsed() < DEADLINE, "no request to map the BAR");
+        std::thread::yield_now();
+    }
+    (front, held)
+}
+
+#[test]
+fn a_nop_proves_that_the_bar_is_mapped() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    let (response, written) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    assert_eq!(response.status(), Status::OK);
+    assert_eq!(written, 16);
+    assert_eq!(front.config_word(0), CONFIG_MAGIC);
+    assert_eq!(front.config_word(36), STATE_BAR_MAPPED);
+    let window = front.window.clone().unwrap();
+    let maps = window.maps.lock().unwrap();
+    let (map, file) = &maps[0];
+    assert_eq!(maps.len(), 1);
+    assert_eq!((map.shmid, map.len), (0, 1 << 20));
+    assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn without_shmem_there_is_a_device_without_bar() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect {
+        shmem: false,
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    assert_eq!(response.status(), Status::OK);
+    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+    drop(front);
+    let (status, log) = daemon.end();
+    assert!(status.success());
+    assert_eq!(log.matches("does not map the BAR").count(), 1, "{log}");
+}
+
+#[test]
+fn requests_wait_for_the_mapping_and_the_socket_does_not() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect::default();
+    let held = options.map_answer.lock().unwrap();
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
+    front.kick(0);
+    // The socket is served while the mapping is not answered: this comes back.
+    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+    assert_eq!(front.stop_ring(0), 0, "nothing may have been taken");
+    front.resume();
+    assert_eq!(front.rings[0].used_index(&front.guest), 0);
+    drop(held);
+    front.wait(0);
+    assert_eq!(front.response(0).status(), Status::OK);
+}
+
+#[test]
+fn the_bar_is_mapped_again_after_a_reset() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    for round in 1..=3 {
+        let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+        assert_eq!(response.status(), Status::OK);
+        let window = front.window.clone().unwrap();
+        assert_eq!(window.maps.lock().unwrap().len(), round);
+        front.reset();
+        assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+        front.start();
+    }
+}
+
+#[test]
+fn a_refused_mapping_leaves_a_device_without_bar() {
+    let daemon = Daemon::start(&[]);
+    let options = Connect::default();
+    *options.map_answer.lock().unwrap() = false;
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    assert_eq!(response.status(), Status::OK);
+    assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+}
+
+/// The driver is reset while the front end has not answered about the BAR. QEMU answers later, and
+/// then has a mapping that no reset takes away.
+#[test]
+fn an_answer_that_comes_after_a_reset() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect::default();
+    let (mut front, held) = unanswered(&daemon, &options);
+    front.reset();
+    front.start();
+    drop(held);
+    assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    assert!(is_mapped(&mut front));
+    assert_eq!(front.window.as_ref().unwrap().maps.lock().unwrap().len(), 2);
+    front.reset();
+    assert!(!is_mapped(&mut front));
+    front.start();
+    assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    assert!(is_mapped(&mut front));
+}
+
+#[test]
+fn an_answer_that_comes_while_no_driver_is_there() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect::default();
+    let (mut front, held) = unanswered(&daemon, &options);
+    front.reset();
+    drop(held);
+    for _ in 0..100 {
+        assert!(!is_mapped(&mut front));
+    }
+    front.start();
+    assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    assert!(is_mapped(&mut front));
+}
+
+/// The next driver has no use for the BAR, and need not wait for it.
+#[test]
+fn a_driver_without_bar_does_not_wait_for_the_answer_to_the_one_before() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect::default();
+    let (mut front, held) = unanswered(&daemon, &options);
+    front.reset();
+    front.options.features = FEATURES & !(1 << FEATURE_BAR);
+    front.start();
+    assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    drop(held);
+    assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    assert!(!is_mapped(&mut front));
+}
+
+#[test]
+fn a_paused_machine_keeps_its_bar() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    for _ in 0..3 {
+        assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+        assert!(is_mapped(&mut front));
+        front.pause();
+        front.resume();
+    }
+    drop(front);
+    let (_, log) = daemon.end();
+    assert!(!log.contains("does not map"), "{log}");
+}
