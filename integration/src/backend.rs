@@ -28,6 +28,8 @@ pub(crate) struct BackendSpec {
     pub(crate) arguments: Vec<String>,
     /// Keep device memory where the harness can read and write it.
     pub(crate) visible_memory: bool,
+    /// Have the guest's driver go through the DMA API.
+    pub(crate) dma_api: bool,
 }
 
 impl BackendSpec {
@@ -37,6 +39,7 @@ impl BackendSpec {
             socket: socket_name(number),
             queues: self.option("--num-queues").unwrap_or("1").to_owned(),
             queue_size: self.option("--queue-size").unwrap_or("256").to_owned(),
+            dma_api: self.dma_api,
         }
     }
 
@@ -215,6 +218,7 @@ mod tests {
             program: PathBuf::from("/bin/false"),
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
             visible_memory: false,
+            dma_api: false,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use guest_agent::InitConfig;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,16 +11,17 @@ use crate::backend::BackendSpec;
 use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::failure::RunFailure;
+use crate::guest_image;
 use crate::initramfs::{self, Initramfs};
 use crate::kernel_choice::Choice;
 use crate::kernel_files::KernelFiles;
+use crate::module_build::{self, InstalledModule};
 use crate::programs::{self, Programs};
 use crate::qemu::{Accel, Machine};
 use crate::run_dir::RunDir;
 use crate::steps::Steps;
 use crate::tools::Tools;
 use crate::vm::{Vm, VmSpec};
-use crate::{guest_image, module_build};
 
 /// Environment variable: seconds that a guest may take to come up.
 const BOOT_SECONDS: &str = "VDMA_BOOT_SECONDS";
@@ -36,7 +38,8 @@ pub(crate) struct Wanted {
     pub(crate) mirror: Option<String>,
     pub(crate) refresh: bool,
     pub(crate) kernel: String,
-    pub(crate) packages: Vec<String>,
+    /// Sets of packages beside those of every guest; an image is made for each.
+    pub(crate) package_sets: Vec<Vec<String>>,
     pub(crate) accel: AccelChoice,
     pub(crate) driver: bool,
 }
@@ -46,13 +49,16 @@ pub(crate) struct Bench {
     pub(crate) run: RunDir,
     pub(crate) tools: Tools,
     pub(crate) kernel: KernelFiles,
-    pub(crate) image: PathBuf,
+    /// Root file systems, by the packages beside those of every guest.
+    images: BTreeMap<Vec<String>, PathBuf>,
     pub(crate) programs: Programs,
     /// The driver's module and the backend, unless guests are to have neither.
-    pub(crate) driver: Option<(PathBuf, PathBuf)>,
+    pub(crate) driver: Option<(InstalledModule, PathBuf)>,
     pub(crate) accel: Accel,
     /// By what to multiply the time that tests may take.
     pub(crate) patience: u32,
+    /// Have all devices reach memory through the DMA API.
+    dma_api: bool,
 }
 
 /// One guest.
@@ -65,6 +71,10 @@ pub(crate) struct GuestSpec {
     pub(crate) device_arguments: Vec<String>,
     pub(crate) qemu_arguments: Vec<String>,
     pub(crate) kernel_parameters: Vec<String>,
+    /// Have devices reach memory through the DMA API, which the debug kernel does anyway.
+    pub(crate) dma_api: bool,
+    /// Packages beside those of every guest: one of the sets that the bench was provided with.
+    pub(crate) packages: Vec<String>,
     /// Files for the guest: where on the host, where in the guest.
     pub(crate) copies: Vec<(PathBuf, PathBuf)>,
     /// Let programs in the guest reach device memory through the harness.
@@ -108,21 +118,28 @@ impl Bench {
                             .transpose()?;
                         Ok((files, module, tools.clone()))
                     },
-                    || guest_image::provide(cache, snapshot, &tools, &wanted.packages),
+                    || {
+                        let image = |packages: &Vec<String>| {
+                            let path = guest_image::provide(cache, snapshot, &tools, packages)?;
+                            Ok((packages.clone(), path))
+                        };
+                        wanted.package_sets.iter().map(image).collect()
+                    },
                 )
             },
         );
-        let (built, ((kernel, module, tools), image)) = steps.explain(all)?;
+        let (built, ((kernel, module, tools), images)) = steps.explain(all)?;
         let (programs, backend) = built;
         let mut bench = Self {
             run: RunDir::create(cache)?,
             tools,
             kernel,
-            image,
+            images,
             programs,
             driver: module.zip(backend),
             accel: Accel::Kvm,
             patience: choice.patience(),
+            dma_api: choice.checks_dma(),
         };
         let qemu_version = Tools::qemu_version(snapshot)?;
         bench.accel = accel::decide(wanted.accel, cache, &qemu_version, || bench.proves_kvm())?;
@@ -150,6 +167,8 @@ impl Bench {
             device_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
             kernel_parameters: Vec::new(),
+            dma_api: false,
+            packages: self.images.keys().next().cloned().unwrap_or_default(),
             copies: Vec::new(),
             visible_memory: false,
             verbose: false,
@@ -168,13 +187,17 @@ impl Bench {
         let directory = self.run.path().join(&spec.name);
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
-        self.write_initramfs(spec, driver.map(|(module, _)| module.as_path()), &directory)?;
+        self.write_initramfs(spec, driver.map(|(module, _)| module), &directory)?;
         let machine = Machine {
             accel: self.accel,
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
             kernel: self.kernel.image.clone(),
-            root_image: self.image.clone(),
+            root_image: self
+                .images
+                .get(&spec.packages)
+                .cloned()
+                .with_context(|| format!("there is no image with {:?}", spec.packages))?,
             run_directory: directory,
             kernel_parameters: kernel_parameters(self.accel, &spec.kernel_parameters),
             devices: Vec::new(),
@@ -186,6 +209,7 @@ impl Bench {
                 .unwrap_or_default(),
             arguments: spec.device_arguments.clone(),
             visible_memory: spec.visible_memory,
+            dma_api: spec.dma_api || self.dma_api,
         };
         Vm::boot(
             VmSpec {
@@ -204,7 +228,7 @@ impl Bench {
     fn write_initramfs(
         &self,
         spec: &GuestSpec,
-        module: Option<&Path>,
+        module: Option<&InstalledModule>,
         directory: &Path,
     ) -> Result<()> {
         let root_modules = &self.kernel.root_modules;
@@ -222,10 +246,7 @@ impl Bench {
                 .modules
                 .push(format!("/{}", in_archive(path)?.display()));
         }
-        let installed = Path::new("/usr/lib/modules")
-            .join(&self.kernel.release)
-            .join("updates");
-        config.driver = module.map(|_| installed.join("virtio_dma.ko").display().to_string());
+        config.driver = module.map(|module| module.file().display().to_string());
         let mut archive = Initramfs::create(
             &directory.join("initramfs.cpio"),
             &self.programs.agent,
@@ -235,14 +256,7 @@ impl Bench {
             archive.file(path, &in_archive(path)?)?;
         }
         if let Some(module) = module {
-            archive.layer(module, &installed.join("virtio_dma.ko"))?;
-            // What `modprobe virtio_dma` reads.
-            archive.layer_content(
-                b"updates/virtio_dma.ko:\n",
-                &Path::new("/usr/lib/modules")
-                    .join(&self.kernel.release)
-                    .join("modules.dep"),
-            )?;
+            archive.layer(&module.tree(), &Path::new("/").join(module.installed()))?;
         }
         for (program, name) in [
             (&self.programs.suites, "guest-suites"),

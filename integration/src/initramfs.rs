@@ -74,13 +74,6 @@ impl<W: Write> Initramfs<W> {
         self.tree(from, &target)
     }
 
-    /// Adds `content` as `target`, a path in the guest.
-    pub(crate) fn layer_content(&mut self, content: &[u8], target: &Path) -> Result<()> {
-        let target = below_layer(target)?;
-        self.parents(&target)?;
-        self.entry(&name(&target)?, REGULAR | 0o644, None, content)
-    }
-
     /// Ends the archive.
     pub(crate) fn finish(mut self) -> Result<W> {
         let to = self.to.take().context("the archive is ended already")?;
@@ -273,15 +266,13 @@ mod tests {
         archive
             .layer(&dir.path().join("tree"), Path::new("/root/tree"))
             .unwrap();
-        archive
-            .layer_content(b"x", Path::new("/lib/modules/x"))
-            .unwrap();
+        archive.layer(&agent, Path::new("/lib/modules/x")).unwrap();
         let entries = read(&archive.finish().unwrap());
         assert_eq!(entries["init"].1, b"agent");
         assert_eq!(entries["layer/root/tree/file"].1, b"file");
         assert_eq!(entries["layer/root/tree/link"], (SYMLINK, b"file".to_vec()));
         assert_eq!(entries["layer/root"].0 & 0o777, 0o700);
-        assert_eq!(entries["layer/usr/lib/modules/x"].1, b"x");
+        assert_eq!(entries["layer/usr/lib/modules/x"].1, b"agent");
         assert!(!entries.contains_key("layer/lib"));
         assert_eq!(entries["dev/console"].0 & 0o170_000, 0o020_000);
     }

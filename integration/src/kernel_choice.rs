@@ -69,6 +69,11 @@ impl<'a> Choice<'a> {
         }
     }
 
+    /// Whether the kernel watches the DMA API, which is of use where devices go through it.
+    pub(crate) fn checks_dma(&self) -> bool {
+        matches!(self, Self::Debug(_))
+    }
+
     /// By what to multiply the time that tests may take.
     pub(crate) fn patience(&self) -> u32 {
         match self {

@@ -102,6 +102,14 @@ impl KernelTree {
         })
     }
 
+    /// What `uname -r` says in a guest with this kernel.
+    pub(crate) fn release(&self) -> Result<String> {
+        let path = self.directory.join("include/config/kernel.release");
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("{}: the tree is not prepared", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+
     /// Whether building for this tree takes clang.
     pub(crate) fn needs_clang(&self) -> bool {
         self.make_arguments

@@ -16,7 +16,37 @@ const MODULE: &str = "virtio_dma.ko";
 const SOURCES: [&str; 2] = ["guest-driver/module", "protocol/src/wire"];
 
 /// Bumped when the way the module is built changes.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
+
+/// Directory of the kernel's modules, as guests have it.
+pub(crate) const MODULES: &str = "lib/modules";
+
+/// The module as it is installed: a directory that holds [`MODULES`].
+#[derive(Clone, Debug)]
+pub(crate) struct InstalledModule {
+    directory: PathBuf,
+    release: String,
+}
+
+impl InstalledModule {
+    /// `lib/modules/RELEASE`, with the module and the index that `modprobe` reads.
+    pub(crate) fn tree(&self) -> PathBuf {
+        self.directory.join(self.installed())
+    }
+
+    /// Where [`InstalledModule::tree`] belongs in a guest, relative to its root directory.
+    pub(crate) fn installed(&self) -> PathBuf {
+        Path::new(MODULES).join(&self.release)
+    }
+
+    /// The module's file in a guest.
+    pub(crate) fn file(&self) -> PathBuf {
+        Path::new("/")
+            .join(self.installed())
+            .join("updates")
+            .join(MODULE)
+    }
+}
 
 /// The module built from the sources in `workspace`, from the cache if they have not changed.
 ///
@@ -26,7 +56,8 @@ pub(crate) fn provide(
     tools: &Tools,
     tree: &KernelTree,
     workspace: &Path,
-) -> Result<PathBuf> {
+) -> Result<InstalledModule> {
+    let release = tree.release()?;
     let mut files = Vec::new();
     for directory in SOURCES {
         list(workspace, Path::new(directory), &mut files)?;
@@ -83,14 +114,30 @@ pub(crate) fn provide(
                 text.trim_end().replace("/mnt/source/", "")
             );
         }
-        fs::copy(
-            sources.path().join(SOURCES[0]).join(MODULE),
-            directory.join(MODULE),
-        )
-        .with_context(|| format!("the build made no {MODULE}"))?;
-        Ok(())
+        let built = sources.path().join(SOURCES[0]).join(MODULE);
+        install(tools, &built, directory, &release)
     })?;
-    Ok(entry.join(MODULE))
+    Ok(InstalledModule {
+        directory: entry,
+        release,
+    })
+}
+
+/// Puts the module where `make modules_install` does, and writes the index beside it.
+fn install(tools: &Tools, built: &Path, directory: &Path, release: &str) -> Result<()> {
+    let updates = directory.join(MODULES).join(release).join("updates");
+    fs::create_dir_all(&updates).with_context(|| format!("cannot create {}", updates.display()))?;
+    fs::copy(built, updates.join(MODULE)).with_context(|| format!("the build made no {MODULE}"))?;
+    process::output(
+        tools
+            .sandbox()
+            .without_network()
+            .write(directory, "/mnt/root")
+            .command("depmod")
+            .args(["--basedir", "/mnt/root", release]),
+        "indexing the kernel module",
+    )?;
+    Ok(())
 }
 
 /// Files below `directory` that are sources, as paths relative to `base`.

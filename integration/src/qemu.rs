@@ -52,6 +52,8 @@ pub(crate) struct DeviceSpec {
     pub(crate) queues: String,
     /// Size of each queue, as the backend was told.
     pub(crate) queue_size: String,
+    /// Offer `VIRTIO_F_ACCESS_PLATFORM`, with which drivers go through the DMA API.
+    pub(crate) dma_api: bool,
 }
 
 /// Everything that QEMU's command line depends on.
@@ -167,8 +169,10 @@ impl Machine {
 fn device_argument(number: usize, device: &DeviceSpec) -> String {
     format!(
         "vhost-user-test-device-pci,id=vdma{number},bus=port{number},chardev=backend{number},\
-         virtio-id={VIRTIO_ID},num_vqs={},vq_size={},config_size={CONFIG_SIZE}",
-        device.queues, device.queue_size
+         virtio-id={VIRTIO_ID},num_vqs={},vq_size={},config_size={CONFIG_SIZE},iommu_platform={}",
+        device.queues,
+        device.queue_size,
+        if device.dma_api { "on" } else { "off" }
     )
 }
 
@@ -182,6 +186,7 @@ mod tests {
             socket: format!("backend-{number}.sock"),
             queues: "2".to_owned(),
             queue_size: "128".to_owned(),
+            dma_api: number == 1,
         };
         let machine = Machine {
             accel: Accel::Tcg,
@@ -198,6 +203,7 @@ mod tests {
         assert_eq!(arguments.last().map(String::as_str), Some("-s"));
         let line = arguments.join(" ");
         assert!(line.contains("id=vdma1,bus=port1,chardev=backend1,virtio-id=37,num_vqs=2"));
+        assert!(line.contains("iommu_platform=off") && line.contains("iommu_platform=on"));
         assert!(line.contains("path=/mnt/run/backend-1.sock"));
         assert!(line.contains("size=512M,share=on"));
     }

@@ -30,7 +30,7 @@ fn wanted(options: &GuestOptions) -> Wanted {
         mirror: options.environment.mirror.clone(),
         refresh: options.environment.refresh,
         kernel: options.environment.kernel.clone(),
-        packages: options.package.clone(),
+        package_sets: vec![options.package.clone()],
         accel: options.environment.accel,
         driver: !options.no_driver && options.devices > 0,
     }
@@ -49,6 +49,8 @@ fn guest_spec(options: &GuestOptions) -> GuestSpec {
         device_arguments: options.device_arg.clone(),
         qemu_arguments: options.qemu_arg.clone(),
         kernel_parameters: Vec::new(),
+        dma_api: false,
+        packages: options.package.clone(),
         copies: options.copy.clone(),
         visible_memory: false,
         verbose: options.verbose,

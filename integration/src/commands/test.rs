@@ -106,13 +106,17 @@ fn run_chosen(
     if in_guests.is_empty() && scenarios.is_empty() {
         return Ok(());
     }
+    let mut package_sets = guests::package_sets(in_guests);
+    if !scenarios.is_empty() && !package_sets.contains(&Vec::new()) {
+        package_sets.push(Vec::new());
+    }
     let bench = Bench::provide(
         cache,
         &Wanted {
             mirror: arguments.environment.mirror.clone(),
             refresh: arguments.environment.refresh,
             kernel: arguments.environment.kernel.clone(),
-            packages: Vec::new(),
+            package_sets,
             accel: arguments.environment.accel,
             driver: true,
         },

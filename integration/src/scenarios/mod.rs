@@ -92,6 +92,8 @@ impl Context<'_> {
             device_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
             kernel_parameters: Vec::new(),
+            dma_api: false,
+            packages: Vec::new(),
             copies: Vec::new(),
             visible_memory: false,
             verbose: false,

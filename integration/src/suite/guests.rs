@@ -34,6 +34,8 @@ struct Needs {
     devices: u32,
     device_arguments: Vec<String>,
     kernel_parameters: Vec<String>,
+    dma_api: bool,
+    packages: Vec<String>,
     memory_mib: u64,
     cpus: u32,
     visible_memory: bool,
@@ -50,6 +52,17 @@ impl Needs {
         };
         alike(self) == alike(other)
     }
+}
+
+/// Packages beside those of every guest, in the combinations that `tests` need.
+pub(crate) fn package_sets(tests: &[GuestTest]) -> Vec<Vec<String>> {
+    let mut sets: Vec<Vec<String>> = Vec::new();
+    for test in tests {
+        if !sets.contains(&test.needs.packages) {
+            sets.push(test.needs.packages.clone());
+        }
+    }
+    sets
 }
 
 /// Lists the tests of `program`, the suites' program, which runs on the host as well.
@@ -167,6 +180,8 @@ fn spec(needs: &Needs, name: String, verbose: bool) -> GuestSpec {
         device_arguments: needs.device_arguments.clone(),
         qemu_arguments: Vec::new(),
         kernel_parameters: needs.kernel_parameters.clone(),
+        dma_api: needs.dma_api,
+        packages: needs.packages.clone(),
         copies: Vec::new(),
         visible_memory: needs.visible_memory,
         verbose,

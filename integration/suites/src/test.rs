@@ -21,6 +21,10 @@ pub(crate) struct Needs {
     pub(crate) device_arguments: &'static [&'static str],
     /// Parameters for the kernel's command line.
     pub(crate) kernel_parameters: &'static [&'static str],
+    /// Devices reach memory through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`), as on the debug kernel.
+    pub(crate) dma_api: bool,
+    /// Debian packages beside those that every guest has.
+    pub(crate) packages: &'static [&'static str],
     /// Memory of the guest in MiB.
     pub(crate) memory_mib: u64,
     /// Processors of the guest.
@@ -43,6 +47,8 @@ impl Test {
                 devices: 1,
                 device_arguments: &[],
                 kernel_parameters: &[],
+                dma_api: false,
+                packages: &[],
                 memory_mib: 1024,
                 cpus: 2,
                 visible_memory: false,
@@ -77,6 +83,18 @@ impl Test {
     /// Needs these parameters on the kernel's command line.
     pub(crate) const fn kernel_parameters(mut self, parameters: &'static [&'static str]) -> Self {
         self.needs.kernel_parameters = parameters;
+        self
+    }
+
+    /// Needs devices that reach memory through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`).
+    pub(crate) const fn dma_api(mut self) -> Self {
+        self.needs.dma_api = true;
+        self
+    }
+
+    /// Needs these Debian packages in the guest.
+    pub(crate) const fn packages(mut self, packages: &'static [&'static str]) -> Self {
+        self.needs.packages = packages;
         self
     }
 

@@ -4,6 +4,7 @@ mod asynchronous;
 mod device_errors;
 mod guest;
 mod interrupted;
+mod loading;
 mod mapping;
 mod memory;
 mod read_write;
@@ -20,6 +21,7 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("guest", guest::TESTS),
     ("read_write", read_write::TESTS),
     ("asynchronous", asynchronous::TESTS),
+    ("loading", loading::TESTS),
     ("mapping", mapping::TESTS),
     ("memory", memory::TESTS),
     ("interrupted", interrupted::TESTS),

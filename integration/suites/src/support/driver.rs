@@ -70,10 +70,7 @@ pub(crate) fn load() -> Result<()> {
 }
 
 fn load_with(parameters: &[&str]) -> Result<()> {
-    let system = rustix::system::uname();
-    let release = system.release().to_string_lossy();
-    let file = format!("/lib/modules/{release}/updates/virtio_dma.ko");
-    tool(&[&["insmod", &file], parameters].concat())?;
+    tool(&[&["modprobe", "virtio_dma"], parameters].concat())?;
     wait_for_node()
 }
 

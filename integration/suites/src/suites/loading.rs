@@ -1,0 +1,167 @@
+//! The module found by name and by its device, and the node's owner: what kmod and udev do.
+
+use anyhow::{Context as _, Result, ensure};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::driver::{self, tool};
+use crate::support::{NODE, open};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("modinfo_describes_the_module", modinfo_describes_the_module),
+    Test::new("modprobe_loads_and_unloads", modprobe_loads_and_unloads),
+    Test::new("the_devices_alias_loads_it", the_devices_alias_loads_it),
+    Test::new("udev_accepts_the_rules", udev_accepts_the_rules).packages(&["udev"]),
+    Test::new(
+        "udev_loads_it_and_gives_the_node_to_the_group",
+        udev_loads_it_and_gives_the_node_to_the_group,
+    )
+    .packages(&["udev"]),
+];
+
+const RULES: &str = include_str!("../../../../guest-driver/packaging/60-vdma.rules");
+const RULES_FILE: &str = "/run/udev/rules.d/60-vdma.rules";
+
+/// A number that no user and no group of the image has.
+const GROUP: u32 = 990;
+/// As [`GROUP`].
+const USER: u32 = 991;
+
+fn modinfo_describes_the_module() -> Result<()> {
+    let field = |name: &str| tool(&["modinfo", "--field", name, "virtio_dma"]);
+    let license = field("license")?;
+    ensure!(license.trim() == "GPL v2", "license {license}");
+    let alias = field("alias")?;
+    ensure!(alias.contains("virtio:d00000025v*"), "alias {alias}");
+    for name in ["description", "vermagic"] {
+        ensure!(!field(name)?.trim().is_empty(), "no {name}");
+    }
+    Ok(())
+}
+
+fn modprobe_loads_and_unloads() -> Result<()> {
+    tool(&["modprobe", "--remove", "virtio_dma"])?;
+    ensure!(!driver::is_loaded(), "modprobe --remove left it loaded");
+    ensure!(!Path::new(NODE).exists(), "{NODE} is still there");
+    driver::load()?;
+    open()?;
+    Ok(())
+}
+
+fn the_devices_alias_loads_it() -> Result<()> {
+    let alias = modalias()?;
+    driver::unload()?;
+    let result = tool(&["modprobe", "--resolve-alias", &alias])
+        .and_then(|names| tool(&["modprobe", &alias]).map(|_| names));
+    let loaded = driver::is_loaded();
+    if !loaded {
+        driver::load()?;
+    }
+    let names = result?;
+    ensure!(names.trim() == "virtio_dma", "{alias} means {names}");
+    ensure!(loaded, "modprobe {alias} did not load it");
+    Ok(())
+}
+
+/// The alias by which the kernel asks for the device's driver.
+fn modalias() -> Result<String> {
+    let bound = driver::bound()?;
+    let name = bound.first().context("the driver is bound to no device")?;
+    let path = format!("/sys/bus/virtio/devices/{name}/modalias");
+    let alias = fs::read_to_string(&path).context(path)?;
+    Ok(alias.trim().to_owned())
+}
+
+fn udev_accepts_the_rules() -> Result<()> {
+    install_rules()?;
+    tool(&["udevadm", "verify", "--resolve-names=early", RULES_FILE])?;
+    fs::write("/tmp/60-wrong.rules", RULES.replace("MODE=", "MODUS="))?;
+    ensure!(
+        tool(&["udevadm", "verify", "/tmp/60-wrong.rules"]).is_err(),
+        "udevadm verify accepts anything"
+    );
+    Ok(())
+}
+
+/// Installs the rules, and makes the group that they name.
+fn install_rules() -> Result<()> {
+    fs::create_dir_all("/run/udev/rules.d")?;
+    fs::write(RULES_FILE, RULES).context(RULES_FILE)?;
+    let groups = fs::read_to_string("/etc/group").context("/etc/group")?;
+    if !groups.lines().any(|line| line.starts_with("vdma:")) {
+        fs::write("/etc/group", format!("{groups}vdma:x:{GROUP}:\n")).context("/etc/group")?;
+    }
+    Ok(())
+}
+
+/// A running udev daemon, ended when dropped.
+struct Udev(());
+
+impl Udev {
+    fn start() -> Result<Self> {
+        tool(&["/usr/lib/systemd/systemd-udevd", "--daemon"])?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Udev {
+    fn drop(&mut self) {
+        if let Err(error) = tool(&["udevadm", "control", "--exit"]) {
+            eprintln!("after the test: {error:#}");
+        }
+    }
+}
+
+fn udev_loads_it_and_gives_the_node_to_the_group() -> Result<()> {
+    install_rules()?;
+    driver::unload()?;
+    let udev = Udev::start()?;
+    let coldplug = [
+        "udevadm",
+        "trigger",
+        "--action=add",
+        "--subsystem-match=virtio",
+    ];
+    let result = tool(&coldplug).and_then(|_| tool(&["udevadm", "settle"]));
+    let loaded = driver::is_loaded();
+    if !loaded {
+        driver::load()?;
+    }
+    result?;
+    ensure!(loaded, "udev did not load the module for its device");
+    // The events of the node itself.
+    tool(&["udevadm", "settle"])?;
+    let node = fs::metadata(NODE).context(NODE)?;
+    ensure!(
+        node.mode() & 0o7777 == 0o660 && node.uid() == 0 && node.gid() == GROUP,
+        "{NODE} has mode {:o}, owner {}, group {}",
+        node.mode(),
+        node.uid(),
+        node.gid()
+    );
+    drop(udev);
+    let as_user = |group: u32| {
+        // One byte is enough to know.
+        Command::new("head")
+            .args(["--bytes=1", NODE])
+            .uid(USER)
+            .gid(group)
+            .output()
+            .context("cannot run head")
+    };
+    let member = as_user(GROUP)?;
+    ensure!(
+        member.status.success() && member.stdout.len() == 1,
+        "{member:?}"
+    );
+    let other = as_user(USER)?;
+    ensure!(!other.status.success(), "anybody can read {NODE}");
+    let text = String::from_utf8_lossy(&other.stderr);
+    ensure!(text.contains("Permission denied"), "{text}");
+    OpenOptions::new().write(true).open(NODE).context(NODE)?;
+    Ok(())
+}
