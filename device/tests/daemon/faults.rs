@@ -194,18 +194,9 @@ fn vanish_ends_the_daemon_at_once() {
 
 #[test]
 fn selectors_by_queue_and_range_and_the_count_in_the_metrics() {
-    let directory = tempfile::tempdir().unwrap();
-    let metrics = directory.path().join("metrics");
-    let daemon = Daemon::start_in(
-        directory,
-        &[
-            "--num-queues=2",
-            "--memory-size=1M",
-            "--fault=fail,range=4K+4K,queue=1",
-            "--metrics-socket",
-            metrics.to_str().unwrap(),
-        ],
-    );
+    let fault = "--fault=fail,range=4K+4K,queue=1";
+    let arguments = ["--num-queues=2", "--memory-size=1M", fault];
+    let (daemon, metrics) = Daemon::start_with_metrics(&arguments);
     let options = crate::support::Connect {
         num_queues: 2,
         ..Default::default()

@@ -17,18 +17,8 @@ fn value(text: &str, line: &str) -> f64 {
 
 #[test]
 fn metrics_count_what_was_done() {
-    let directory = tempfile::tempdir().unwrap();
-    let metrics = directory.path().join("metrics");
-    let daemon = Daemon::start_in(
-        directory,
-        &[
-            "--memory-size=1M",
-            // Polling finds requests without a kick.
-            "--poll-us=0",
-            "--metrics-socket",
-            metrics.to_str().unwrap(),
-        ],
-    );
+    // Polling finds requests without a kick.
+    let (daemon, metrics) = Daemon::start_with_metrics(&["--memory-size=1M", "--poll-us=0"]);
     let mut front = FrontEnd::connect(&daemon.socket());
     for slot in 0..40 {
         let write = Request::new(Operation::Write, 0, 100, 0).outgoing(DATA, 100);
@@ -77,9 +67,7 @@ fn metrics_count_what_was_done() {
 
 #[test]
 fn a_metrics_client_that_says_nothing_stops_nobody() {
-    let directory = tempfile::tempdir().unwrap();
-    let metrics = directory.path().join("metrics");
-    let daemon = Daemon::start_in(directory, &["--metrics-socket", metrics.to_str().unwrap()]);
+    let (daemon, metrics) = Daemon::start_with_metrics(&[]);
     let mut silent: Vec<UnixStream> = (0..40)
         .map(|_| UnixStream::connect(&metrics).unwrap())
         .collect();

@@ -139,18 +139,8 @@ fn a_corrupt_ring_stops_no_other_of_its_thread() {
 
 #[test]
 fn shared_threads_find_requests_without_a_kick() {
-    let directory = tempfile::tempdir().unwrap();
-    let metrics = directory.path().join("metrics");
-    let daemon = Daemon::start_in(
-        directory,
-        &[
-            "--num-queues=2",
-            "--threads=1",
-            "--poll-us=1000000",
-            "--metrics-socket",
-            metrics.to_str().unwrap(),
-        ],
-    );
+    let arguments = ["--num-queues=2", "--threads=1", "--poll-us=1000000"];
+    let (daemon, metrics) = Daemon::start_with_metrics(&arguments);
     let mut front = connect(&daemon, 2);
     for _ in 0..50 {
         for queue in 0..2 {

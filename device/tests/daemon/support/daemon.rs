@@ -30,6 +30,15 @@ impl Daemon {
         daemon
     }
 
+    /// The same with a metrics socket, whose path is returned.
+    pub fn start_with_metrics(arguments: &[&str]) -> (Self, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = directory.path().join("metrics");
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--metrics-socket", metrics.to_str().unwrap()]);
+        (Self::start_in(directory, &arguments), metrics)
+    }
+
     /// The command, without arguments.
     pub fn command() -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-dma"));

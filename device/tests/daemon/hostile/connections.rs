@@ -1,0 +1,211 @@
+//! Front ends that send nonsense, leave half-way, or never speak.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::support::{Connect, DEADLINE, Daemon, FrontEnd, Request};
+use vdma_protocol::Operation;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VringConfigData};
+
+use super::{assert_works, connect, two_queues};
+
+#[test]
+fn ring_messages_early_repeated_and_out_of_range() {
+    let mut daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect::default();
+    let config = VringConfigData {
+        queue_max_size: 1024,
+        queue_size: 256,
+        flags: 0,
+        desc_table_addr: 0x1000,
+        used_ring_addr: 0x3000,
+        avail_ring_addr: 0x2000,
+        log_addr: None,
+    };
+    // Addresses before there is a memory table.
+    let front = FrontEnd::handshake(&daemon.socket(), &options);
+    front.frontend.set_vring_num(0, 256).unwrap();
+    front.frontend.set_vring_addr(0, &config).unwrap_err();
+    drop(front);
+    // A kick before anything else, and enabling what was never set up.
+    let mut front = FrontEnd::handshake(&daemon.socket(), &options);
+    let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    front.frontend.set_features(options.features).unwrap();
+    front.frontend.set_vring_kick(0, &event).unwrap();
+    front.frontend.set_vring_enable(0, true).unwrap();
+    event.write(1).unwrap();
+    drop(front);
+    // The same messages again and again while the ring runs: nothing is lost.
+    let mut front = FrontEnd::connect(&daemon.socket());
+    for _ in 0..100 {
+        assert_works(&mut front, 0);
+        front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
+        let ring = &mut front.rings[0];
+        ring.kick = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+        ring.call = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+        front.frontend.set_vring_call(0, &ring.call).unwrap();
+        front.frontend.set_vring_kick(0, &ring.kick).unwrap();
+        front.frontend.set_vring_enable(0, true).unwrap();
+        front.kick(0);
+        assert_eq!(front.wait(0).id, 0);
+        front.frontend.set_vring_enable(0, false).unwrap();
+        front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
+        front.kick(0);
+        front.frontend.set_vring_enable(0, true).unwrap();
+        assert_eq!(front.wait(0).id, 0);
+    }
+    assert!(daemon.is_running());
+}
+
+#[test]
+fn kick_descriptors_that_are_no_event_counters() {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    let (mut daemon, mut front) = two_queues();
+    let (end, other) = UnixStream::pair().unwrap();
+    drop(other);
+    // SAFETY: the descriptor was just given up by its owner.
+    let closed = unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(end.into_raw_fd()) };
+    let file = tempfile::tempfile().unwrap();
+    // SAFETY: as above.
+    let file = unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(file.into_raw_fd()) };
+    for kick in [closed, file] {
+        front.frontend.set_vring_kick(0, &kick).unwrap();
+        assert_works(&mut front, 1);
+    }
+    let ring = &front.rings[0];
+    front.frontend.set_vring_kick(0, &ring.kick).unwrap();
+    assert_works(&mut front, 0);
+    assert!(daemon.is_running());
+}
+
+#[test]
+fn a_call_descriptor_that_is_full_and_blocks() {
+    let (daemon, mut front) = two_queues();
+    let full = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    front.frontend.set_vring_call(0, &full).unwrap();
+    let _ = full.read();
+    full.write(u64::MAX - 1).unwrap();
+    for slot in 0..4 {
+        front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), slot);
+        front.kick(0);
+    }
+    assert_eq!(
+        front.stop_ring(0),
+        u32::from(front.rings[0].used_index(&front.guest))
+    );
+    drop(front);
+    let mut front = connect(&daemon);
+    assert_works(&mut front, 0);
+}
+
+#[test]
+fn messages_cut_short_and_nonsense() {
+    let mut daemon = Daemon::start(&["--memory-size", "1M"]);
+    let header =
+        |request: u32, flags: u32, size: u32| [request, flags, size].map(u32::to_le_bytes).concat();
+    let cases: Vec<Vec<u8>> = vec![
+        vec![],
+        vec![1],
+        header(1, 1, 0)[..11].to_vec(),
+        header(5, 1, 400),
+        header(5, 1, u32::MAX),
+        header(0, 0, 0),
+        header(u32::MAX, u32::MAX, 8),
+        vec![0xff; 4096],
+        [header(8, 1, 8), vec![0xff; 7]].concat(),
+        [header(8, 1, 8), vec![0xff; 8]].concat(),
+        [header(24, 1, 12), vec![0xff; 12]].concat(),
+    ];
+    for bytes in cases {
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let _ = stream.write_all(&bytes);
+        let _ = stream.read(&mut [0; 64]);
+        drop(stream);
+        let mut front = FrontEnd::connect(&daemon.socket());
+        assert_works(&mut front, 0);
+    }
+    assert!(daemon.is_running());
+}
+
+#[test]
+fn a_second_front_end_waits_for_the_first() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut first = FrontEnd::connect(&daemon.socket());
+    assert_works(&mut first, 0);
+    let socket = daemon.socket();
+    let second = std::thread::spawn(move || {
+        let mut second = FrontEnd::connect(&socket);
+        assert_works(&mut second, 0);
+    });
+    assert_works(&mut first, 0);
+    drop(first);
+    second.join().unwrap();
+}
+
+#[test]
+fn a_front_end_that_never_speaks_gives_way() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let silent = UnixStream::connect(daemon.socket()).unwrap();
+    let mut front = FrontEnd::connect(&daemon.socket());
+    assert_works(&mut front, 0);
+    drop(silent);
+}
+
+#[test]
+fn a_front_end_that_never_answers_about_the_bar() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let deaf = Connect::default();
+    let held = deaf.map_answer.lock().unwrap();
+    for _ in 0..3 {
+        // Goes away with the question open; its end of the channel stays.
+        drop(FrontEnd::connect_with(&daemon.socket(), &deaf));
+    }
+    let mut front = FrontEnd::connect(&daemon.socket());
+    assert_works(&mut front, 0);
+    assert_eq!(front.config_word(36), vdma_protocol::STATE_BAR_MAPPED);
+    let (status, log) = daemon.end();
+    assert!(status.success(), "{log}");
+    drop(held);
+}
+
+#[test]
+fn front_ends_that_come_and_go_leave_nothing_behind() {
+    let daemon = Daemon::start(&["--memory-size", "1M", "--num-queues", "2"]);
+    let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
+    let count = |what: &str| {
+        std::fs::read_dir(format!("{process}/{what}"))
+            .unwrap()
+            .count()
+    };
+    let visit = || {
+        let mut front = connect(&daemon);
+        assert_works(&mut front, 1);
+    };
+    // What there is with one front end connected, which the daemon has sorted out once a request
+    // has been served.
+    let connected = |visits: usize| {
+        (0..visits).for_each(|_| visit());
+        let mut front = connect(&daemon);
+        assert_works(&mut front, 0);
+        let begin = std::time::Instant::now();
+        move || {
+            let _ = &front;
+            assert!(begin.elapsed() < DEADLINE);
+            (count("fd"), count("task"))
+        }
+    };
+    let first = {
+        let look = connected(1);
+        look()
+    };
+    let look = connected(200);
+    // The thread of the last one's BAR may still be about to end, now as in the first look.
+    while look().0 > first.0 || look().1 > first.1 {
+        std::thread::yield_now();
+    }
+}

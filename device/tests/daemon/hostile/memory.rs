@@ -1,0 +1,145 @@
+//! Guest memory that goes, changes, or is device memory itself.
+
+use crate::support::{BAR, DATA, DEADLINE, Daemon, FrontEnd, Request, await_event};
+use vdma_protocol::{Operation, Status};
+use vhost::VhostBackend;
+
+use super::{MIB, assert_works, connect, two_queues};
+
+#[test]
+fn memory_cut_off_under_load() {
+    let (daemon, mut front) = two_queues();
+    assert_works(&mut front, 0);
+    let first = front.guest.table()[1].mmap_handle;
+    // SAFETY: the guest's memory keeps the file open.
+    let file = unsafe { std::os::fd::BorrowedFd::borrow_raw(first) };
+    rustix::fs::ftruncate(file, 4096).unwrap();
+    let write = Request::new(Operation::Write, 0, 65_536, 0).outgoing(20 * MIB, 65_536);
+    front.submit(0, &write, 0);
+    front.kick(0);
+    // All rings stop: they share the memory.
+    for ring in &front.rings {
+        assert!(await_event(&ring.error, DEADLINE));
+    }
+    drop(front);
+    let mut front = connect(&daemon);
+    assert_works(&mut front, 0);
+    drop(front);
+    let (status, log) = daemon.end();
+    assert!(status.success());
+    assert!(log.contains("guest memory has vanished"), "{log}");
+}
+
+#[test]
+fn memory_file_cut_off_under_load() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("memory");
+    let daemon = Daemon::start_in(
+        directory,
+        &[
+            "--memory-size",
+            "1M",
+            "--memory-file",
+            path.to_str().unwrap(),
+        ],
+    );
+    let mut front = FrontEnd::connect(&daemon.socket());
+    assert_works(&mut front, 0);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(4096).unwrap();
+    let read = Request::new(Operation::Read, 0, 8192, 0).incoming(DATA, 8192);
+    assert_eq!(front.call(0, &read).0.status(), Status::IO_ERROR);
+    file.set_len(MIB).unwrap();
+    assert_eq!(front.call(0, &read).0.status(), Status::OK);
+}
+
+#[test]
+fn memory_table_changes_under_load() {
+    let (_daemon, mut front) = two_queues();
+    // The front end sets a table of its own when it has mapped the BAR.
+    assert_works(&mut front, 0);
+    let whole = front.guest.table();
+    let data: Vec<u8> = (1..=200).collect();
+    front.guest.write(20 * MIB, &data);
+    for round in 0..300 {
+        for slot in 0..16 {
+            let write = Request::new(Operation::Write, 0, 200, 0).outgoing(20 * MIB, 200);
+            front.submit(0, &write, slot);
+        }
+        front.kick(0);
+        // The second region goes and comes back; every request sees one or the other.
+        let table = if round % 2 == 0 {
+            &whole[..1]
+        } else {
+            &whole[..]
+        };
+        front.frontend.set_mem_table(table).unwrap();
+        for _ in 0..16 {
+            let used = front.wait(0);
+            let status = front.response(u16::try_from(used.id).unwrap()).status();
+            assert!(
+                [Status::OK, Status::BAD_ADDRESS].contains(&status),
+                "{status:?}"
+            );
+        }
+        let write = Request::new(Operation::Write, 0, 200, 0).outgoing(20 * MIB, 200);
+        let expected = if round % 2 == 0 {
+            Status::BAD_ADDRESS
+        } else {
+            Status::OK
+        };
+        assert_eq!(front.call(0, &write).0.status(), expected);
+    }
+}
+
+/// QEMU puts the BAR into the memory table: descriptors can then point at device memory itself.
+#[test]
+fn addresses_in_the_bar_overlap_as_memmove() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    assert_works(&mut front, 0);
+    // The front end has put it there once it was mapped.
+    let bar = BAR;
+    let with_bar = front.window.as_ref().unwrap().guest();
+
+    let mut expected: Vec<u8> = (0..64 << 10).map(|i: u32| (i % 251) as u8).collect();
+    with_bar.write(bar, &expected);
+    let length = 40_000u32;
+    for (from, to) in [
+        (0, 1),
+        (1, 0),
+        (0, 4096),
+        (4096, 0),
+        (100, 100),
+        (0, 16 << 10),
+    ] {
+        // Device memory to the BAR.
+        let read = Request::new(Operation::Read, from, length.into(), 0).incoming(bar + to, length);
+        assert_eq!(front.call(0, &read).0.status(), Status::OK);
+        let (source, target) = (from as usize, to as usize);
+        expected.copy_within(source..source + length as usize, target);
+        assert!(
+            with_bar.bytes(bar, expected.len()) == expected,
+            "read {from} {to}"
+        );
+        // The BAR to device memory.
+        let write =
+            Request::new(Operation::Write, to, length.into(), 0).outgoing(bar + from, length);
+        assert_eq!(front.call(0, &write).0.status(), Status::OK);
+        expected.copy_within(source..source + length as usize, target);
+        assert!(
+            with_bar.bytes(bar, expected.len()) == expected,
+            "write {from} {to}"
+        );
+        // The BAR to the BAR.
+        let copy = Request::new(Operation::Copy, 0, length.into(), 0)
+            .outgoing(bar + from, length)
+            .incoming(bar + to, length);
+        assert_eq!(front.call(0, &copy).0.status(), Status::OK);
+        expected.copy_within(source..source + length as usize, target);
+        assert!(
+            with_bar.bytes(bar, expected.len()) == expected,
+            "copy {from} {to}"
+        );
+    }
+}

@@ -1,0 +1,249 @@
+//! Chains that are no requests, and requests that are wrong.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::support::{Buffer, DATA, FrontEnd, HEADERS, RESPONSES, Request};
+use vdma_protocol::{Operation, RequestHeader, Response, Status};
+
+use super::{MIB, two_queues};
+
+/// Sends one chain as it is and returns the response and the used length.
+fn send(front: &mut FrontEnd, chain: &[Buffer]) -> (Response, u32) {
+    front.guest.write(
+        RESPONSES,
+        &Response::new(Status::UNWRITTEN, 0, 0).to_bytes(),
+    );
+    let guest = front.guest.clone();
+    front.rings[0].submit(&guest, chain, 0);
+    front.kick(0);
+    let used = front.wait(0);
+    (front.response(0), used.written)
+}
+
+fn header(front: &FrontEnd, operation: Operation, offset: u64, length: u64) -> Buffer {
+    let bytes = RequestHeader::new(operation, offset, length, 0).to_bytes();
+    front.guest.write(HEADERS, &bytes);
+    Buffer::readable(HEADERS, 32)
+}
+
+#[test]
+fn ranges_may_cross_regions_but_not_leave_memory() {
+    let (_daemon, mut front) = two_queues();
+    // The two regions of guest memory meet at 16 MiB and end at 32 MiB.
+    let data: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+    front.guest.write(16 * MIB - 5000, &data);
+    let write = Request::new(Operation::Write, 0, 10_000, 0).outgoing(16 * MIB - 5000, 10_000);
+    assert_eq!(front.call(0, &write).0.status(), Status::OK);
+    let read = Request::new(Operation::Read, 0, 10_000, 0).incoming(DATA, 10_000);
+    assert_eq!(front.call(0, &read).0.status(), Status::OK);
+    assert_eq!(front.guest.bytes(DATA, 10_000), data);
+    for address in [
+        32 * MIB - 9_999,
+        32 * MIB,
+        1 << 40,
+        u64::MAX - 100,
+        u64::MAX,
+    ] {
+        let write = Request::new(Operation::Write, 0, 10_000, 0).outgoing(address, 10_000);
+        let (response, written) = front.call(0, &write);
+        assert_eq!((response.status(), written), (Status::BAD_ADDRESS, 16));
+        let read = Request::new(Operation::Read, 0, 10_000, 0).incoming(address, 10_000);
+        let (response, written) = front.call(0, &read);
+        assert_eq!((response.status(), written), (Status::BAD_ADDRESS, 16));
+    }
+}
+
+#[test]
+fn lengths_whose_sum_overflows() {
+    let (_daemon, mut front) = two_queues();
+    // 32 bits overflow in the sum of the descriptors, each of which is inside of memory.
+    let mut chain = vec![header(&front, Operation::Write, 0, 0)];
+    chain.extend(std::iter::repeat_n(Buffer::readable(0, 32 << 20), 128));
+    chain.push(Buffer::writable(RESPONSES, 16));
+    assert_eq!(send(&mut front, &chain).0.status(), Status::BAD_LENGTH);
+    // 64 bits overflow in offset + length.
+    for (offset, length, status) in [
+        (u64::MAX, 1, Status::BAD_RANGE),
+        (u64::MAX - 3, 8, Status::BAD_RANGE),
+        (MIB, 1, Status::BAD_RANGE),
+        (MIB - 1, 2, Status::BAD_RANGE),
+        (0, u64::MAX, Status::BAD_LENGTH),
+        (0, 1 << 32, Status::BAD_LENGTH),
+        (0, (1 << 30) + 1, Status::BAD_LENGTH),
+    ] {
+        for operation in [Operation::Fill, Operation::Move, Operation::Discard] {
+            let (response, _) = front.call(0, &Request::new(operation, offset, length, 0));
+            assert_eq!(response.status(), status, "{operation:?} {offset} {length}");
+        }
+    }
+    let beyond = Request::new(Operation::Move, 0, 8, u64::MAX - 3);
+    assert_eq!(front.call(0, &beyond).0.status(), Status::BAD_RANGE);
+}
+
+#[test]
+fn write_only_before_read_only() {
+    let (_daemon, mut front) = two_queues();
+    let header = header(&front, Operation::Nop, 0, 0);
+    let chain = [Buffer::writable(RESPONSES, 16), header];
+    let (response, written) = send(&mut front, &chain);
+    assert_eq!((response.status(), written), (Status::BAD_REQUEST, 16));
+}
+
+#[test]
+fn chains_that_are_no_request() {
+    let (_daemon, mut front) = two_queues();
+    let header = header(&front, Operation::Nop, 0, 0);
+    // No room for the response: nothing is written.
+    for chain in [
+        vec![header],
+        vec![header, Buffer::writable(RESPONSES, 15)],
+        vec![Buffer::readable(HEADERS, 0)],
+    ] {
+        let (response, written) = send(&mut front, &chain);
+        assert_eq!((response.status(), written), (Status::UNWRITTEN, 0));
+    }
+    // The header is cut short.
+    for length in [0, 1, 31] {
+        let chain = [
+            Buffer::readable(HEADERS, length),
+            Buffer::writable(RESPONSES, 16),
+        ];
+        let (response, written) = send(&mut front, &chain);
+        assert_eq!((response.status(), written), (Status::BAD_REQUEST, 16));
+    }
+    // The header or the response is out of reach.
+    let chain = [
+        Buffer::readable(1 << 40, 32),
+        Buffer::writable(RESPONSES, 16),
+    ];
+    assert_eq!(send(&mut front, &chain).0.status(), Status::BAD_ADDRESS);
+    let chain = [header, Buffer::writable(1 << 40, 16)];
+    assert_eq!(send(&mut front, &chain).1, 0);
+}
+
+#[test]
+fn chains_of_the_most_descriptors_and_of_more() {
+    let (_daemon, mut front) = two_queues();
+    // The table has a place of its own: it is longer than a slot's.
+    front.rings[0].tables = 0x60_0000;
+    let bytes = Response::SIZE as u64;
+    for (count, status) in [
+        (1024, Status::OK),
+        (1025, Status::BAD_REQUEST),
+        (5000, Status::BAD_REQUEST),
+    ] {
+        let mut chain = vec![header(&front, Operation::Read, 0, count - 2)];
+        chain.push(Buffer::writable(RESPONSES, 16));
+        for index in 0..count - 2 {
+            chain.push(Buffer::writable(DATA + bytes * index, 1));
+        }
+        assert_eq!(send(&mut front, &chain).0.status(), status, "{count}");
+    }
+}
+
+#[test]
+fn unknown_operations_and_flags() {
+    let (_daemon, mut front) = two_queues();
+    for code in [14u16, 255, 0x8000, u16::MAX] {
+        let mut bytes = RequestHeader::new(Operation::Nop, 0, 0, 0).to_bytes();
+        bytes[..2].copy_from_slice(&code.to_le_bytes());
+        front.guest.write(HEADERS, &bytes);
+        let chain = [
+            Buffer::readable(HEADERS, 32),
+            Buffer::writable(RESPONSES, 16),
+        ];
+        assert_eq!(send(&mut front, &chain).0.status(), Status::UNSUPPORTED);
+    }
+    for bit in 0..16 {
+        let mut bytes = RequestHeader::new(Operation::Nop, 0, 0, 0).to_bytes();
+        bytes[2..4].copy_from_slice(&(1u16 << bit).to_le_bytes());
+        front.guest.write(HEADERS, &bytes);
+        let chain = [
+            Buffer::readable(HEADERS, 32),
+            Buffer::writable(RESPONSES, 16),
+        ];
+        assert_eq!(send(&mut front, &chain).0.status(), Status::BAD_FLAGS);
+    }
+    // Reserved bytes are ignored.
+    let mut bytes = RequestHeader::new(Operation::Nop, 0, 0, 0).to_bytes();
+    bytes[4..8].fill(0xff);
+    front.guest.write(HEADERS, &bytes);
+    let chain = [
+        Buffer::readable(HEADERS, 32),
+        Buffer::writable(RESPONSES, 16),
+    ];
+    assert_eq!(send(&mut front, &chain).0.status(), Status::OK);
+}
+
+#[test]
+fn data_of_another_length_than_the_request() {
+    let (_daemon, mut front) = two_queues();
+    for operation in Operation::ALL {
+        for (outgoing, incoming) in [
+            (7, 0),
+            (0, 7),
+            (7, 7),
+            (9, 0),
+            (0, 9),
+            (9, 9),
+            (8, 9),
+            (9, 8),
+        ] {
+            let mut request = Request::new(operation, 0, 8, 0);
+            if outgoing > 0 {
+                request = request.outgoing(DATA, outgoing);
+            }
+            if incoming > 0 {
+                request = request.incoming(DATA + 64, incoming);
+            }
+            let (response, written) = front.call(0, &request);
+            let expected = (Status::BAD_LENGTH, 0, 16);
+            let seen = (response.status(), response.transferred.get(), written);
+            assert_eq!(seen, expected, "{operation:?} {outgoing} {incoming}");
+        }
+    }
+}
+
+/// Double fetch: another CPU changes descriptors, table and header while the device reads them.
+/// Whatever mixture it sees, it must not reach beyond what one of the versions allows.
+#[test]
+fn requests_that_change_while_they_are_read() {
+    let (mut daemon, mut front) = two_queues();
+    // No version of the request reaches here.
+    let canary = vec![0xa5; 4096];
+    for beyond in [DATA - 4096, DATA + 8192] {
+        front.guest.write(beyond, &canary);
+    }
+    let ring = &front.rings[0];
+    let (table, descriptors) = (ring.tables, ring.descriptors);
+    let stop = AtomicBool::new(false);
+    let guest = front.guest.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for length in [4096u64, u64::MAX, 4096, 0, 4096, 1 << 29] {
+                    guest.write(HEADERS + 16, &length.to_le_bytes());
+                    let short = u32::try_from(length & 0xffff_ffff).unwrap();
+                    guest.write(table + 2 * 16 + 8, &short.to_le_bytes());
+                    guest.write(table + 2 * 16, &(DATA + (length & 0xfff)).to_le_bytes());
+                    guest.write(table + 2 * 16, &DATA.to_le_bytes());
+                    guest.write(descriptors + 8, &48u32.to_le_bytes());
+                }
+            }
+        });
+        let mut served = 0;
+        for _ in 0..20_000 {
+            let read = Request::new(Operation::Read, 0, 4096, 0).incoming(DATA, 4096);
+            let (response, written) = front.call(0, &read);
+            served += u32::from(response.status() == Status::OK);
+            let transferred = response.transferred.get();
+            assert!(written == 16 + transferred, "{written} for {transferred}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(served > 0);
+    });
+    for beyond in [DATA - 4096, DATA + 8192] {
+        assert!(front.guest.bytes(beyond, 4096) == canary, "{beyond:#x}");
+    }
+    assert!(daemon.is_running());
+}
