@@ -5,18 +5,26 @@
 //! The kernel crate's `MiscDevice` lacks most of the operations that this driver has.
 
 use crate::{
-    bindings::{VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_IOCB_NOWAIT},
+    bindings::{
+        thp_get_unmapped_area, vdma_uring_file, VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ,
+        VDMA_FMODE_WRITE, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT,
+    },
     pages::Buffers,
+    uring::Submission,
     vma::NewMapping,
 };
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 use kernel::{
     bindings,
     ffi::{c_int, c_long, c_uint, c_ulong},
+    fs::File,
     prelude::*,
     seq_file::SeqFile,
     str::CString,
-    sync::{Arc, SetOnce},
+    sync::{
+        poll::{PollCondVar, PollTable},
+        Arc, SetOnce,
+    },
     types::Opaque,
 };
 
@@ -45,6 +53,12 @@ impl Iocb<'_> {
     pub(crate) fn no_wait(&self) -> bool {
         // SAFETY: Valid during the call.
         unsafe { (*self.raw).ki_flags & VDMA_IOCB_NOWAIT != 0 }
+    }
+
+    /// Whether the caller wants to look for the completion: `IOCB_HIPRI`.
+    pub(crate) fn polled(&self) -> bool {
+        // SAFETY: Valid during the call.
+        unsafe { (*self.raw).ki_flags & VDMA_IOCB_HIPRI != 0 }
     }
 
     /// The means to complete the call later, unless the caller waits for it to return.
@@ -91,8 +105,47 @@ pub(crate) struct Opening {
     pub(crate) file: *mut bindings::file,
 }
 
+impl Opening {
+    /// Whether the file is opened for reading, and for writing.
+    pub(crate) fn access(&self) -> (bool, bool) {
+        // SAFETY: The file is valid during `->open`.
+        let mode = unsafe { (*self.file).f_mode };
+        (mode & VDMA_FMODE_READ != 0, mode & VDMA_FMODE_WRITE != 0)
+    }
+}
+
+/// What `poll` asks.
+pub(crate) struct Poll<'a> {
+    file: &'a File,
+    table: PollTable<'a>,
+}
+
+impl Poll<'_> {
+    /// Has the caller told when `source` is notified.
+    pub(crate) fn wait_for(&self, source: &PollCondVar) {
+        self.table.register_wait(self.file, source);
+    }
+}
+
+/// What `poll` answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// Reads and writes would have to wait.
+    Busy,
+    /// Reads and writes would not have to wait.
+    Ready,
+    /// Reads and writes will fail.
+    Dead,
+}
+
+/// Files that can be mapped.
+pub(crate) trait Mmap: Sized + Send + Sync + 'static {
+    /// Maps the file.
+    fn map(&self, mapping: NewMapping<'_>) -> Result;
+}
+
 /// The operations of an open file.
-pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
+pub(crate) trait FileOperations: Mmap {
     /// What the device node stands for.
     type Device: Send + Sync + 'static;
 
@@ -111,11 +164,18 @@ pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
     /// Makes durable what was completed before.
     fn sync(&self) -> Result;
 
-    /// Maps the device.
-    fn map(&self, mapping: NewMapping<'_>) -> Result;
-
     /// Any other call.
     fn ioctl(&self, command: u32, argument: usize) -> Result<isize>;
+
+    /// A command of io_uring. `Ok` when it was queued.
+    fn command(&self, submission: &Submission) -> Result;
+
+    /// Completes what the device has done, and returns how much that was. Called again and again by a
+    /// task that waits.
+    fn look(&self) -> usize;
+
+    /// Whether reads and writes would have to wait.
+    fn poll(&self, poll: &Poll<'_>) -> Readiness;
 
     /// Lines for `/proc/PID/fdinfo/FD`.
     fn show(&self, out: &SeqFile);
@@ -146,7 +206,11 @@ impl Operations {
             splice_write: Some(bindings::iter_file_splice_write),
             llseek: Some(llseek::<T>),
             fsync: Some(fsync::<T>),
-            mmap: Some(mmap::<T>),
+            mmap_prepare: Some(mmap_prepare::<T>),
+            get_unmapped_area: Some(thp_get_unmapped_area),
+            poll: Some(poll::<T>),
+            iopoll: Some(iopoll::<T>),
+            uring_cmd: Some(uring_cmd::<T>),
             unlocked_ioctl: Some(ioctl::<T>),
             compat_ioctl: bindings::compat_ptr_ioctl,
             show_fdinfo: Some(show_fdinfo::<T>),
@@ -310,17 +374,58 @@ unsafe extern "C" fn fsync<T: FileOperations>(
     kernel::error::from_result(|| file.sync().map(|()| 0))
 }
 
-unsafe extern "C" fn mmap<T: FileOperations>(
-    file: *mut bindings::file,
-    vma: *mut bindings::vm_area_struct,
+/// `->mmap_prepare` of files that can be mapped.
+pub(crate) unsafe extern "C" fn mmap_prepare<T: Mmap>(
+    description: *mut bindings::vm_area_desc,
 ) -> c_int {
-    // SAFETY: The kernel calls operations on open files.
-    let file = unsafe { operations::<T>(file) };
+    // SAFETY: The kernel calls operations on open files; the description is valid during the call.
+    let file = unsafe { operations::<T>((*description).file) };
     kernel::error::from_result(|| {
-        // SAFETY: The mapping is being made by this call.
-        let mapping = unsafe { NewMapping::from_raw(vma) }.ok_or(EINVAL)?;
-        file.map(mapping).map(|()| 0)
+        // SAFETY: As above.
+        file.map(unsafe { NewMapping::from_raw(description) }).map(|()| 0)
     })
+}
+
+unsafe extern "C" fn poll<T: FileOperations>(
+    file: *mut bindings::file,
+    table: *mut bindings::poll_table_struct,
+) -> bindings::__poll_t {
+    // SAFETY: The kernel calls operations on open files.
+    let state = unsafe { operations::<T>(file) };
+    // SAFETY: File and table are valid during the call, and position locks are not held.
+    let poll = unsafe { Poll { file: File::from_raw_file(file), table: PollTable::from_raw(table) } };
+    let both = bindings::POLLIN | bindings::POLLRDNORM | bindings::POLLOUT | bindings::POLLWRNORM;
+    match state.poll(&poll) {
+        Readiness::Busy => 0,
+        Readiness::Ready => both,
+        Readiness::Dead => both | bindings::POLLERR | bindings::POLLHUP,
+    }
+}
+
+unsafe extern "C" fn iopoll<T: FileOperations>(
+    iocb: *mut bindings::kiocb,
+    _batch: *mut bindings::io_comp_batch,
+    _flags: c_uint,
+) -> c_int {
+    // SAFETY: The kernel calls operations on open files, with valid arguments.
+    let file = unsafe { operations::<T>((*iocb).ki_filp) };
+    file.look().try_into().unwrap_or(c_int::MAX)
+}
+
+unsafe extern "C" fn uring_cmd<T: FileOperations>(
+    raw: *mut bindings::io_uring_cmd,
+    issue_flags: c_uint,
+) -> c_int {
+    // SAFETY: The command is valid during the call.
+    let file = unsafe { operations::<T>(vdma_uring_file(raw)) };
+    // SAFETY: As above.
+    let Some(submission) = (unsafe { Submission::from_raw(raw, issue_flags) }) else {
+        return EINVAL.to_errno();
+    };
+    match file.command(&submission) {
+        Ok(()) => EIOCBQUEUED.to_errno(),
+        Err(error) => error.to_errno(),
+    }
 }
 
 unsafe extern "C" fn ioctl<T: FileOperations>(

@@ -1,28 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts of what passed through an open file. Relaxed: each is exact, together they are a snapshot
-//! only while nothing is in flight.
+//! Counts of what passed through an open file or a device. Relaxed: each is exact, together they are a
+//! snapshot only while nothing is in flight.
 
 use crate::protocol::Statistics;
 use kernel::sync::atomic::{Atomic, Relaxed};
 
-/// The counts of an open file.
-pub(crate) struct Counters {
-    submitted: Atomic<u64>,
-    completed: Atomic<u64>,
-    failed: Atomic<u64>,
-    bytes_read: Atomic<u64>,
-    bytes_written: Atomic<u64>,
-    pages_pinned: Atomic<u64>,
-    segments: Atomic<u64>,
-    in_flight_max: Atomic<u64>,
-    queue_full: Atomic<u64>,
-}
-
 /// Direction of the data of a request, seen from the caller.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// No data.
+    /// No device memory goes anywhere.
     None,
     /// From device memory to the caller.
     Read,
@@ -30,81 +17,123 @@ pub(crate) enum Direction {
     Write,
 }
 
-/// Raises `maximum` to `value` if that is more.
-fn raise(maximum: &Atomic<u64>, value: u64) {
-    let mut seen = maximum.load(Relaxed);
-    while seen < value {
-        match maximum.cmpxchg(seen, value, Relaxed) {
-            Ok(_) => break,
-            Err(now) => seen = now,
+/// A count that only grows, or a number of things that come and go.
+pub(crate) struct Counter(Atomic<u64>);
+
+impl Counter {
+    pub(crate) fn add(&self, more: usize) {
+        self.0.add(more as u64, Relaxed);
+    }
+
+    pub(crate) fn subtract(&self, less: usize) {
+        let _ = self.0.fetch_sub(less as u64, Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Raises a maximum to `value` if that is more.
+    fn raise(&self, value: u64) {
+        let mut seen = self.get();
+        while seen < value {
+            match self.0.cmpxchg(seen, value, Relaxed) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
         }
     }
 }
 
-impl Counters {
-    pub(crate) fn new() -> Self {
-        Self {
-            submitted: Atomic::new(0),
-            completed: Atomic::new(0),
-            failed: Atomic::new(0),
-            bytes_read: Atomic::new(0),
-            bytes_written: Atomic::new(0),
-            pages_pinned: Atomic::new(0),
-            segments: Atomic::new(0),
-            in_flight_max: Atomic::new(0),
-            queue_full: Atomic::new(0),
+/// Declares the counters, one for each of [`Statistics`] but `in_flight`, which follows from others.
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// The counts of an open file, or of a device.
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
         }
-    }
 
-    /// A request goes to the device with this many pinned pages in this many entries.
-    pub(crate) fn submit(&self, pages: usize, segments: usize) {
-        let submitted = self.submitted.fetch_add(1, Relaxed) + 1;
-        self.pages_pinned.add(pages as u64, Relaxed);
-        self.segments.add(segments as u64, Relaxed);
-        let in_flight = submitted.saturating_sub(self.completed.load(Relaxed));
-        raise(&self.in_flight_max, in_flight);
+        impl Counters {
+            pub(crate) fn new() -> Self {
+                Self { $($name: Counter(Atomic::new(0)),)* }
+            }
+
+            /// The counts as user space sees them.
+            pub(crate) fn snapshot(&self) -> Statistics {
+                let completed = self.completed.get();
+                let submitted = self.submitted.get();
+                Statistics {
+                    in_flight: submitted.saturating_sub(completed),
+                    $($name: self.$name.get(),)*
+                }
+            }
+        }
+    };
+}
+counters!(
+    submitted,
+    completed,
+    failed,
+    bytes_read,
+    bytes_written,
+    pages_pinned,
+    segments,
+    in_flight_max,
+    queue_full,
+    pages_bounced,
+    verified,
+    inline_copies,
+    polled,
+    mappings,
+    faults,
+    huge_faults,
+    buffers,
+);
+
+/// Pages and scatter-gather entries of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    /// Pages that are pinned for the request.
+    pub(crate) pinned: usize,
+    /// Scatter-gather entries.
+    pub(crate) segments: usize,
+    /// Pages that are copied because the device cannot reach them.
+    pub(crate) bounced: usize,
+}
+
+impl Counters {
+    /// A request goes to the device.
+    pub(crate) fn submit(&self, extent: Extent) {
+        let submitted = self.submitted.0.fetch_add(1, Relaxed) + 1;
+        self.pages_pinned.add(extent.pinned);
+        self.segments.add(extent.segments);
+        self.pages_bounced.add(extent.bounced);
+        self.in_flight_max.raise(submitted.saturating_sub(self.completed.get()));
     }
 
     /// A request that was counted by [`Counters::submit`] did not go.
-    pub(crate) fn retract(&self, pages: usize, segments: usize) {
-        let _ = self.submitted.fetch_sub(1, Relaxed);
-        let _ = self.pages_pinned.fetch_sub(pages as u64, Relaxed);
-        let _ = self.segments.fetch_sub(segments as u64, Relaxed);
+    pub(crate) fn retract(&self, extent: Extent) {
+        self.submitted.subtract(1);
+        self.pages_pinned.subtract(extent.pinned);
+        self.segments.subtract(extent.segments);
+        self.pages_bounced.subtract(extent.bounced);
     }
 
     /// A request came back, having moved this many bytes.
     pub(crate) fn complete(&self, direction: Direction, bytes: usize, ok: bool) {
-        self.completed.add(1, Relaxed);
+        self.completed.add(1);
         if !ok {
-            self.failed.add(1, Relaxed);
+            self.failed.add(1);
         }
+        self.moved(direction, bytes);
+    }
+
+    /// Bytes were moved.
+    pub(crate) fn moved(&self, direction: Direction, bytes: usize) {
         match direction {
             Direction::None => {}
-            Direction::Read => self.bytes_read.add(bytes as u64, Relaxed),
-            Direction::Write => self.bytes_written.add(bytes as u64, Relaxed),
-        }
-    }
-
-    /// A request found its queue full.
-    pub(crate) fn queue_full(&self) {
-        self.queue_full.add(1, Relaxed);
-    }
-
-    /// The counts as user space sees them.
-    pub(crate) fn snapshot(&self) -> Statistics {
-        let completed = self.completed.load(Relaxed);
-        let submitted = self.submitted.load(Relaxed);
-        Statistics {
-            submitted,
-            completed,
-            failed: self.failed.load(Relaxed),
-            bytes_read: self.bytes_read.load(Relaxed),
-            bytes_written: self.bytes_written.load(Relaxed),
-            pages_pinned: self.pages_pinned.load(Relaxed),
-            segments: self.segments.load(Relaxed),
-            in_flight: submitted.saturating_sub(completed),
-            in_flight_max: self.in_flight_max.load(Relaxed),
-            queue_full: self.queue_full.load(Relaxed),
+            Direction::Read => self.bytes_read.add(bytes),
+            Direction::Write => self.bytes_written.add(bytes),
         }
     }
 }

@@ -4,24 +4,33 @@
 
 use crate::{
     bar::Bar,
-    chardev, compat,
+    bounce::Reach,
+    chardev,
+    chardev::{Poll, Readiness},
+    command::{Job, Limits, Memory},
+    compat,
     counters::{Counters, Direction},
+    debugfs::Directory,
+    explain,
+    looking::Patience,
+    observe::{DeviceObserver, Observers},
     pages::{Buffers, HeldPages},
     protocol::{
         Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
     queue::{Health, Queue, WhenFull, PERIODS_PER_TIMEOUT},
-    request::Request,
+    request::{Draft, Request},
     slab::SlabBox,
-    transfer::Transfer,
+    transfer::{Combine, Transfer},
     virtio,
-    vma::{NewMapping, SharedSpace},
+    vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
     watchdog::{Leash, Ward, Watchdog},
 };
 use core::ptr::NonNull;
 use kernel::{
     bindings,
+    page::PAGE_SIZE,
     prelude::*,
     str::CString,
     sync::{
@@ -72,15 +81,32 @@ impl Drop for Number {
     }
 }
 
+/// How requests are submitted.
+#[derive(Clone, Copy)]
+pub(crate) struct Submit {
+    pub(crate) when_full: WhenFull,
+    /// Whether the submitter looks for the completion.
+    pub(crate) polled: bool,
+    /// Whether the answer's value is a CRC32C of the data to compare with.
+    pub(crate) verified: bool,
+}
+
+/// Bytes that are copied at a time through the BAR; they are on the stack.
+const INLINE_STEP: usize = 256;
+
 /// A vdma device. Open files keep it; when the device is gone all that is left of it is an answer of
 /// `ENODEV`.
 #[pin_data]
 pub(crate) struct Vdma {
     queues: Arc<Queues>,
+    /// The queue of each CPU.
+    queue_of_cpu: KVec<usize>,
     info: DeviceInfo,
-    max_segment: usize,
-    bar: Option<Bar>,
-    counters: Arc<Counters>,
+    limits: Limits,
+    reach: Reach,
+    bar: Option<Pin<KBox<Bar>>>,
+    observer: Arc<DeviceObserver>,
+    patience: Patience,
     #[pin]
     space: SharedSpace,
 }
@@ -94,19 +120,23 @@ impl Vdma {
         &self.info
     }
 
-    pub(crate) fn counters(&self) -> &Arc<Counters> {
-        &self.counters
+    pub(crate) fn observer(&self) -> &Arc<DeviceObserver> {
+        &self.observer
     }
 
     pub(crate) fn space(&self) -> &SharedSpace {
         &self.space
     }
 
+    fn observers(&self) -> Observers {
+        Observers { device: self.observer.clone(), file: None }
+    }
+
     /// Whether any queue answers a request now. May sleep.
     fn answers(&self) -> bool {
         self.queues.iter().any(|queue| {
             let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
-            submit_one(queue, nop, None, self.counters.clone(), WhenFull::Fail)
+            submit_one(queue, nop, self.observers(), WhenFull::Fail)
                 .and_then(|transfer| transfer.wait_milliseconds(SIGN_OF_LIFE_MS))
                 .is_ok()
         })
@@ -118,97 +148,266 @@ impl Vdma {
             queue.close();
         }
         self.space.close();
+        if let Some(bar) = &self.bar {
+            bar.close();
+        }
     }
 
-    /// The queue of this CPU, so that CPUs share as few as they can.
+    /// The queue of this CPU, so that CPUs share as few as they can, and completions come to the CPU
+    /// that submitted.
     fn queue(&self) -> Result<&Queue> {
         // SAFETY: No precondition. The task may move to another CPU at once, which costs locality
         // and nothing else.
         let cpu = unsafe { bindings::raw_smp_processor_id() } as usize;
         let count = self.queues.len().max(1);
-        self.queues.get(cpu % count).map(|queue| &**queue).ok_or(ENODEV)
+        let index = self.queue_of_cpu.get(cpu).copied().unwrap_or(cpu % count);
+        self.queues.get(index).map(|queue| &**queue).ok_or(ENODEV)
     }
 
     /// Whether `buffers` are certain to fit into one request.
     pub(crate) fn fits_one_request(&self, buffers: &Buffers<'_>) -> bool {
-        let most = self.info.max_segments as usize;
-        buffers.len() <= self.info.max_transfer as usize
-            && buffers.page_bound(most + 1) <= most
+        let most = self.limits.entries;
+        buffers.len() <= self.limits.bytes && buffers.page_bound(most + 1) <= most
     }
 
-    /// Submits requests for all of `buffers`, and returns how many bytes that were: fewer than asked
-    /// for when something failed on the way, and the error if it failed at the very beginning.
-    pub(crate) fn submit_all(
+    /// The operation that moves data, and whether its checksum is to be verified: with the parameter
+    /// `verify`, and a device that has it.
+    pub(crate) fn verifying(&self, direction: Direction) -> (Operation, bool) {
+        let (plain, checked) = match direction {
+            Direction::Write => (Operation::Write, Operation::WriteCrc32c),
+            _ => (Operation::Read, Operation::ReadCrc32c),
+        };
+        let wanted = compat::number(crate::module_parameters::verify.value()) != 0;
+        if wanted && self.info.operations & checked.bit() != 0 {
+            (checked, true)
+        } else {
+            (plain, false)
+        }
+    }
+
+    /// Limits of the parts of `job`: one that has data on both sides needs them to be equally long, so
+    /// its parts are short enough for any pages to fit.
+    fn part_limits(&self, outgoing: &Memory<'_>, incoming: &Memory<'_>) -> Limits {
+        if !(outgoing.is_some() && incoming.is_some()) {
+            return self.limits;
+        }
+        let entries = self.limits.entries / 2;
+        // A part that does not begin at a page touches one page more than it has bytes for.
+        let bytes = (entries.saturating_sub(1) * PAGE_SIZE).min(self.limits.bytes);
+        Limits { bytes: bytes.max(1), entries: entries.max(1), ..self.limits }
+    }
+
+    /// Submits requests for all of `job`.
+    ///
+    /// When something fails on the way, what was submitted by then is all that the transfer does. When
+    /// nothing was, the error is returned, and the transfer completes nothing.
+    pub(crate) fn submit(
         &self,
         transfer: &ARef<Transfer>,
-        direction: Direction,
-        position: u64,
-        buffers: &mut Buffers<'_>,
-        when_full: WhenFull,
-    ) -> Result<usize> {
-        let mut done = 0;
-        while buffers.len() > 0 {
-            match self.submit_next(transfer, direction, position, done, buffers, when_full) {
-                Ok(bytes) => done += bytes,
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
+        job: &Job,
+        mut outgoing: Memory<'_>,
+        mut incoming: Memory<'_>,
+        submit: Submit,
+    ) -> Result {
+        let limits = self.part_limits(&outgoing, &incoming);
+        let length = job.length as usize;
+        let has_data = (outgoing.is_some() || incoming.is_some()) && length > 0;
+        let submitted = self.queue().and_then(|queue| {
+            if !has_data {
+                self.submit_part(queue, transfer, job, 0, &mut Memory::None, &mut Memory::None, limits, submit)?;
+                return Ok((queue, length));
+            }
+            // Who may not wait may not stop half-way either.
+            let pages = length.div_ceil(PAGE_SIZE) + 1;
+            let splits = length > limits.bytes || pages > limits.entries;
+            let command = !matches!((&outgoing, &incoming), (Memory::Caller(_), Memory::None) | (Memory::None, Memory::Caller(_)));
+            if submit.when_full == WhenFull::Fail && splits && command {
+                return Err(EAGAIN);
+            }
+            let mut done = 0;
+            while done < length {
+                match self.submit_part(queue, transfer, job, done, &mut outgoing, &mut incoming, limits, submit) {
+                    Ok(bytes) => done += bytes,
+                    Err(error) if done == 0 => return Err(error),
+                    Err(_) => break,
+                }
+            }
+            Ok((queue, done))
+        });
+        match submitted {
+            Ok((queue, done)) => {
+                queue.kick();
+                transfer.submitted(done);
+                Ok(())
+            }
+            Err(error) => {
+                transfer.cancel();
+                Err(error)
             }
         }
-        Ok(done)
     }
 
-    fn submit_next(
+    /// Submits the part of `job` that begins at byte `done`, and returns how many bytes that is.
+    #[allow(clippy::too_many_arguments)]
+    fn submit_part(
         &self,
+        queue: &Queue,
         transfer: &ARef<Transfer>,
-        direction: Direction,
-        position: u64,
+        job: &Job,
         done: usize,
-        buffers: &mut Buffers<'_>,
-        when_full: WhenFull,
+        outgoing: &mut Memory<'_>,
+        incoming: &mut Memory<'_>,
+        mut limits: Limits,
+        submit: Submit,
     ) -> Result<usize> {
-        let pages = HeldPages::take(
-            buffers,
-            self.info.max_transfer as usize,
-            self.info.max_segments as usize,
-            self.max_segment,
-        )?;
-        let bytes = pages.bytes();
-        let operation = match direction {
-            Direction::Write => Operation::Write,
-            _ => Operation::Read,
+        limits.bytes = limits.bytes.min(job.length as usize - done);
+        let mut read = outgoing.take(done, limits)?;
+        if outgoing.is_some() && incoming.is_some() {
+            limits.bytes = read.bytes();
+        }
+        let mut written = incoming.take(done, limits)?;
+        let bytes = match (outgoing.is_some(), incoming.is_some()) {
+            (false, false) => job.length as usize,
+            (true, false) => read.bytes(),
+            (false, true) => written.bytes(),
+            (true, true) if read.bytes() == written.bytes() => read.bytes(),
+            (true, true) => return Err(EFAULT),
         };
-        let header = RequestHeader::new(operation, position + done as u64, bytes as u64, 0);
-        let submitted = SlabBox::<Request>::create(header, direction, pages, transfer.clone(), done)
-            .and_then(|request| {
-                self.queue()?.submit(request, when_full).map_err(|(error, _)| error)
-            });
+        read.bring_within(self.reach, true)?;
+        written.bring_within(self.reach, false)?;
+        let header = RequestHeader::new(
+            job.operation,
+            job.offset_at(done),
+            bytes as u64,
+            job.argument_at(done),
+        );
+        let submitted = SlabBox::<Request>::create(Draft {
+            header,
+            outgoing: read,
+            incoming: written,
+            transfer: transfer.clone(),
+            position: done,
+            polled: submit.polled,
+            verified: submit.verified,
+        })
+        .and_then(|request| queue.submit(request, submit.when_full).map_err(|(error, _)| error));
         if submitted.is_err() {
-            buffers.revert(bytes);
+            outgoing.revert(bytes);
+            incoming.revert(bytes);
         }
         submitted.map(|()| bytes)
     }
 
-    /// Runs an operation without data, and waits for it. A signal ends the wait with `EINTR`.
-    pub(crate) fn run(
-        &self,
-        operation: Operation,
-        offset: u64,
-        length: u64,
-        argument: u64,
-        file: Option<Arc<Counters>>,
-    ) -> Result {
-        if self.info.operations & operation.bit() == 0 {
+    /// Makes durable what was completed before. A signal ends the wait with `EINTR`.
+    pub(crate) fn flush(&self, observers: Observers) -> Result {
+        if self.info.operations & Operation::Flush.bit() == 0 {
             return Err(compat::not_supported());
         }
-        let header = RequestHeader::new(operation, offset, length, argument);
-        let transfer = submit_one(self.queue()?, header, file, self.counters.clone(), WhenFull::Wait)?;
-        transfer.wait_interruptible().map(|_| ())
+        let header = RequestHeader::new(Operation::Flush, 0, 0, 0);
+        submit_one(self.queue()?, header, observers, WhenFull::Wait)?
+            .wait_interruptible()
+            .map(|_| ())
+    }
+
+    /// Copies a small transfer with the CPU, through the BAR, if the parameter `inline_bytes` says so;
+    /// `None` if it does not, or there is no BAR. May sleep.
+    pub(crate) fn copy_inline(
+        &self,
+        direction: Direction,
+        position: u64,
+        buffers: &mut Buffers<'_>,
+    ) -> Option<Result<usize>> {
+        if buffers.len() > compat::number(crate::module_parameters::inline_bytes.value()) as usize {
+            return None;
+        }
+        let bar = self.bar.as_ref().filter(|bar| position + buffers.len() as u64 <= bar.size())?;
+        Some(bar.io_memory().and_then(|memory| {
+            let mut done = 0;
+            let mut step = [0; INLINE_STEP];
+            while buffers.len() > 0 {
+                let step = &mut step[..buffers.len().min(INLINE_STEP)];
+                let at = position + done as u64;
+                let copied = match direction {
+                    Direction::Write => {
+                        let copied = buffers.copy_from(step);
+                        memory.write(at, &step[..copied])?;
+                        copied
+                    }
+                    _ => {
+                        memory.read(at, step)?;
+                        buffers.copy_to(step)
+                    }
+                };
+                done += copied;
+                if copied < step.len() {
+                    return if done > 0 { Ok(done) } else { Err(EFAULT) };
+                }
+            }
+            Ok(done)
+        }))
+    }
+
+    /// Completes what the device has done; returns how many requests that were.
+    pub(crate) fn look(&self) -> usize {
+        self.queues.iter().map(|queue| queue.look()).sum()
+    }
+
+    /// Looks for the end of `transfer`, of a task that waits: until it comes or a signal does if the
+    /// caller wants that (`eager`), otherwise for as long as it has paid lately.
+    pub(crate) fn look_for(&self, transfer: &Transfer, eager: bool, file: &Counters) {
+        let Ok(queue) = self.queue() else { return };
+        let found = self.patience.look_for(transfer, eager, queue, || self.look());
+        file.polled.add(found);
+        self.observer.counters.polled.add(found);
+    }
+
+    /// What `poll` wants to know.
+    pub(crate) fn poll(&self, poll: &Poll<'_>) -> Readiness {
+        for queue in &*self.queues {
+            poll.wait_for(queue.room());
+        }
+        let Ok(queue) = self.queue() else { return Readiness::Dead };
+        if queue.is_closed() {
+            Readiness::Dead
+        } else if queue.has_room() {
+            Readiness::Ready
+        } else {
+            Readiness::Busy
+        }
+    }
+
+    /// See [`explain::explain`]. May sleep.
+    pub(crate) fn explain(&self, argument: usize) -> Result<isize> {
+        explain::explain(argument, self.queue()?, self.reach, self.limits.entry)
     }
 
     /// Maps device memory into user space; `ENODEV` when the device shows none.
-    pub(crate) fn map(&self, mapping: NewMapping<'_>) -> Result {
+    ///
+    /// # Safety
+    ///
+    /// The file of the mapping has a `T`.
+    pub(crate) unsafe fn map<T: Mappable>(&self, mapping: NewMapping<'_>, mode: u32) -> Result {
         let bar = self.bar.as_ref().ok_or(ENODEV)?;
-        self.space.while_open(|| bar.map(mapping))
+        // SAFETY: The caller vouches for the file.
+        self.space.while_open(|| unsafe { bar.map::<T>(mapping, mode) }).ok_or(ENODEV)?
+    }
+
+    /// Maps what a fault asks for, while the device is there.
+    pub(crate) fn fault(&self, fault: Fault<'_>) -> FaultResult {
+        let Some(bar) = &self.bar else { return FaultResult::BUS_ERROR };
+        self.space.while_open(|| bar.fault(fault)).unwrap_or(FaultResult::BUS_ERROR)
+    }
+
+    /// Counts a mapping that has come (`true`) or gone.
+    pub(crate) fn count_mapping(&self, come: bool) {
+        if let Some(bar) = &self.bar {
+            bar.count_mapping(come);
+        }
+    }
+
+    /// Chooses the cache attribute of device memory; `ENODEV` when the device shows none. May sleep.
+    pub(crate) fn set_cache(&self, cache: u32) -> Result {
+        self.bar.as_ref().ok_or(ENODEV)?.set_cache(cache)
     }
 }
 
@@ -216,30 +415,32 @@ impl Vdma {
 fn submit_one(
     queue: &Queue,
     header: RequestHeader,
-    file: Option<Arc<Counters>>,
-    device: Arc<Counters>,
+    observers: Observers,
     when_full: WhenFull,
 ) -> Result<ARef<Transfer>> {
-    let transfer = Transfer::new(None, file, device)?;
-    let request = SlabBox::<Request>::create(
+    let transfer = Transfer::new(None, observers, Combine::Only, 0)?;
+    let request = SlabBox::<Request>::create(Draft {
         header,
-        Direction::None,
-        HeldPages::none()?,
-        transfer.clone(),
-        0,
-    )?;
+        outgoing: HeldPages::none()?,
+        incoming: HeldPages::none()?,
+        transfer: transfer.clone(),
+        position: 0,
+        polled: false,
+        verified: false,
+    })?;
     queue.submit(request, when_full).map_err(|(error, _)| error)?;
+    queue.kick();
     transfer.submitted(0);
     Ok(transfer)
 }
 
 /// The request queues of a device. They outlive the virtqueues in them.
-type Queues = KVec<Pin<KBox<Queue>>>;
+pub(crate) type Queues = KVec<Pin<KBox<Queue>>>;
 
 /// Gives the queues their virtqueues, starts the device, and waits for its first answer. May sleep.
 ///
 /// On failure the device may have to be stopped.
-fn start(device: &virtio::Device, queues: &Queues, counters: &Arc<Counters>) -> Result {
+fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<DeviceObserver>) -> Result {
     let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(queues.len())?;
     for (queue, mut virtqueue) in queues.iter().zip(virtqueues) {
         // SAFETY: The queue is boxed and pinned, and whoever drops it has called `stop` before.
@@ -250,7 +451,8 @@ fn start(device: &virtio::Device, queues: &Queues, counters: &Arc<Counters>) -> 
     // The device answers only when device memory is mapped, if it can be: see the specification.
     let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
     let queue = queues.first().ok_or(ENODEV)?;
-    submit_one(queue, nop, None, counters.clone(), WhenFull::Fail)?
+    let observers = Observers { device: observer.clone(), file: None };
+    submit_one(queue, nop, observers, WhenFull::Fail)?
         .wait_milliseconds(FIRST_ANSWER_MS).map(|_| ())
 }
 
@@ -303,7 +505,8 @@ impl Ward for Recovery {
         for queue in &*self.vdma.queues {
             match queue.tick() {
                 Health::Good => {}
-                Health::Late => late = true,
+                // Nobody may have looked: it is late only if the device has not done it.
+                Health::Late => late |= queue.reap() == 0 || queue.is_late(),
                 Health::Broken => broken = true,
             }
         }
@@ -343,6 +546,8 @@ impl Ward for Recovery {
 pub(crate) struct Bound {
     leash: Option<Leash>,
     node: Option<Pin<KBox<chardev::Registration<Vdma>>>>,
+    /// Goes before the counters that it shows.
+    _debugfs: Directory,
     vdma: Arc<Vdma>,
     number: Number,
 }
@@ -373,16 +578,20 @@ impl virtio::Driver for Driver {
             return Err(EINVAL);
         }
 
-        let timeout_ms = crate::module_parameters::timeout_ms.value();
+        let timeout_ms = compat::number(crate::module_parameters::timeout_ms.value());
         let watchdog = Watchdog::new(timeout_ms.div_ceil(PERIODS_PER_TIMEOUT))?;
         let mut queues = Queues::with_capacity(config.num_queues.get().into(), GFP_KERNEL)?;
         for _ in 0..config.num_queues.get() {
-            queues.push(KBox::pin_init(Queue::new(watchdog.clone()), GFP_KERNEL)?, GFP_KERNEL)?;
+            let number = queues.len() as u32;
+            let queue = KBox::pin_init(Queue::new(number, watchdog.clone()), GFP_KERNEL)?;
+            queues.push(queue, GFP_KERNEL)?;
         }
         let queues = Arc::new(queues, GFP_KERNEL)?;
-        let counters = Arc::new(Counters::new(), GFP_KERNEL)?;
+        let number = Number::allocate()?;
+        let observer = DeviceObserver::new(number.0)?;
+        let (reach, dma_bits) = dma_reach(device)?;
         let mut on_error = StopOnError { device, queues: queues.clone(), dismissed: false };
-        start(device, &queues, &counters).inspect_err(|error| {
+        start(device, &queues, &observer).inspect_err(|error| {
             dev_err!(dev, "no answer to the first request: {:?}; is the backend alive?\n", error);
         })?;
         let queue = queues.first().ok_or(ENODEV)?;
@@ -393,33 +602,50 @@ impl virtio::Driver for Driver {
         let bar = device
             .shared_memory(SHMEM_ID_DEVICE_MEMORY)
             .filter(|_| mapped)
-            .and_then(Bar::new);
+            .map(|region| {
+                Bar::new(region, config.memory_size.get())
+                    .and_then(|bar| Ok(KBox::pin_init(bar, GFP_KERNEL)?))
+            })
+            .transpose()
+            .unwrap_or_else(|error| {
+                dev_warn!(dev, "the BAR cannot be mapped: {:?}\n", error);
+                None
+            });
         let segments = config.max_segments.get().min(queue_size).saturating_sub(FIXED_SEGMENTS);
         let info = DeviceInfo {
             features: device.features(),
             memory_size: config.memory_size.get(),
             operations: config.operations.get(),
-            bar_address: bar.map_or(0, |bar| bar.address()),
-            bar_size: bar.map_or(0, |bar| bar.size()),
+            bar_address: bar.as_ref().map_or(0, |bar| bar.address()),
+            bar_size: bar.as_ref().map_or(0, |bar| bar.size()),
             num_queues: queues.len() as u32,
             queue_size,
             max_segments: segments.max(1),
             max_transfer: config.max_transfer.get() & !(kernel::page::PAGE_SIZE as u32 - 1),
             state: config.state.get(),
-            dma_bits: device.dma_bits(),
+            dma_bits,
+        };
+        let has_bar = bar.is_some();
+        let limits = Limits {
+            bytes: info.max_transfer as usize,
+            entries: info.max_segments as usize,
+            entry: device.max_segment(),
         };
         let vdma = Arc::pin_init(
             try_pin_init!(Vdma {
                 queues: queues.clone(),
+                queue_of_cpu: queues_of_cpus(device, queues.len())?,
                 info,
-                max_segment: device.max_segment(),
+                limits,
+                reach,
                 bar,
-                counters,
+                observer,
+                patience: Patience::new(compat::number(crate::module_parameters::poll_us.value())),
                 space <- SharedSpace::new(),
             }? Error),
             GFP_KERNEL,
         )?;
-        let mut bound = Bound::new(device, vdma.clone())?;
+        let mut bound = Bound::new(device, vdma.clone(), number)?;
         let recovery = Recovery { device: device.into(), vdma };
         bound.leash = Some(watchdog.watch(Arc::new(recovery, GFP_KERNEL)?));
         on_error.dismissed = true;
@@ -430,7 +656,7 @@ impl virtio::Driver for Driver {
             info.memory_size >> 20,
             info.num_queues,
             info.queue_size,
-            if bar.is_some() { "mapped in a BAR" } else { "no BAR: mmap is not available" }
+            if has_bar { "mapped in a BAR" } else { "no BAR: mmap is not available" }
         );
         Ok(bound)
     }
@@ -443,7 +669,7 @@ impl virtio::Driver for Driver {
     }
 
     fn resume(device: &virtio::Device, bound: &Bound) -> Result {
-        start(device, &bound.vdma.queues, &bound.vdma.counters).inspect_err(|_| {
+        start(device, &bound.vdma.queues, &bound.vdma.observer).inspect_err(|_| {
             bound.vdma.give_up();
             stop(device, &bound.vdma.queues, ENODEV);
         })
@@ -460,16 +686,49 @@ impl virtio::Driver for Driver {
 }
 
 impl Bound {
-    fn new(device: &virtio::Device, vdma: Arc<Vdma>) -> Result<KBox<Self>> {
-        let number = Number::allocate()?;
+    fn new(device: &virtio::Device, vdma: Arc<Vdma>, number: Number) -> Result<KBox<Self>> {
         let name = CString::try_from_fmt(fmt!("vdma{}", number.0))?;
         let parent = device.as_device_ptr();
         // SAFETY: The node is removed in `remove`, while the device is still there; the operations
         // for `Vdma` are installed when the module is loaded.
         let node = unsafe { chardev::Registration::new(name, vdma.clone(), parent) };
         let node = KBox::pin_init(node, GFP_KERNEL)?;
-        Ok(KBox::new(Self { leash: None, node: Some(node), vdma, number }, GFP_KERNEL)?)
+        let debugfs = Directory::new(vdma.observer.clone(), vdma.queues.clone())?;
+        let bound = Self { leash: None, node: Some(node), _debugfs: debugfs, vdma, number };
+        Ok(KBox::new(bound, GFP_KERNEL)?)
     }
+}
+
+/// What the device can reach, and in how many bits: the parameter `dma_bits`, up to what the transport
+/// can do.
+///
+/// Where the device uses the DMA API the mask is handed to it, and it sees to bouncing.
+fn dma_reach(device: &virtio::Device) -> Result<(Reach, u32)> {
+    let wanted = compat::number(crate::module_parameters::dma_bits.value());
+    let Some(reach) = Reach::of_bits(wanted) else {
+        dev_err!(device.as_device(), "dma_bits is {}, and has to be from 24 to 64\n", wanted);
+        return Err(EINVAL);
+    };
+    if device.uses_dma_api() {
+        if wanted < u64::BITS {
+            device.set_dma_bits(wanted)?;
+        }
+        let all = Reach::of_bits(u64::BITS).ok_or(EINVAL)?;
+        return Ok((all, device.dma_bits()));
+    }
+    Ok((reach, wanted.min(device.dma_bits())))
+}
+
+/// The queue of each CPU: the one whose interrupt comes to it, where the transport spreads them.
+fn queues_of_cpus(device: &virtio::Device, queues: usize) -> Result<KVec<usize>> {
+    // SAFETY: The number of possible CPUs does not change.
+    let cpus = unsafe { bindings::nr_cpu_ids } as usize;
+    let mut map = KVec::with_capacity(cpus, GFP_KERNEL)?;
+    for cpu in 0..cpus {
+        let queue = device.queue_of_cpu(queues, cpu).unwrap_or(cpu % queues.max(1));
+        map.push(queue, GFP_KERNEL)?;
+    }
+    Ok(map)
 }
 
 fn read_config(device: &virtio::Device) -> Config {

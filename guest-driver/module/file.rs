@@ -3,28 +3,56 @@
 //! An open file of `/dev/vdmaN`.
 
 use crate::{
-    chardev::{FileOperations, Io, Iocb, Opening},
-    counters::{Counters, Direction},
-    device::Vdma,
+    anonfile::{with_descriptor, NewFile},
+    buffer::{Buffer, BufferFile, BufferTable},
+    chardev::{FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
+    command::{self, BatchCommands, CallerMemory, Job, Memory, Rights},
+    counters::Direction,
+    device::{Submit, Vdma},
+    eventfd::EventFd,
     ioctl,
+    observe::{FileObserver, Observers},
     pages::Buffers,
     protocol::{
-        Operation, Statistics, IOCTL_DEVICE_STATISTICS, IOCTL_FILE_STATISTICS, IOCTL_INFO,
+        Allocation, Command, Registration, Statistics, Trace, IOCTL_ALLOCATE_BUFFER,
+        IOCTL_CACHE_MODE, IOCTL_DEVICE_STATISTICS, IOCTL_EVENTFD, IOCTL_EXPLAIN,
+        IOCTL_FILE_STATISTICS, IOCTL_IMPORT_BUFFER, IOCTL_INFO, IOCTL_MAP_MODE,
+        IOCTL_REGISTER_BUFFER, IOCTL_RELEASE_BUFFER, IOCTL_RUN, IOCTL_RUN_BATCH, IOCTL_TRACE,
+        MAP_EAGER, MAP_LAZY, NO_FILE, URING_RUN,
     },
     queue::WhenFull,
-    transfer::Transfer,
-    vma::{NewMapping, SpaceGuard},
+    trace::TraceFile,
+    transfer::{Completer, Transfer},
+    uring::Submission,
+    vma::{Fault, FaultResult, Mappable, NewMapping, SpaceGuard},
 };
-use kernel::{prelude::*, seq_file::SeqFile, seq_print, sync::Arc};
+use kernel::{
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    sync::{
+        aref::ARef,
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
+};
 
 /// What an open file keeps.
 pub(crate) struct OpenFile {
     device: Arc<Vdma>,
-    counters: Arc<Counters>,
+    observer: Arc<FileObserver>,
+    buffers: Pin<KBox<BufferTable>>,
+    /// How later mappings are filled: `MAP_*`.
+    map_mode: Atomic<u32>,
+    rights: Rights,
     _space: SpaceGuard,
 }
 
 impl OpenFile {
+    fn observers(&self) -> Observers {
+        Observers { device: self.device.observer().clone(), file: Some(self.observer.clone()) }
+    }
+
     /// Moves the caller's buffers to or from device memory.
     ///
     /// The pages are pinned and the requests submitted in the caller's context. An asynchronous call
@@ -43,6 +71,14 @@ impl OpenFile {
         }
         buffers.truncate(usize::try_from(left).unwrap_or(usize::MAX));
 
+        if let Some(copied) = self.device.copy_inline(direction, position, &mut buffers) {
+            let bytes = copied?;
+            self.observers().count(|counters| {
+                counters.inline_copies.add(1);
+                counters.moved(direction, bytes);
+            });
+            return Ok(Io::Done(bytes));
+        }
         let when_full = if iocb.no_wait() { WhenFull::Fail } else { WhenFull::Wait };
         if when_full == WhenFull::Fail && !self.device.fits_one_request(&buffers) {
             // Split transfers may have to wait half-way; a caller that may not wait tries again from
@@ -54,26 +90,223 @@ impl OpenFile {
         let interruptible = buffers.will_pin();
         let asynchronous = iocb.asynchronous();
         let queued = asynchronous.is_some();
-        let transfer = Transfer::new(
-            asynchronous,
-            Some(self.counters.clone()),
-            self.device.counters().clone(),
-        )?;
-        let submitted = self.device.submit_all(&transfer, direction, position, &mut buffers, when_full);
-        let length = match submitted {
-            Ok(length) => length,
-            Err(error) => {
-                transfer.cancel();
-                return Err(error);
-            }
+        let (operation, verified) = self.device.verifying(direction);
+        let job =
+            Job { operation, offset: position, length: buffers.len() as u64, argument: 0 };
+        let (combine, value) = job.combination();
+        let completer = asynchronous.map(Completer::Iocb);
+        let transfer = Transfer::new(completer, self.observers(), combine, value)?;
+        let data = Memory::Caller(buffers);
+        let (outgoing, incoming) = match direction {
+            Direction::Write => (data, Memory::None),
+            _ => (Memory::None, data),
         };
-        transfer.submitted(length);
+        // Only who is asynchronous may leave the looking to others: a plain call looks itself.
+        let polled = iocb.polled() && queued;
+        let submit = Submit { when_full, polled, verified };
+        self.device.submit(&transfer, &job, outgoing, incoming, submit)?;
         if queued {
             return Ok(Io::Queued);
+        }
+        if interruptible {
+            self.device.look_for(&transfer, iocb.polled(), &self.observer.counters);
         }
         let bytes =
             if interruptible { transfer.wait_interruptible()? } else { transfer.wait()? };
         Ok(Io::Done(bytes))
+    }
+
+    /// Starts the command at `address` in user space.
+    fn start(
+        &self,
+        address: u64,
+        completer: Option<Completer>,
+        when_full: WhenFull,
+    ) -> Result<ARef<Transfer>> {
+        let command: Command = command::read(address)?;
+        let mut scratch = [CallerMemory::empty(), CallerMemory::empty()];
+        let info = self.device.info();
+        let checked = command::check(
+            &command,
+            info.operations,
+            info.memory_size,
+            self.rights,
+            &self.buffers,
+            &mut scratch,
+        )?;
+        let (combine, value) = checked.job.combination();
+        let transfer = Transfer::new(completer, self.observers(), combine, value)?;
+        let submit = Submit { when_full, polled: false, verified: false };
+        self.device
+            .submit(&transfer, &checked.job, checked.outgoing, checked.incoming, submit)?;
+        Ok(transfer)
+    }
+
+    fn run(&self, address: usize) -> Result<isize> {
+        let transfer = self.start(address as u64, None, WhenFull::Wait)?;
+        let result = match transfer.wait_interruptible() {
+            Err(error) if !transfer.is_done() => return Err(error),
+            result => result,
+        };
+        command::write_results(address as u64, result.map(|bytes| bytes as i64), transfer.value())?;
+        Ok(0)
+    }
+
+    fn run_batch(&self, address: usize) -> Result<isize> {
+        let commands = BatchCommands::read(address)?;
+        let mut started = KVVec::new();
+        for address in commands.addresses() {
+            started.push((address, self.start(address, None, WhenFull::Wait)), GFP_KERNEL)?;
+        }
+        let mut done = 0;
+        for (address, started) in &started {
+            let (result, value) = match started {
+                Ok(transfer) => {
+                    let result = transfer.wait_interruptible();
+                    if !transfer.is_done() {
+                        // The rest goes on by itself; what is done is reported.
+                        break;
+                    }
+                    (result.map(|bytes| bytes as i64), transfer.value())
+                }
+                Err(error) => (Err(*error), 0),
+            };
+            command::write_results(*address, result, value)?;
+            done += 1;
+        }
+        BatchCommands::write_done(address, done)?;
+        if done == 0 && !started.is_empty() {
+            return Err(EINTR);
+        }
+        Ok(0)
+    }
+
+    /// Adds a buffer to the file's.
+    fn add_buffer(&self, buffer: Arc<Buffer>) -> Result<u32> {
+        let id = self.buffers.insert(buffer)?;
+        self.observers().count(|counters| counters.buffers.add(1));
+        Ok(id)
+    }
+
+    fn remove_buffer(&self, id: u32) -> Result {
+        drop(self.buffers.remove(id)?);
+        self.observers().count(|counters| counters.buffers.subtract(1));
+        Ok(())
+    }
+
+    fn register_buffer(&self, address: usize) -> Result<isize> {
+        let mut registration: Registration = ioctl::question(address)?;
+        if registration.reserved != 0 {
+            return Err(EINVAL);
+        }
+        let buffer = Buffer::register(registration.address, registration.length)?;
+        registration.id = self.add_buffer(Arc::new(buffer, GFP_KERNEL)?)?;
+        ioctl::answer(&registration, address).inspect_err(|_| {
+            let _ = self.remove_buffer(registration.id);
+        })
+    }
+
+    fn allocate_buffer(&self, address: usize) -> Result<isize> {
+        let mut allocation: Allocation = ioctl::question(address)?;
+        if allocation.reserved != 0 {
+            return Err(EINVAL);
+        }
+        let buffer = Arc::new(Buffer::allocate(allocation.length)?, GFP_KERNEL)?;
+        let file = NewFile::new(BufferFile(buffer.clone()), true)?.reserve()?;
+        allocation.length = buffer.length() as u64;
+        allocation.runs = buffer.runs() as u32;
+        allocation.file = file.descriptor();
+        allocation.id = self.add_buffer(buffer)?;
+        match ioctl::answer(&allocation, address) {
+            Ok(_) => {
+                file.install();
+                Ok(0)
+            }
+            Err(error) => {
+                self.remove_buffer(allocation.id)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn import_buffer(&self, address: usize) -> Result<isize> {
+        let mut allocation: Allocation = ioctl::question(address)?;
+        if allocation.reserved != 0 {
+            return Err(EINVAL);
+        }
+        let buffer =
+            with_descriptor::<BufferFile, _>(allocation.file, |file| file.0.clone())?;
+        allocation.length = buffer.length() as u64;
+        allocation.runs = buffer.runs() as u32;
+        allocation.id = self.add_buffer(buffer)?;
+        ioctl::answer(&allocation, address).inspect_err(|_| {
+            let _ = self.remove_buffer(allocation.id);
+        })
+    }
+
+    fn open_trace(&self, address: usize) -> Result<isize> {
+        ioctl::require_administrator()?;
+        let file = NewFile::new(TraceFile::new(self.device.observer().clone())?, false)?.reserve()?;
+        let trace =
+            Trace { length: TraceFile::LENGTH as u64, file: file.descriptor(), reserved: 0 };
+        ioctl::answer(&trace, address)?;
+        file.install();
+        Ok(0)
+    }
+
+    fn set_event(&self, descriptor: u32) -> Result<isize> {
+        let event = match descriptor {
+            NO_FILE => None,
+            descriptor => Some(EventFd::from_descriptor(descriptor)?),
+        };
+        self.observer.set_event(event);
+        Ok(0)
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let buffers = self.buffers.count();
+        self.observers().count(|counters| counters.buffers.subtract(buffers));
+    }
+}
+
+impl Mmap for OpenFile {
+    fn map(&self, mapping: NewMapping<'_>) -> Result {
+        // SAFETY: This is the state of the file that is being mapped.
+        unsafe { self.device.map::<Self>(mapping, self.map_mode.load(Relaxed)) }
+    }
+}
+
+impl Mappable for OpenFile {
+    fn mapped(&self) -> Result {
+        // Whoever is too late to be found by removal is turned away here.
+        self.device.space().while_open(|| self.duplicated()).ok_or(ENODEV)
+    }
+
+    fn duplicated(&self) {
+        self.device.count_mapping(true);
+        self.observers().count(|counters| counters.mappings.add(1));
+    }
+
+    fn unmapped(&self) {
+        self.device.count_mapping(false);
+        self.observers().count(|counters| counters.mappings.subtract(1));
+    }
+
+    fn fault(&self, fault: Fault<'_>) -> FaultResult {
+        let huge = fault.is_huge();
+        let result = self.device.fault(fault);
+        if result.is_mapped() {
+            self.observers().count(|counters| {
+                if huge {
+                    counters.huge_faults.add(1);
+                } else {
+                    counters.faults.add(1);
+                }
+            });
+        }
+        result
     }
 }
 
@@ -81,9 +314,19 @@ impl FileOperations for OpenFile {
     type Device = Vdma;
 
     fn open(device: Arc<Vdma>, opening: &Opening) -> Result<Self> {
+        let buffers = KBox::pin_init(BufferTable::new(), GFP_KERNEL)?;
+        let observer = FileObserver::new()?;
+        let (read, write) = opening.access();
         // SAFETY: These are the arguments of `->open`.
         let space = unsafe { device.space().adopt(opening.inode, opening.file) };
-        Ok(Self { device, counters: Arc::new(Counters::new(), GFP_KERNEL)?, _space: space })
+        Ok(Self {
+            device,
+            observer,
+            buffers,
+            map_mode: Atomic::new(MAP_EAGER),
+            rights: Rights { read, write },
+            _space: space,
+        })
     }
 
     fn read(&self, iocb: Iocb<'_>, buffers: Buffers<'_>) -> Result<Io> {
@@ -99,47 +342,76 @@ impl FileOperations for OpenFile {
     }
 
     fn sync(&self) -> Result {
-        self.device.run(Operation::Flush, 0, 0, 0, Some(self.counters.clone()))
-    }
-
-    fn map(&self, mapping: NewMapping<'_>) -> Result {
-        self.device.map(mapping)
+        self.device.flush(self.observers())
     }
 
     fn ioctl(&self, command: u32, argument: usize) -> Result<isize> {
         match command {
             IOCTL_INFO => ioctl::answer(self.device.info(), argument),
-            IOCTL_FILE_STATISTICS => ioctl::answer(&self.counters.snapshot(), argument),
-            IOCTL_DEVICE_STATISTICS => ioctl::answer(&self.device.counters().snapshot(), argument),
+            IOCTL_FILE_STATISTICS => ioctl::answer(&self.observer.counters.snapshot(), argument),
+            IOCTL_DEVICE_STATISTICS => {
+                ioctl::answer(&self.device.observer().counters.snapshot(), argument)
+            }
+            IOCTL_MAP_MODE => match ioctl::choice(argument)? {
+                mode @ (MAP_EAGER | MAP_LAZY) => {
+                    self.map_mode.store(mode, Relaxed);
+                    Ok(0)
+                }
+                _ => Err(EINVAL),
+            },
+            IOCTL_CACHE_MODE => {
+                let cache = ioctl::choice(argument)?;
+                ioctl::require_administrator()?;
+                self.device.set_cache(cache).map(|()| 0)
+            }
+            IOCTL_RUN => self.run(argument),
+            IOCTL_RUN_BATCH => self.run_batch(argument),
+            IOCTL_REGISTER_BUFFER => self.register_buffer(argument),
+            IOCTL_ALLOCATE_BUFFER => self.allocate_buffer(argument),
+            IOCTL_IMPORT_BUFFER => self.import_buffer(argument),
+            IOCTL_RELEASE_BUFFER => {
+                self.remove_buffer(ioctl::choice(argument)?).map(|()| 0)
+            }
+            IOCTL_TRACE => self.open_trace(argument),
+            IOCTL_EXPLAIN => {
+                ioctl::require_administrator()?;
+                self.device.explain(argument)
+            }
+            IOCTL_EVENTFD => self.set_event(ioctl::choice(argument)?),
             _ => Err(ENOTTY),
         }
     }
 
+    fn command(&self, submission: &Submission) -> Result {
+        if submission.operation() != URING_RUN {
+            return Err(ENOTTY);
+        }
+        let when_full = if submission.no_wait() { WhenFull::Fail } else { WhenFull::Wait };
+        let completer = Completer::Command(submission.queue());
+        self.start(submission.address(), Some(completer), when_full).map(|_| ())
+    }
+
+    fn look(&self) -> usize {
+        let found = self.device.look();
+        self.observers().count(|counters| counters.polled.add(found));
+        found
+    }
+
+    fn poll(&self, poll: &Poll<'_>) -> Readiness {
+        self.device.poll(poll)
+    }
+
     fn show(&self, out: &SeqFile) {
-        let Statistics {
-            submitted,
-            completed,
-            failed,
-            bytes_read,
-            bytes_written,
-            pages_pinned,
-            segments,
-            in_flight,
-            in_flight_max,
-            queue_full,
-        } = self.counters.snapshot();
-        seq_print!(
-            out,
-            "vdma-submitted:\t{submitted}\n\
-             vdma-completed:\t{completed}\n\
-             vdma-failed:\t{failed}\n\
-             vdma-bytes-read:\t{bytes_read}\n\
-             vdma-bytes-written:\t{bytes_written}\n\
-             vdma-pages-pinned:\t{pages_pinned}\n\
-             vdma-segments:\t{segments}\n\
-             vdma-in-flight:\t{in_flight}\n\
-             vdma-in-flight-max:\t{in_flight_max}\n\
-             vdma-queue-full:\t{queue_full}\n"
-        );
+        let statistics = self.observer.counters.snapshot();
+        for (name, value) in Statistics::NAMES.into_iter().zip(statistics.values()) {
+            seq_print!(out, "vdma-");
+            for part in name.split_inclusive('_') {
+                match part.strip_suffix('_') {
+                    Some(part) => seq_print!(out, "{part}-"),
+                    None => seq_print!(out, "{part}"),
+                }
+            }
+            seq_print!(out, ":\t{value}\n");
+        }
     }
 }

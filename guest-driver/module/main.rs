@@ -7,26 +7,37 @@
 
 use kernel::prelude::*;
 
+mod anonfile;
 mod bar;
 mod bindings;
+mod bounce;
+mod buffer;
 mod chardev;
+mod command;
 mod compat;
 mod counters;
+mod debugfs;
+mod deferred;
 mod device;
+mod eventfd;
+mod explain;
 mod file;
 mod ioctl;
 mod log;
+mod looking;
+mod observe;
 mod pages;
 #[path = "../../protocol/src/wire/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod protocol;
 mod queue;
-mod redirty;
 mod request;
 mod scatterlist;
 mod slab;
 mod spinlock;
+mod trace;
 mod transfer;
+mod uring;
 mod virtio;
 mod vma;
 mod wait;
@@ -43,14 +54,31 @@ module! {
             default: 30000,
             description: "Milliseconds after which an unanswered request makes the driver reset the device (0: never)",
         },
+        dma_bits: u32 {
+            default: 64,
+            description: "Width of the addresses that the device can reach, 24 to 64: pages beyond are bounced",
+        },
+        inline_bytes: u32 {
+            default: 0,
+            description: "Largest read or write that the CPU copies through the BAR, without a request",
+        },
+        poll_us: u32 {
+            default: 0,
+            description: "Microseconds for which a plain read or write looks for its completion before it sleeps, while that pays",
+        },
+        verify: u32 {
+            default: 0,
+            description: "1: compare the device's CRC32C of each read and write with the CPU's (EIO if they differ)",
+        },
     },
 }
 
 /// What the loaded module owns. Fields are dropped in this order: first no device is driven any
-/// more, then nothing is left to redirty, then no object of a cache is in use.
+/// more, then no work is left, then no object of a cache is in use.
 struct VirtioDma {
     _driver: Pin<KBox<virtio::Registration<device::Driver>>>,
-    _redirty: redirty::Worker,
+    _debugfs: debugfs::Root,
+    _deferred: deferred::Worker,
     _transfers: slab::Registration<transfer::Transfer>,
     _requests: slab::Registration<request::Request>,
 }
@@ -59,11 +87,15 @@ impl kernel::Module for VirtioDma {
     fn init(module: &'static ThisModule) -> Result<Self> {
         let requests = slab::Registration::new(c"vdma_request")?;
         let transfers = slab::Registration::new(c"vdma_transfer")?;
-        let redirty = redirty::Worker::new()?;
+        let deferred = deferred::Worker::new()?;
         chardev::Operations::install::<file::OpenFile>(module);
+        anonfile::install::<buffer::BufferFile>(module);
+        anonfile::install::<trace::TraceFile>(module);
+        let debugfs = debugfs::Root::new()?;
         Ok(Self {
             _driver: KBox::pin_init(virtio::Registration::new(c"virtio_dma", module), GFP_KERNEL)?,
-            _redirty: redirty,
+            _debugfs: debugfs,
+            _deferred: deferred,
             _transfers: transfers,
             _requests: requests,
         })

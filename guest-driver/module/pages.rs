@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pinning the pages behind a caller's buffers, and letting them go.
+//! The pages of a request: pinned, lent by their owner, or those of a buffer.
 
 use crate::{
     bindings::{
-        vdma_iov_iter_count, vdma_iov_iter_truncate, vdma_iov_iter_will_pin, vdma_pages_are_dirty,
-        vdma_pages_mark_dirty,
+        crc32c, vdma_get_page, vdma_iov_iter_count, vdma_iov_iter_truncate,
+        vdma_iov_iter_will_pin, vdma_page_address, vdma_page_is_anonymous, vdma_page_is_huge,
+        vdma_page_to_phys, vdma_pages_are_dirty, vdma_pages_mark_dirty, vdma_put_page,
     },
+    bounce::{Bounced, Reach},
+    buffer::Buffer,
+    deferred,
     scatterlist::SgList,
 };
 use core::{marker::PhantomData, ptr};
-use kernel::{bindings, page::PAGE_SIZE, prelude::*};
+use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Arc};
 
 /// Pages that one call of [`Buffers::pin_into`] takes at a time; their pointers are on the stack.
 const BATCH: usize = 32;
@@ -29,6 +33,77 @@ impl Page {
 
     pub(crate) fn as_ptr(self) -> *mut bindings::page {
         self.0
+    }
+
+    /// The page of the frame that is `count` frames further on, in a run of pages that has it.
+    pub(crate) fn nth(self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count))
+    }
+
+    /// The first `count` pages of a run that begins with this one.
+    pub(crate) fn run(self, count: usize) -> impl Iterator<Item = Self> {
+        (0..count).map(move |index| self.nth(index))
+    }
+
+    /// Whether `next` follows the run of `count` pages that begins with this one.
+    pub(crate) fn is_followed_by(self, count: usize, next: Self) -> bool {
+        self.nth(count) == next
+    }
+
+    /// Takes a reference, which [`Page::put`] gives back.
+    pub(crate) fn get(self) {
+        // SAFETY: Whoever has the page here holds it.
+        unsafe { vdma_get_page(self.0) }
+    }
+
+    /// Gives a reference back that the caller has: the last one frees the page. Any context.
+    pub(crate) fn put(self) {
+        // SAFETY: The caller has a reference, and gives it up.
+        unsafe { vdma_put_page(self.0) }
+    }
+
+    /// Address of the frame in physical memory.
+    pub(crate) fn physical_address(self) -> u64 {
+        // SAFETY: Any page has a frame.
+        unsafe { vdma_page_to_phys(self.0) }
+    }
+
+    /// Address of the frame in the kernel's direct map, 0 for one that is not there.
+    pub(crate) fn kernel_address(self) -> usize {
+        // SAFETY: Any page may be asked.
+        unsafe { vdma_page_address(self.0) as usize }
+    }
+
+    /// Whether the page is part of a huge one. The caller holds the page.
+    pub(crate) fn is_huge(self) -> bool {
+        // SAFETY: The page is held.
+        unsafe { vdma_page_is_huge(self.0) }
+    }
+
+    /// Whether the page belongs to no file. The caller holds the page.
+    pub(crate) fn is_anonymous(self) -> bool {
+        // SAFETY: The page is held.
+        unsafe { vdma_page_is_anonymous(self.0) }
+    }
+
+    /// Lets the CPU at the bytes of the page, wherever it is (`kmap_local_page`). Any context. Others
+    /// (the page's user, the device) may access them at the same time.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the page; `offset + length` is at most the page size.
+    pub(crate) unsafe fn with_bytes<R>(
+        self,
+        offset: usize,
+        length: usize,
+        f: impl FnOnce(*mut u8, usize) -> R,
+    ) -> R {
+        // SAFETY: The page is held. Mappings are undone in the reverse order, by this task.
+        let address = unsafe { bindings::kmap_local_page(self.0) };
+        let result = f(address.cast::<u8>().wrapping_add(offset), length);
+        // SAFETY: It was mapped above.
+        unsafe { bindings::kunmap_local(address) };
+        result
     }
 }
 
@@ -70,6 +145,18 @@ impl Buffers<'_> {
     pub(crate) fn will_pin(&self) -> bool {
         // SAFETY: Valid by the type's invariant.
         unsafe { vdma_iov_iter_will_pin(self.raw) }
+    }
+
+    /// Copies `bytes` to the buffers; returns how many there was memory for. May sleep.
+    pub(crate) fn copy_to(&mut self, bytes: &[u8]) -> usize {
+        // SAFETY: Both are valid; no more bytes are left in the buffers than are copied to them.
+        unsafe { bindings::_copy_to_iter(bytes.as_ptr().cast(), bytes.len(), self.raw) }
+    }
+
+    /// Fills `bytes` from the buffers; returns how many there was memory for. May sleep.
+    pub(crate) fn copy_from(&mut self, bytes: &mut [u8]) -> usize {
+        // SAFETY: Both are valid.
+        unsafe { bindings::_copy_from_iter(bytes.as_mut_ptr().cast(), bytes.len(), self.raw) }
     }
 
     /// Takes pages off the buffers, pins them where that is needed, and appends them to `list`, until
@@ -123,20 +210,30 @@ impl Buffers<'_> {
     }
 }
 
-/// Pages in a scatter-gather list, held until this is dropped: pinned (`FOLL_PIN`) if they are a
-/// user's, otherwise held by their owner.
+/// Why pages stay where they are while the device uses them.
+enum Hold {
+    /// Their owner sees to it until the call completes.
+    Lent,
+    /// They are pinned (`FOLL_PIN`): so many.
+    Pinned(usize),
+    /// They are part of a buffer. Always there, but when the last of this is dropped.
+    Buffer(Option<Arc<Buffer>>),
+}
+
+/// Pages in a scatter-gather list, held until this is dropped.
 ///
-/// Dropping unpins, which is allowed in any context, for it takes no folio lock.
+/// Dropping is allowed in any context, for it takes no folio lock.
 pub(crate) struct HeldPages {
     list: SgList,
-    pinned: bool,
-    pages: usize,
+    hold: Hold,
+    /// What the device gets instead, where it cannot reach the pages.
+    bounced: Option<KBox<Bounced>>,
 }
 
 impl HeldPages {
     /// No pages.
     pub(crate) fn none() -> Result<Self> {
-        Ok(Self { list: SgList::with_room(0)?, pinned: false, pages: 0 })
+        Ok(Self { list: SgList::with_room(0)?, hold: Hold::Lent, bounced: None })
     }
 
     /// Takes up to `max_bytes` off `buffers`, in up to `max_entries` entries of up to `max_entry`
@@ -148,19 +245,53 @@ impl HeldPages {
         max_entry: usize,
     ) -> Result<Self> {
         let list = SgList::with_room(buffers.page_bound(max_entries))?;
-        let mut held = Self { list, pinned: buffers.will_pin(), pages: 0 };
-        match buffers.pin_into(&mut held.list, max_bytes, max_entry) {
-            Ok(pages) => held.pages = pages,
+        let pins = buffers.will_pin();
+        let hold = if pins { Hold::Pinned(0) } else { Hold::Lent };
+        let mut held = Self { list, hold, bounced: None };
+        let taken = buffers.pin_into(&mut held.list, max_bytes, max_entry);
+        let pages = match taken {
+            Ok(pages) => pages,
             // What came before the bad address is a request of its own; the error comes back with
             // the next, which begins there.
-            Err(_) if held.list.bytes() > 0 => held.pages = held.count_pages(),
+            Err(_) if held.list.bytes() > 0 => held.list.page_runs().map(|(_, count)| count).sum(),
             Err(error) => return Err(error),
+        };
+        if pins {
+            held.hold = Hold::Pinned(pages);
         }
         Ok(held)
     }
 
-    fn count_pages(&self) -> usize {
-        self.list.page_runs().map(|(_, count)| count).sum()
+    /// The pages behind up to `max_bytes` of `buffer` from `offset` on, with limits as for
+    /// [`HeldPages::take`]. May sleep.
+    pub(crate) fn of_buffer(
+        buffer: &Arc<Buffer>,
+        offset: usize,
+        max_bytes: usize,
+        max_entries: usize,
+        max_entry: usize,
+    ) -> Result<Self> {
+        let list = buffer.sg_list(offset, max_bytes, max_entries, max_entry)?;
+        Ok(Self { list, hold: Hold::Buffer(Some(buffer.clone())), bounced: None })
+    }
+
+    /// Puts pages that the device can reach in the place of those that it cannot; with `outgoing`, the
+    /// bytes that the device is to read are copied there. May sleep.
+    pub(crate) fn bring_within(&mut self, reach: Reach, outgoing: bool) -> Result {
+        self.bounced = Bounced::new(&self.list, reach)?;
+        if let Some(bounced) = self.bounced.as_ref().filter(|_| outgoing) {
+            // SAFETY: The pages are held by this object.
+            unsafe { bounced.copy_out() };
+        }
+        Ok(())
+    }
+
+    /// Copies what the device has written where it belongs, if it wrote elsewhere. Any context.
+    pub(crate) fn fetch_bounced(&self) {
+        if let Some(bounced) = &self.bounced {
+            // SAFETY: The pages are held by this object.
+            unsafe { bounced.copy_in() };
+        }
     }
 
     /// Bytes that the pages cover.
@@ -170,11 +301,20 @@ impl HeldPages {
 
     /// Pages that are pinned here.
     pub(crate) fn pinned_pages(&self) -> usize {
-        if self.pinned {
-            self.pages
-        } else {
-            0
+        match self.hold {
+            Hold::Pinned(pages) => pages,
+            _ => 0,
         }
+    }
+
+    /// Pages that are copied because the device cannot reach them.
+    pub(crate) fn bounced_pages(&self) -> usize {
+        self.bounced.as_ref().map_or(0, |bounced| bounced.pages())
+    }
+
+    /// Pages of the data.
+    pub(crate) fn pages(&self) -> usize {
+        self.list.page_runs().map(|(_, count)| count).sum()
     }
 
     /// Scatter-gather entries.
@@ -182,15 +322,27 @@ impl HeldPages {
         self.list.len()
     }
 
+    /// The list of the pages themselves.
+    pub(crate) fn list(&self) -> &SgList {
+        &self.list
+    }
+
     /// The list as the virtqueue wants it.
     pub(crate) fn sg_list(&mut self) -> *mut bindings::scatterlist {
-        self.list.terminate()
+        match &mut self.bounced {
+            Some(bounced) => bounced.sg_list(),
+            None => self.list.terminate(),
+        }
+    }
+
+    fn is_pinned(&self) -> bool {
+        matches!(self.hold, Hold::Pinned(_))
     }
 
     /// Marks the pages dirty, for the device is about to write, or has written, to them. May sleep
     /// (folio locks).
     pub(crate) fn mark_dirty(&self) {
-        if self.pinned {
+        if self.is_pinned() {
             for (page, count) in self.list.page_runs() {
                 // SAFETY: The pages are pinned by this object.
                 unsafe { vdma_pages_mark_dirty(page.as_ptr(), count) };
@@ -200,24 +352,47 @@ impl HeldPages {
 
     /// Whether all pages are (still) marked dirty. Any context.
     pub(crate) fn are_dirty(&self) -> bool {
-        !self.pinned
+        !self.is_pinned()
             || self.list.page_runs().all(|(page, count)| {
                 // SAFETY: The pages are pinned by this object.
                 unsafe { vdma_pages_are_dirty(page.as_ptr(), count) }
             })
     }
+
+    /// The CRC32C of the bytes, read by the CPU. Any context.
+    pub(crate) fn crc32c(&self) -> u32 {
+        let mut crc = !0;
+        for (page, offset, length) in self.list.pieces() {
+            // SAFETY: The pages are held by this object, and the piece is inside of its page.
+            unsafe {
+                page.with_bytes(offset, length, |bytes, length| {
+                    crc = crc32c(crc, bytes.cast(), length);
+                })
+            };
+        }
+        !crc
+    }
 }
 
 impl Drop for HeldPages {
     fn drop(&mut self) {
-        if !self.pinned {
-            return;
-        }
-        for (page, count) in self.list.page_runs() {
-            // SAFETY: Each entry holds one pin for each page that it touches, and the device is done
-            // with them: requests drop their pages only when they are in no queue. Without the last
-            // argument no lock is taken.
-            unsafe { bindings::unpin_user_page_range_dirty_lock(page.as_ptr(), count, false) };
+        match &mut self.hold {
+            Hold::Lent => {}
+            Hold::Pinned(_) => {
+                for (page, count) in self.list.page_runs() {
+                    // SAFETY: Each entry holds one pin for each page that it touches, and the device
+                    // is done with them: requests drop their pages only when they are in no queue.
+                    // Without the last argument no lock is taken.
+                    unsafe {
+                        bindings::unpin_user_page_range_dirty_lock(page.as_ptr(), count, false)
+                    };
+                }
+            }
+            Hold::Buffer(buffer) => {
+                if let Some(buffer) = buffer.take() {
+                    deferred::release(buffer);
+                }
+            }
         }
     }
 }

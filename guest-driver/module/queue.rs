@@ -12,12 +12,13 @@ use crate::{
 };
 use kernel::{
     bindings,
-    new_condvar,
+    new_poll_condvar,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
         lock::Guard,
-        Arc, CondVar,
+        poll::PollCondVar,
+        Arc,
     },
 };
 
@@ -72,6 +73,25 @@ struct Ring {
     gate: Gate,
     /// Tasks that wait for room.
     waiting: usize,
+    /// Somebody who looked found no room, and wants to hear of some.
+    starved: bool,
+    /// Requests in the ring whose submitters look for the completion.
+    polled: usize,
+    /// Tasks that look for completions all the time.
+    lookers: usize,
+}
+
+impl Ring {
+    /// Asks for interrupts if anybody depends on them; returns whether used requests are waiting
+    /// that may get none.
+    fn settle(&mut self) -> bool {
+        let only_polled = self.in_flight > 0 && self.in_flight == self.polled;
+        let needed = self.lookers == 0 && !only_polled;
+        match self.queue.as_mut() {
+            Some(queue) if needed => !queue.enable_interrupt(),
+            _ => false,
+        }
+    }
 }
 
 /// A request queue.
@@ -80,7 +100,8 @@ pub(crate) struct Queue {
     #[pin]
     ring: IrqSpinLock<Ring>,
     #[pin]
-    room: CondVar,
+    room: PollCondVar,
+    number: u32,
     /// Kicks that are being sent: the virtqueue may not be deleted under them.
     kicks: Atomic<i32>,
     /// Told when the device has broken the rules of the ring.
@@ -89,7 +110,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// A queue without a ring: [`Queue::open`] gives it one.
-    pub(crate) fn new(watchdog: Arc<Watchdog>) -> impl PinInit<Self> {
+    pub(crate) fn new(number: u32, watchdog: Arc<Watchdog>) -> impl PinInit<Self> {
         pin_init!(Self {
             ring <- new_irq_spinlock!(
                 Ring {
@@ -99,10 +120,14 @@ impl Queue {
                     epoch: 0,
                     gate: Gate::Paused,
                     waiting: 0,
+                    starved: false,
+                    polled: 0,
+                    lookers: 0,
                 },
                 "vdma_ring"
             ),
-            room <- new_condvar!("vdma_room"),
+            room <- new_poll_condvar!("vdma_room"),
+            number,
             kicks: Atomic::new(0),
             watchdog,
         })
@@ -130,6 +155,12 @@ impl Queue {
         }
     }
 
+    /// Whether a request of the oldest period is still there.
+    pub(crate) fn is_late(&self) -> bool {
+        let ring = self.ring.lock();
+        ring.ages[ring.epoch] > 0
+    }
+
     /// Runs `f` on the virtqueue, while there is one.
     pub(crate) fn with_virtqueue<R>(
         &self,
@@ -138,7 +169,8 @@ impl Queue {
         self.ring.lock().queue.as_mut().map(f)
     }
 
-    /// Hands a request to the device. Sleeps only with [`WhenFull::Wait`].
+    /// Hands a request to the device, which hears of it with the next [`Queue::kick`] at the latest.
+    /// Sleeps only with [`WhenFull::Wait`].
     ///
     /// On failure the request comes back: `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when
     /// the device is gone, `EIO` when it broke the rules of the ring, `ENOMEM`.
@@ -147,10 +179,11 @@ impl Queue {
         mut request: SlabBox<Request>,
         when_full: WhenFull,
     ) -> Result<(), (Error, SlabBox<Request>)> {
-        let (pages, segments) = request.extent();
         // Counted before the device sees the request, for it may come back at once.
-        request.transfer().request_submitted(pages, segments);
+        request.transfer().request_submitted(request.extent());
+        request.announce(self.number);
         let mut full_before = false;
+        let mut kicked = false;
         let mut ring = self.ring.lock();
         let error = loop {
             let state = &mut *ring;
@@ -167,17 +200,21 @@ impl Queue {
                 },
             };
             request.set_epoch(state.epoch);
+            let polled = request.is_polled();
             match queue.add(request) {
                 Ok(()) => {
+                    // The first request that needs an interrupt among some that do not asks for it.
+                    let first = !polled && state.polled > 0 && state.in_flight == state.polled;
+                    if polled && state.in_flight == 0 {
+                        queue.disable_interrupt();
+                    }
                     state.in_flight += 1;
+                    state.polled += usize::from(polled);
                     state.ages[state.epoch] += 1;
-                    let kick = queue.prepare_kick();
-                    if let Some(kick) = kick {
-                        self.kicks.add(1, Relaxed);
-                        drop(ring);
-                        // SAFETY: The queue is deleted only when `kicks` is zero.
-                        unsafe { kick.send() };
-                        let _ = self.kicks.fetch_sub(1, Release);
+                    let missed = first && state.settle();
+                    drop(ring);
+                    if missed {
+                        self.reap();
                     }
                     return Ok(());
                 }
@@ -192,6 +229,7 @@ impl Queue {
                 full_before = true;
                 request.transfer().queue_was_full();
             }
+            state.starved = true;
             if state.in_flight == 0 {
                 // Nothing will make room: there was no memory for the indirect descriptors, and the
                 // ring alone is too small.
@@ -199,6 +237,12 @@ impl Queue {
             }
             if when_full == WhenFull::Fail {
                 break EAGAIN;
+            }
+            // Nobody else may be about to kick what makes room when it is done.
+            if !kicked {
+                kicked = true;
+                ring = self.send_kick(ring);
+                continue;
             }
             match self.wait(ring) {
                 Ok(locked) => ring = locked,
@@ -209,10 +253,33 @@ impl Queue {
         Err((self.retract(&request, error), request))
     }
 
+    /// Tells the device of what was submitted, if it wants to be told. Any context; costs an exit from
+    /// the guest.
+    pub(crate) fn kick(&self) {
+        let mut ring = self.ring.lock();
+        let kick = ring.queue.as_mut().and_then(VirtQueue::prepare_kick);
+        if let Some(kick) = kick {
+            self.kicks.add(1, Relaxed);
+            drop(ring);
+            // SAFETY: The queue is deleted only when `kicks` is zero.
+            unsafe { kick.send() };
+            let _ = self.kicks.fetch_sub(1, Release);
+        }
+    }
+
+    /// [`Queue::kick`], with the lock let go meanwhile.
+    fn send_kick<'a>(
+        &'a self,
+        ring: Guard<'a, Ring, IrqSaveBackend>,
+    ) -> Guard<'a, Ring, IrqSaveBackend> {
+        drop(ring);
+        self.kick();
+        self.ring.lock()
+    }
+
     /// Takes back what was counted for a request that did not go.
     fn retract(&self, request: &SlabBox<Request>, error: Error) -> Error {
-        let (pages, segments) = request.extent();
-        request.transfer().request_retracted(pages, segments);
+        request.transfer().request_retracted(request.extent());
         error
     }
 
@@ -241,15 +308,16 @@ impl Queue {
     fn pop_batch(&self, batch: &mut [Option<(SlabBox<Request>, u32)>; BATCH]) -> bool {
         let mut ring = self.ring.lock();
         let state = &mut *ring;
-        let Some(queue) = state.queue.as_mut() else {
-            return false;
-        };
         let mut count = 0;
         let more = loop {
+            let Some(queue) = state.queue.as_mut() else {
+                return false;
+            };
             queue.disable_interrupt();
             while count < BATCH {
                 let Some(used) = queue.pop() else { break };
                 state.in_flight -= 1;
+                state.polled -= usize::from(used.0.is_polled());
                 state.ages[used.0.epoch()] -= 1;
                 batch[count] = Some(used);
                 count += 1;
@@ -261,16 +329,75 @@ impl Queue {
                 self.watchdog.alarm();
                 break false;
             }
-            if queue.enable_interrupt() {
+            if !state.settle() {
                 break false;
             }
         };
-        let wake = state.waiting > 0;
+        let wake = state.waiting > 0 || state.starved;
+        state.starved = false;
         drop(ring);
         if wake {
             self.room.notify_all();
         }
         more
+    }
+
+    /// Completes what the device has used, and returns how many that were. Any context.
+    pub(crate) fn reap(&self) -> usize {
+        let mut count = 0;
+        loop {
+            let mut batch = [const { None }; BATCH];
+            let more = self.pop_batch(&mut batch);
+            for (request, written) in batch.into_iter().flatten() {
+                count += 1;
+                request.complete(written);
+            }
+            if !more {
+                return count;
+            }
+        }
+    }
+
+    /// [`Queue::reap`] by a task that looks, without an interrupt.
+    pub(crate) fn look(&self) -> usize {
+        if self.ring.lock().in_flight == 0 {
+            0
+        } else {
+            self.reap()
+        }
+    }
+
+    /// Interrupts are not needed until the result is dropped: the task looks all the time.
+    pub(crate) fn begin_looking(&self) -> Looking<'_> {
+        let mut ring = self.ring.lock();
+        ring.lookers += 1;
+        if let Some(queue) = ring.queue.as_mut() {
+            queue.disable_interrupt();
+        }
+        Looking(self)
+    }
+
+    /// Whether a request would find room now. If not, [`Queue::room`] hears of some.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut ring = self.ring.lock();
+        let room = ring.queue.as_ref().is_some_and(|queue| queue.free() > 0);
+        ring.starved |= !room;
+        room
+    }
+
+    /// Whether nothing will ever go through any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.ring.lock().gate == Gate::Closed
+    }
+
+    /// Where those wait that want room.
+    pub(crate) fn room(&self) -> &PollCondVar {
+        &self.room
+    }
+
+    /// Requests in the ring.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.ring.lock().in_flight
     }
 
     /// Lets nothing more in for now; who may wait does.
@@ -296,10 +423,11 @@ impl Queue {
             // SAFETY: Removal runs in process context, where sleeping is allowed.
             unsafe { bindings::msleep(1) };
         }
-        self.on_used();
+        self.reap();
         let queue = {
             let mut ring = self.ring.lock();
             ring.in_flight = 0;
+            ring.polled = 0;
             ring.ages = [0; EPOCHS];
             ring.queue.take()
         };
@@ -313,15 +441,22 @@ impl Queue {
 
 impl QueueHandler for Queue {
     fn on_used(&self) {
-        loop {
-            let mut batch = [const { None }; BATCH];
-            let more = self.pop_batch(&mut batch);
-            for (request, written) in batch.into_iter().flatten() {
-                request.complete(written);
-            }
-            if !more {
-                break;
-            }
+        self.reap();
+    }
+}
+
+/// A task that looks for completions all the time.
+pub(crate) struct Looking<'a>(&'a Queue);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        let missed = {
+            let mut ring = self.0.ring.lock();
+            ring.lookers -= 1;
+            ring.settle()
+        };
+        if missed {
+            self.0.reap();
         }
     }
 }

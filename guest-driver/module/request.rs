@@ -4,11 +4,10 @@
 
 use crate::{
     compat,
-    counters::Direction,
-    log,
+    counters::{Direction, Extent},
+    deferred, log,
     pages::HeldPages,
-    protocol::{RequestHeader, Response, Status},
-    redirty,
+    protocol::{Operation, RequestHeader, Response, Status, TraceRecord},
     scatterlist::SgEntry,
     slab::{Cache, Cached, SlabBox},
     transfer::Transfer,
@@ -34,10 +33,19 @@ pub(crate) struct Request {
     header: RequestHeader,
     header_sg: SgEntry,
     response_sg: SgEntry,
-    direction: Direction,
-    pages: HeldPages,
+    /// Data that the device reads.
+    outgoing: HeldPages,
+    /// Data that the device writes.
+    incoming: HeldPages,
     transfer: ARef<Transfer>,
     position: usize,
+    /// The task that waits looks for the completion itself: no interrupt is needed.
+    polled: bool,
+    /// The value of the answer is the CRC32C of the data, and is compared with the CPU's.
+    verified: bool,
+    /// The queue that it went to, and when, if anybody wants to know.
+    queue: u32,
+    submitted_at: u64,
     /// When it went to the device, in the reckoning of its queue.
     epoch: usize,
     /// The checked answer, and the next request, in the list of those whose pages wait to be marked
@@ -75,29 +83,49 @@ pub(crate) struct Completed {
     pub(crate) direction: Direction,
 }
 
+/// What a request is made of.
+pub(crate) struct Draft {
+    pub(crate) header: RequestHeader,
+    /// Data that the device reads.
+    pub(crate) outgoing: HeldPages,
+    /// Data that the device writes.
+    pub(crate) incoming: HeldPages,
+    pub(crate) transfer: ARef<Transfer>,
+    /// Byte of the transfer at which the request begins.
+    pub(crate) position: usize,
+    /// Whether the submitter looks for the completion.
+    pub(crate) polled: bool,
+    /// Whether the answer's value is a CRC32C of the data to compare with.
+    pub(crate) verified: bool,
+}
+
+/// Direction of the device memory that an operation moves.
+fn direction(operation: u16) -> Direction {
+    match Operation::from_code(operation) {
+        Some(Operation::Read | Operation::ReadCrc32c) => Direction::Read,
+        Some(Operation::Write | Operation::WriteCrc32c) => Direction::Write,
+        _ => Direction::None,
+    }
+}
+
 impl SlabBox<Request> {
-    /// A request for `transfer`, whose data are `pages`. May sleep.
-    ///
-    /// Pages that the device will write to are marked dirty now, where sleeping is allowed.
-    pub(crate) fn create(
-        header: RequestHeader,
-        direction: Direction,
-        pages: HeldPages,
-        transfer: ARef<Transfer>,
-        position: usize,
-    ) -> Result<Self> {
-        if direction == Direction::Read {
-            pages.mark_dirty();
-        }
+    /// May sleep: pages that the device will write to are marked dirty now, where that is allowed.
+    pub(crate) fn create(draft: Draft) -> Result<Self> {
+        let Draft { header, outgoing, incoming, transfer, position, polled, verified } = draft;
+        incoming.mark_dirty();
         let mut request = SlabBox::new::<Error>(try_pin_init!(Request {
             response: DeviceWritable(Response::new(Status::UNWRITTEN, 0, 0)),
             header,
             header_sg: SgEntry::empty(),
             response_sg: SgEntry::empty(),
-            direction,
-            pages,
+            outgoing,
+            incoming,
             transfer,
             position,
+            polled,
+            verified,
+            queue: 0,
+            submitted_at: 0,
             epoch: 0,
             deferred: None,
             next: None,
@@ -113,9 +141,30 @@ impl SlabBox<Request> {
         Ok(request)
     }
 
-    /// Pinned pages and scatter-gather entries of the data.
-    pub(crate) fn extent(&self) -> (usize, usize) {
-        (self.pages.pinned_pages(), self.pages.entries())
+    /// Pages and scatter-gather entries of the data.
+    pub(crate) fn extent(&self) -> Extent {
+        Extent {
+            pinned: self.outgoing.pinned_pages() + self.incoming.pinned_pages(),
+            segments: self.outgoing.entries() + self.incoming.entries(),
+            bounced: self.outgoing.bounced_pages() + self.incoming.bounced_pages(),
+        }
+    }
+
+    /// Whether the submitter looks for the completion.
+    pub(crate) fn is_polled(&self) -> bool {
+        self.polled
+    }
+
+    /// Notes that the request goes to the queue of this number, and tells the observers.
+    pub(crate) fn announce(&mut self, queue: u32) {
+        let device = self.transfer.observers().device.clone();
+        let extent = self.extent();
+        let pages = self.outgoing.pages() + self.incoming.pages();
+        device.submitted(queue, &self.header, pages, extent.segments);
+        // SAFETY: Nothing is moved out of the request.
+        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        request.queue = queue;
+        request.submitted_at = device.submission_time();
     }
 
     /// When the request went to the device, in the reckoning of its queue.
@@ -139,15 +188,19 @@ impl SlabBox<Request> {
     /// anybody hears of the completion, and that can sleep: such a request takes a detour through a
     /// work queue. It is rare, for pinned pages are cleaned only by writeback of mapped files.
     pub(crate) fn complete(self, written: u32) {
-        let answer = self.answer(written);
-        if self.direction == Direction::Read && !self.pages.are_dirty() {
-            redirty::defer(self, answer);
+        let mut answer = self.answer(written);
+        self.incoming.fetch_bounced();
+        if self.verified && answer.result.is_ok() {
+            answer = self.verify(answer);
+        }
+        if !self.incoming.are_dirty() {
+            deferred::redirty(self, answer);
         } else {
             self.finish(answer);
         }
     }
 
-    /// Puts the request into the list of [`redirty`], in front of `next`.
+    /// Puts the request into the list of [`deferred`], in front of `next`.
     pub(crate) fn enlist(&mut self, answer: Answer, next: Option<SlabBox<Request>>) {
         // SAFETY: Nothing is moved out of the request.
         let request = unsafe { self.as_mut().get_unchecked_mut() };
@@ -163,7 +216,7 @@ impl SlabBox<Request> {
 
     /// Marks the pages dirty again and completes with the answer kept by [`Self::enlist`]. May sleep.
     pub(crate) fn redirty_and_finish(self) {
-        self.pages.mark_dirty();
+        self.incoming.mark_dirty();
         let answer = self.deferred.unwrap_or(Answer { result: Err(EIO), moved: 0, value: 0 });
         self.finish(answer);
     }
@@ -175,17 +228,49 @@ impl SlabBox<Request> {
 
     fn finish(self, answer: Answer) {
         let transfer = self.transfer.clone();
+        self.record(&answer);
         let completed = Completed {
             position: self.position,
             result: answer.result,
             moved: answer.moved,
             value: answer.value,
-            direction: self.direction,
+            direction: direction(self.header.operation.get()),
         };
         // The pages are let go before anybody hears of the completion: whoever waits for it may
         // count on them.
         drop(self);
         transfer.request_completed(completed);
+    }
+
+    /// Compares the device's checksum of the data with the CPU's.
+    fn verify(&self, answer: Answer) -> Answer {
+        self.transfer.observers().count(|counters| counters.verified.add(1));
+        let data = if self.incoming.bytes() > 0 { &self.incoming } else { &self.outgoing };
+        if u64::from(data.crc32c()) == answer.value {
+            return answer;
+        }
+        log::bad_answer(&self.header, "the data differ from the device's checksum");
+        Answer { result: Err(EIO), moved: 0, value: 0 }
+    }
+
+    /// Tells the observers how it ended.
+    fn record(&self, answer: &Answer) {
+        let observer = &self.transfer.observers().device;
+        if self.submitted_at == 0 {
+            return;
+        }
+        let record = TraceRecord {
+            offset: self.header.offset.get(),
+            length: self.header.length.get(),
+            operation: self.header.operation.get(),
+            queue: self.queue as u16,
+            result: answer.result.err().map_or(0, |error| error.to_errno()),
+            pages: (self.outgoing.pages() + self.incoming.pages()) as u32,
+            segments: self.extent().segments as u32,
+            transferred: answer.moved as u64,
+            ..Default::default()
+        };
+        observer.completed(self.submitted_at, record);
     }
 
     /// Checks what the device says; it may say anything.
@@ -195,7 +280,7 @@ impl SlabBox<Request> {
         let response = unsafe { ptr::read_volatile(&self.response.0) };
         let length = self.header.length.get();
         let transferred = response.transferred.get();
-        let incoming = if self.direction == Direction::Read { transferred as usize } else { 0 };
+        let incoming = if self.incoming.bytes() > 0 { transferred as usize } else { 0 };
         let problem = match response.status() {
             Status::OK if u64::from(transferred) > length => Some((EIO, "more bytes than asked for")),
             Status::OK if (written as usize) < Response::SIZE + incoming => {
@@ -239,15 +324,10 @@ unsafe impl Buffer for SlabBox<Request> {
         // SAFETY: Nothing is moved out of the request.
         let request = unsafe { self.as_mut().get_unchecked_mut() };
         let mut lists = SgLists::new();
-        let data = request.pages.sg_list();
         lists.push_readable(request.header_sg.as_mut_ptr());
-        if request.direction == Direction::Write {
-            lists.push_readable(data);
-        }
+        lists.push_readable(request.outgoing.sg_list());
         lists.push_writable(request.response_sg.as_mut_ptr());
-        if request.direction == Direction::Read {
-            lists.push_writable(data);
-        }
+        lists.push_writable(request.incoming.sg_list());
         lists
     }
 

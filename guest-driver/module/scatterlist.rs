@@ -136,6 +136,27 @@ impl SgList {
         })
     }
 
+    /// The bytes of the list, page by page: the page, where they begin in it, and how many.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (Page, usize, usize)> + '_ {
+        self.entries().iter().flat_map(|entry| {
+            let mut copy = *entry;
+            // SAFETY: Every used entry has a page.
+            let first = unsafe { Page::from_ptr(vdma_sg_page(&mut copy)) };
+            let begin = entry.offset as usize;
+            let end = begin + entry.length as usize;
+            (begin / PAGE_SIZE..end.div_ceil(PAGE_SIZE)).map(move |index| {
+                let from = begin.max(index * PAGE_SIZE);
+                let to = end.min((index + 1) * PAGE_SIZE);
+                (first.nth(index), from - index * PAGE_SIZE, to - from)
+            })
+        })
+    }
+
+    /// Bytes of each entry.
+    pub(crate) fn entry_lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.entries().iter().map(|entry| entry.length as usize)
+    }
+
     /// The list as the virtqueue wants it, or null when it is empty.
     pub(crate) fn terminate(&mut self) -> *mut scatterlist {
         let Some(last) = self.used.checked_sub(1) else {

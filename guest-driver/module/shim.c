@@ -1,14 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/cpumask.h>
+#include <linux/dma-mapping.h>
+#include <linux/interrupt.h>
+#include <linux/io.h>
 #include <linux/pagemap.h>
+#include <linux/pci.h>
 #include <linux/sched/signal.h>
 
 #include "shim.h"
 
+#define CREATE_TRACE_POINTS
+#include "tracepoints.h"
+
 int vdma_virtio_find_vqs(struct virtio_device *vdev, unsigned int count, struct virtqueue **queues,
 			 struct virtqueue_info *info)
 {
-	return virtio_find_vqs(vdev, count, queues, info, NULL);
+	struct irq_affinity spread = { };
+
+	return virtio_find_vqs(vdev, count, queues, info, &spread);
 }
 
 void vdma_virtio_del_vqs(struct virtio_device *vdev)
@@ -103,15 +113,205 @@ bool vdma_pages_are_dirty(struct page *page, unsigned long count)
 	return true;
 }
 
-int vdma_io_remap_pfn_range(struct vm_area_struct *vma, unsigned long address, unsigned long pfn,
-			    unsigned long size)
+bool vdma_mapping_is_shared(const struct vm_area_desc *desc)
 {
-	return io_remap_pfn_range(vma, address, pfn, size, vma->vm_page_prot);
+	/* VMA_SHARED is taken from mappings of files that are open for reading only (do_mmap). */
+	return vma_desc_test(desc, VMA_MAYSHARE_BIT);
+}
+
+void vdma_mapping_set_cache(struct vm_area_desc *desc, unsigned int mode)
+{
+	if (mode == 1)
+		desc->page_prot = pgprot_writecombine(desc->page_prot);
+	else if (mode == 2)
+		desc->page_prot = pgprot_noncached(desc->page_prot);
+}
+
+void vdma_mapping_remap_io(struct vm_area_desc *desc, unsigned long pfn)
+{
+	mmap_action_ioremap_full(desc, pfn);
+}
+
+void vdma_mapping_set_pfnmap(struct vm_area_desc *desc)
+{
+	vma_desc_set_flags(desc, VMA_IO_BIT, VMA_PFNMAP_BIT, VMA_DONTEXPAND_BIT, VMA_DONTDUMP_BIT);
+}
+
+void vdma_mapping_set_fixed(struct vm_area_desc *desc)
+{
+	vma_desc_set_flags(desc, VMA_DONTEXPAND_BIT, VMA_DONTDUMP_BIT);
 }
 
 pgoff_t vdma_vma_pgoff(const struct vm_area_struct *vma)
 {
 	return vma->vm_pgoff;
+}
+
+void vdma_vma_forbid_writing(struct vm_area_struct *vma)
+{
+	vm_flags_mod(vma, VM_DONTEXPAND | VM_DONTDUMP, VM_MAYWRITE);
+}
+
+void __iomem *vdma_ioremap(phys_addr_t address, size_t size, unsigned int mode)
+{
+	switch (mode) {
+	case 0:
+		return ioremap_cache(address, size);
+	case 1:
+		return ioremap_wc(address, size);
+	default:
+		return ioremap(address, size);
+	}
+}
+
+void vdma_memcpy_fromio(void *to, const void __iomem *from, size_t size)
+{
+	memcpy_fromio(to, from, size);
+}
+
+void vdma_memcpy_toio(void __iomem *to, const void *from, size_t size)
+{
+	memcpy_toio(to, from, size);
+}
+
+struct page *vdma_alloc_pages(gfp_t gfp, unsigned int order)
+{
+	return alloc_pages(gfp, order);
+}
+
+void vdma_get_page(struct page *page)
+{
+	get_page(page);
+}
+
+void vdma_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+phys_addr_t vdma_page_to_phys(struct page *page)
+{
+	return page_to_phys(page);
+}
+
+void *vdma_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+bool vdma_page_is_huge(struct page *page)
+{
+	return folio_order(page_folio(page)) >= PMD_ORDER;
+}
+
+bool vdma_page_is_anonymous(struct page *page)
+{
+	return folio_test_anon(page_folio(page));
+}
+
+unsigned int vdma_virtqueue_free(const struct virtqueue *queue)
+{
+	return queue->num_free;
+}
+
+/* The queue whose interrupt is closest to the CPU, or -1 where the transport does not say. */
+int vdma_virtqueue_of_cpu(struct virtio_device *vdev, unsigned int queues, unsigned int cpu)
+{
+	if (!vdev->config->get_vq_affinity)
+		return -1;
+	for (unsigned int i = 0; i < queues; i++) {
+		const struct cpumask *mask = vdev->config->get_vq_affinity(vdev, i);
+
+		if (mask && cpumask_test_cpu(cpu, mask))
+			return i;
+	}
+	return -1;
+}
+
+int vdma_set_dma_mask(struct virtio_device *vdev, unsigned int bits)
+{
+	return dma_set_mask_and_coherent(vdev->dev.parent, DMA_BIT_MASK(bits));
+}
+
+dma_addr_t vdma_dma_map_page(struct virtqueue *queue, struct page *page, unsigned int offset,
+			     unsigned int size, bool write)
+{
+	struct device *dev = virtqueue_dma_dev(queue);
+	enum dma_data_direction direction = write ? DMA_FROM_DEVICE : DMA_TO_DEVICE;
+	dma_addr_t address;
+
+	if (!dev)
+		return page_to_phys(page) + offset;
+	address = dma_map_page(dev, page, offset, size, direction);
+	if (dma_mapping_error(dev, address))
+		return DMA_MAPPING_ERROR;
+	dma_unmap_page_attrs(dev, address, size, direction, DMA_ATTR_SKIP_CPU_SYNC);
+	return address;
+}
+
+struct file *vdma_uring_file(const struct io_uring_cmd *cmd)
+{
+	return cmd->file;
+}
+
+u32 vdma_uring_operation(const struct io_uring_cmd *cmd)
+{
+	return cmd->cmd_op;
+}
+
+u64 vdma_uring_address(const struct io_uring_cmd *cmd)
+{
+	return READ_ONCE(cmd->sqe->addr);
+}
+
+void *vdma_uring_private(struct io_uring_cmd *cmd)
+{
+	return cmd->pdu;
+}
+
+static void vdma_uring_finish(struct io_tw_req request, io_tw_token_t token)
+{
+	struct io_uring_cmd *cmd = io_uring_cmd_from_tw(request);
+
+	io_uring_cmd_to_pdu(cmd, struct vdma_uring_head)
+		->finish(cmd, IO_URING_CMD_TASK_WORK_ISSUE_FLAGS);
+}
+
+void vdma_uring_complete_in_task(struct io_uring_cmd *cmd)
+{
+	io_uring_cmd_complete_in_task(cmd, vdma_uring_finish);
+}
+
+bool vdma_task_has_memory(void)
+{
+	return current->mm && !(current->flags & PF_EXITING);
+}
+
+void vdma_trace_submit(u32 device, u32 queue, u16 operation, u64 offset, u64 length, u32 pages,
+		       u32 segments)
+{
+	trace_vdma_submit(device, queue, operation, offset, length, pages, segments);
+}
+
+void vdma_trace_complete(u32 device, u32 queue, u16 operation, u64 offset, u64 length, int result,
+			 u64 latency)
+{
+	trace_vdma_complete(device, queue, operation, offset, length, result, latency);
+}
+
+bool vdma_trace_complete_enabled(void)
+{
+	return trace_vdma_complete_enabled();
+}
+
+void vdma_cond_resched(void)
+{
+	cond_resched();
+}
+
+void vdma_cpu_relax(void)
+{
+	cpu_relax();
 }
 
 void vdma_init_delayed_work(struct delayed_work *work, work_func_t run)

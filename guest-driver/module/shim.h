@@ -4,6 +4,7 @@
 #ifndef VDMA_SHIM_H
 #define VDMA_SHIM_H
 
+#include <linux/io_uring/cmd.h>
 #include <linux/mm.h>
 #include <linux/scatterlist.h>
 #include <linux/uio.h>
@@ -33,9 +34,52 @@ void vdma_sg_mark_end(struct scatterlist *sg);
 void vdma_pages_mark_dirty(struct page *page, unsigned long count);
 bool vdma_pages_are_dirty(struct page *page, unsigned long count);
 
-int vdma_io_remap_pfn_range(struct vm_area_struct *vma, unsigned long address, unsigned long pfn,
-			    unsigned long size);
+bool vdma_mapping_is_shared(const struct vm_area_desc *desc);
+void vdma_mapping_set_cache(struct vm_area_desc *desc, unsigned int mode);
+void vdma_mapping_remap_io(struct vm_area_desc *desc, unsigned long pfn);
+void vdma_mapping_set_pfnmap(struct vm_area_desc *desc);
+void vdma_mapping_set_fixed(struct vm_area_desc *desc);
 pgoff_t vdma_vma_pgoff(const struct vm_area_struct *vma);
+void vdma_vma_forbid_writing(struct vm_area_struct *vma);
+
+void __iomem *vdma_ioremap(phys_addr_t address, size_t size, unsigned int mode);
+void vdma_memcpy_fromio(void *to, const void __iomem *from, size_t size);
+void vdma_memcpy_toio(void __iomem *to, const void *from, size_t size);
+
+struct page *vdma_alloc_pages(gfp_t gfp, unsigned int order);
+void vdma_put_page(struct page *page);
+void vdma_get_page(struct page *page);
+phys_addr_t vdma_page_to_phys(struct page *page);
+void *vdma_page_address(struct page *page);
+bool vdma_page_is_huge(struct page *page);
+bool vdma_page_is_anonymous(struct page *page);
+
+unsigned int vdma_virtqueue_free(const struct virtqueue *queue);
+int vdma_virtqueue_of_cpu(struct virtio_device *vdev, unsigned int queues, unsigned int cpu);
+int vdma_set_dma_mask(struct virtio_device *vdev, unsigned int bits);
+dma_addr_t vdma_dma_map_page(struct virtqueue *queue, struct page *page, unsigned int offset,
+			     unsigned int size, bool write);
+
+struct file *vdma_uring_file(const struct io_uring_cmd *cmd);
+u32 vdma_uring_operation(const struct io_uring_cmd *cmd);
+u64 vdma_uring_address(const struct io_uring_cmd *cmd);
+void *vdma_uring_private(struct io_uring_cmd *cmd);
+void vdma_uring_complete_in_task(struct io_uring_cmd *cmd);
+bool vdma_task_has_memory(void);
+
+void vdma_trace_submit(u32 device, u32 queue, u16 operation, u64 offset, u64 length, u32 pages,
+		       u32 segments);
+void vdma_trace_complete(u32 device, u32 queue, u16 operation, u64 offset, u64 length, int result,
+			 u64 latency);
+bool vdma_trace_complete_enabled(void);
+void vdma_cpu_relax(void);
+void vdma_cond_resched(void);
+
+/* What begins the private part of an io_uring command while it is under way. */
+struct vdma_uring_head {
+	/* Called in the submitter's task; has to end in __io_uring_cmd_done. */
+	void (*finish)(struct io_uring_cmd *cmd, unsigned int issue_flags);
+};
 
 void vdma_init_delayed_work(struct delayed_work *work, work_func_t run);
 void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay);

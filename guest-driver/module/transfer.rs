@@ -8,10 +8,13 @@
 
 use crate::{
     chardev::AsyncIocb,
-    counters::Counters,
+    counters::Extent,
+    observe::Observers,
+    protocol::crc32c,
     request::Completed,
     slab::{self, Cache, Cached},
     spinlock::{new_irq_spinlock, IrqSpinLock},
+    uring::UringCommand,
     wait::Completion,
 };
 use core::ptr::NonNull;
@@ -20,19 +23,34 @@ use kernel::{
     sync::{
         aref::{ARef, AlwaysRefCounted},
         atomic::{Atomic, Full, Relaxed},
-        Arc,
     },
 };
+
+/// How the values of a transfer's requests make that of the transfer.
+#[derive(Clone, Copy)]
+pub(crate) enum Combine {
+    /// There is one request.
+    Only,
+    /// Each value is the index of the first difference in its part, or the length of the part.
+    FirstDifference,
+    /// Each value is the CRC32C of its part, of this many bytes in all.
+    Crc32c(u64),
+}
+
+/// Who is told, if it is not a waiting task.
+pub(crate) enum Completer {
+    Iocb(AsyncIocb),
+    Command(UringCommand),
+}
 
 struct Outcome {
     /// Bytes that were submitted.
     length: usize,
     /// First byte that was not moved, and why.
     failed: Option<(usize, Error)>,
-    /// The value of the response, for operations of one request.
+    /// The value of the responses, put together.
     value: u64,
-    /// Who is told, if it is not a waiting task.
-    iocb: Option<AsyncIocb>,
+    completer: Option<Completer>,
 }
 
 impl Outcome {
@@ -52,8 +70,8 @@ pub(crate) struct Transfer {
     references: Atomic<i32>,
     /// Requests that are not back, and one for the submitter until it has submitted all.
     outstanding: Atomic<i32>,
-    file: Option<Arc<Counters>>,
-    device: Arc<Counters>,
+    observers: Observers,
+    combine: Combine,
     #[pin]
     outcome: IrqSpinLock<Outcome>,
     #[pin]
@@ -92,19 +110,21 @@ unsafe impl AlwaysRefCounted for Transfer {
 impl Transfer {
     /// A transfer with nothing in it. May sleep.
     ///
-    /// With `iocb` its result goes there, otherwise to [`Transfer::wait`].
+    /// With a `completer` its result goes there, otherwise to [`Transfer::wait`]. Its value begins as
+    /// `value`.
     pub(crate) fn new(
-        iocb: Option<AsyncIocb>,
-        file: Option<Arc<Counters>>,
-        device: Arc<Counters>,
+        completer: Option<Completer>,
+        observers: Observers,
+        combine: Combine,
+        value: u64,
     ) -> Result<ARef<Self>> {
         let object = slab::allocate::<Self, Error>(try_pin_init!(Self {
             references: Atomic::new(1),
             outstanding: Atomic::new(1),
-            file,
-            device,
+            observers,
+            combine,
             outcome <- new_irq_spinlock!(
-                Outcome { length: 0, failed: None, value: 0, iocb },
+                Outcome { length: 0, failed: None, value, completer },
                 "vdma_transfer"
             ),
             done <- Completion::new(),
@@ -113,43 +133,49 @@ impl Transfer {
         Ok(unsafe { ARef::from_raw(object) })
     }
 
+    pub(crate) fn observers(&self) -> &Observers {
+        &self.observers
+    }
+
     /// A request of this transfer is about to go to the device.
-    pub(crate) fn request_submitted(&self, pages: usize, segments: usize) {
+    pub(crate) fn request_submitted(&self, extent: Extent) {
         self.outstanding.add(1, Relaxed);
-        self.device.submit(pages, segments);
-        if let Some(file) = &self.file {
-            file.submit(pages, segments);
-        }
+        self.observers.count(|counters| counters.submit(extent));
     }
 
     /// The request of the last [`Transfer::request_submitted`] did not go after all.
-    pub(crate) fn request_retracted(&self, pages: usize, segments: usize) {
-        self.device.retract(pages, segments);
-        if let Some(file) = &self.file {
-            file.retract(pages, segments);
-        }
+    pub(crate) fn request_retracted(&self, extent: Extent) {
+        self.observers.count(|counters| counters.retract(extent));
         // The submitter's own count is still there, so this is never the last.
         let _ = self.outstanding.fetch_sub(1, Relaxed);
     }
 
     /// A request had to wait for room.
     pub(crate) fn queue_was_full(&self) {
-        self.device.queue_full();
-        if let Some(file) = &self.file {
-            file.queue_full();
-        }
+        self.observers.count(|counters| counters.queue_full.add(1));
     }
 
     /// A request is back. Any context.
     pub(crate) fn request_completed(&self, request: Completed) {
         let ok = request.result.is_ok();
-        self.device.complete(request.direction, request.moved, ok);
-        if let Some(file) = &self.file {
-            file.complete(request.direction, request.moved, ok);
-        }
+        self.observers.count(|counters| counters.complete(request.direction, request.moved, ok));
         match request.result {
-            Ok(_) if request.value != 0 => self.outcome.lock().value = request.value,
-            Ok(_) => {}
+            Ok(_) => {
+                let end = (request.position + request.moved) as u64;
+                let mut outcome = self.outcome.lock();
+                match self.combine {
+                    Combine::Only => outcome.value = request.value,
+                    Combine::FirstDifference if request.value < request.moved as u64 => {
+                        let at = request.position as u64 + request.value;
+                        outcome.value = outcome.value.min(at);
+                    }
+                    Combine::FirstDifference => {}
+                    Combine::Crc32c(total) => {
+                        let after = total.saturating_sub(end);
+                        outcome.value ^= u64::from(crc32c::shift(request.value as u32, after));
+                    }
+                }
+            }
             Err(error) => {
                 let at = request.position + request.moved;
                 let mut outcome = self.outcome.lock();
@@ -167,41 +193,59 @@ impl Transfer {
         self.put_outstanding();
     }
 
-    /// Takes the iocb back from a transfer of which nothing was submitted: the call itself returns
-    /// the error.
+    /// Takes the completer back from a transfer of which nothing was submitted: the call itself
+    /// returns the error.
     pub(crate) fn cancel(&self) {
-        self.outcome.lock().iocb = None;
+        let completer = self.outcome.lock().completer.take();
+        drop(completer);
     }
 
     fn put_outstanding(&self) {
         if self.outstanding.fetch_sub(1, Full) != 1 {
             return;
         }
-        let (iocb, result) = {
+        let (completer, result) = {
             let mut outcome = self.outcome.lock();
-            (outcome.iocb.take(), outcome.result())
+            (outcome.completer.take(), outcome.result())
         };
-        match iocb {
-            Some(iocb) => iocb.complete(result),
+        match completer {
+            Some(Completer::Iocb(iocb)) => iocb.complete(result),
+            Some(Completer::Command(command)) => command.finish_in_task(self.into()),
             None => self.done.complete_all(),
         }
+        self.observers.ended();
+    }
+
+    /// Whether it has ended, if nobody else is told.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done.is_done()
     }
 
     /// Waits for the end, whatever happens. May sleep.
     pub(crate) fn wait(&self) -> Result<usize> {
         self.done.wait();
-        self.outcome.lock().result()
+        self.result()
     }
 
     /// Waits for the end; a signal ends the wait with `EINTR`, and the transfer goes on by itself.
     pub(crate) fn wait_interruptible(&self) -> Result<usize> {
         self.done.wait_interruptible()?;
-        self.outcome.lock().result()
+        self.result()
     }
 
     /// Waits for some milliseconds at the most: `ETIMEDOUT`, and the transfer goes on by itself.
     pub(crate) fn wait_milliseconds(&self, milliseconds: u32) -> Result<usize> {
         self.done.wait_milliseconds(milliseconds)?;
+        self.result()
+    }
+
+    /// Bytes up to the first failure, or the failure when there are none. Once it has ended.
+    pub(crate) fn result(&self) -> Result<usize> {
         self.outcome.lock().result()
+    }
+
+    /// The value of the operation. Once it has ended.
+    pub(crate) fn value(&self) -> u64 {
+        self.outcome.lock().value
     }
 }

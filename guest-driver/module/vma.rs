@@ -1,87 +1,286 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! User mappings of device memory, and the address space that finds them all again.
+//! User mappings: what `->mmap_prepare` fills in, what the operations of a mapping do, and the address
+//! space that finds all mappings of a device again.
 
-use crate::bindings::{vdma_io_remap_pfn_range, vdma_vma_pgoff, VDMA_VM_MAYSHARE};
-use core::{marker::PhantomData, ptr::NonNull};
-use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Mutex};
+use crate::{
+    bindings::{
+        vdma_mapping_is_shared, vdma_mapping_remap_io, vdma_mapping_set_cache,
+        vdma_mapping_set_fixed, vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
+        VDMA_PMD_ORDER, VDMA_PUD_ORDER,
+    },
+    pages::Page,
+};
+use core::{marker::PhantomData, ptr, ptr::NonNull};
+use kernel::{
+    bindings,
+    ffi::{c_int, c_uint, c_ulong, c_void},
+    page::{PAGE_SHIFT, PAGE_SIZE},
+    prelude::*,
+    sync::Mutex,
+};
 
-/// A mapping that is being made: `struct vm_area_struct` inside of `->mmap`.
-pub(crate) struct NewMapping<'a> {
-    raw: NonNull<bindings::vm_area_struct>,
-    _call: PhantomData<&'a mut bindings::vm_area_struct>,
+/// The state behind an open file whose mappings have operations of their own.
+///
+/// All of these are called with the lock of the caller's address space held, and may sleep.
+pub(crate) trait Mappable: Send + Sync + 'static {
+    /// A mapping has come into being. On failure it is taken away again.
+    fn mapped(&self) -> Result;
+
+    /// A mapping was split, moved or inherited by a child: there is one more.
+    fn duplicated(&self);
+
+    /// A mapping that was counted by one of the above is gone.
+    fn unmapped(&self);
+
+    /// Something was touched that is not mapped.
+    fn fault(&self, fault: Fault<'_>) -> FaultResult;
 }
 
-impl NewMapping<'_> {
+/// A mapping that is being made: `struct vm_area_desc` inside of `->mmap_prepare`.
+pub(crate) struct NewMapping<'a> {
+    raw: &'a mut bindings::vm_area_desc,
+}
+
+impl<'a> NewMapping<'a> {
     /// # Safety
     ///
-    /// `raw` is the argument of `->mmap`, and the result ends with that call.
-    pub(crate) unsafe fn from_raw(raw: *mut bindings::vm_area_struct) -> Option<Self> {
-        NonNull::new(raw).map(|raw| Self { raw, _call: PhantomData })
-    }
-
-    fn vma(&self) -> &bindings::vm_area_struct {
-        // SAFETY: Valid, and not changed by others, during `->mmap`.
-        unsafe { self.raw.as_ref() }
-    }
-
-    fn start(&self) -> usize {
-        // SAFETY: Both views of the union hold the start.
-        unsafe { self.vma().__bindgen_anon_1.__bindgen_anon_1.vm_start }
+    /// `raw` is the argument of `->mmap_prepare`, and the result ends with that call.
+    pub(crate) unsafe fn from_raw(raw: *mut bindings::vm_area_desc) -> Self {
+        // SAFETY: The caller vouches for it; nobody else uses the description during the call.
+        Self { raw: unsafe { &mut *raw } }
     }
 
     /// Bytes of the mapping.
     pub(crate) fn len(&self) -> usize {
-        // SAFETY: As in `start`.
-        let end = unsafe { self.vma().__bindgen_anon_1.__bindgen_anon_1.vm_end };
-        end - self.start()
+        self.raw.end - self.raw.start
     }
 
     /// Offset in the file at which the mapping begins, in bytes; `None` when it overflows.
     pub(crate) fn offset(&self) -> Option<u64> {
-        // SAFETY: Valid during `->mmap`.
-        let pages = unsafe { vdma_vma_pgoff(self.raw.as_ptr()) } as u64;
-        pages.checked_mul(PAGE_SIZE as u64)
+        (self.raw.pgoff as u64).checked_mul(PAGE_SIZE as u64)
     }
 
-    /// Whether the mapping was asked for with `MAP_SHARED`. `VM_SHARED` would not tell: the kernel
-    /// takes it from mappings of files that are open for reading only (`do_mmap`).
+    /// Whether the mapping was asked for with `MAP_SHARED`.
     pub(crate) fn is_shared(&self) -> bool {
-        // SAFETY: Both views of the union hold the flags.
-        let flags = unsafe { self.vma().__bindgen_anon_2.vm_flags };
-        flags & VDMA_VM_MAYSHARE != 0
+        // SAFETY: The description is valid.
+        unsafe { vdma_mapping_is_shared(self.raw) }
     }
 
-    /// Fills the whole mapping with the frames from `address` on. Sets `VM_IO`, `VM_PFNMAP`,
-    /// `VM_DONTEXPAND` and `VM_DONTDUMP`. May sleep.
+    /// Chooses the cache attribute: one of the `CACHE_*` values of the protocol.
+    pub(crate) fn set_cache(&mut self, mode: u32) {
+        // SAFETY: The description is valid.
+        unsafe { vdma_mapping_set_cache(self.raw, mode) }
+    }
+
+    fn set_operations<T: Mappable>(&mut self) {
+        self.raw.vm_ops = Table::<T>::OPERATIONS;
+        // Says whether `mapped` has counted the mapping.
+        self.raw.private_data = ptr::null_mut();
+    }
+
+    /// Has the kernel fill the whole mapping with the frames from `address` on, when it is in place
+    /// (`io_remap_pfn_range`). Sets `VM_IO`, `VM_PFNMAP`, `VM_DONTEXPAND` and `VM_DONTDUMP`.
+    ///
+    /// # Safety
+    ///
+    /// The frames are device memory that user space may access. The file of the mapping has a `T`.
+    pub(crate) unsafe fn remap_io<T: Mappable>(mut self, address: u64) {
+        self.set_operations::<T>();
+        // SAFETY: The description is valid; the caller vouches for the frames.
+        unsafe { vdma_mapping_remap_io(self.raw, (address >> PAGE_SHIFT) as usize) }
+    }
+
+    /// Leaves it to [`Mappable::fault`] to map frames that have no `struct page`, with the same flags.
+    ///
+    /// # Safety
+    ///
+    /// The file of the mapping has a `T`.
+    pub(crate) unsafe fn fault_frames<T: Mappable>(mut self) {
+        self.set_operations::<T>();
+        // SAFETY: The description is valid.
+        unsafe { vdma_mapping_set_pfnmap(self.raw) }
+    }
+
+    /// Leaves it to [`Mappable::fault`] to map pages of memory.
+    ///
+    /// # Safety
+    ///
+    /// The file of the mapping has a `T`.
+    pub(crate) unsafe fn fault_pages<T: Mappable>(mut self) {
+        self.set_operations::<T>();
+        // SAFETY: The description is valid.
+        unsafe { vdma_mapping_set_fixed(self.raw) }
+    }
+}
+
+/// A fault in a mapping: `struct vm_fault`.
+pub(crate) struct Fault<'a> {
+    raw: &'a mut bindings::vm_fault,
+    order: u32,
+}
+
+/// How a fault ended: `vm_fault_t`.
+pub(crate) struct FaultResult(bindings::vm_fault_t);
+
+impl FaultResult {
+    /// There is nothing to map: `SIGBUS`.
+    pub(crate) const BUS_ERROR: Self = Self(bindings::vm_fault_reason_VM_FAULT_SIGBUS);
+    /// Not with so large a page; the kernel tries a smaller one.
+    pub(crate) const FALLBACK: Self = Self(bindings::vm_fault_reason_VM_FAULT_FALLBACK);
+
+    /// Whether a frame was mapped.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.0 == bindings::vm_fault_reason_VM_FAULT_NOPAGE
+    }
+}
+
+impl Fault<'_> {
+    /// Whether it asks for a huge page.
+    pub(crate) fn is_huge(&self) -> bool {
+        self.order > 0
+    }
+
+    /// Offset in the file of the page that was touched, in bytes.
+    pub(crate) fn offset(&self) -> u64 {
+        (self.raw.__bindgen_anon_1.pgoff as u64) << PAGE_SHIFT
+    }
+
+    fn is_write(&self) -> bool {
+        self.raw.flags & bindings::fault_flag_FAULT_FLAG_WRITE != 0
+    }
+
+    /// Maps the frames of device memory that belong there: byte 0 of the file is at `base`, and the
+    /// file ends at `end`. `base` and `end` are multiples of the page size.
     ///
     /// # Safety
     ///
     /// The frames are device memory that user space may access.
-    pub(crate) unsafe fn remap_io(self, address: u64) -> Result {
-        let (start, len) = (self.start(), self.len());
-        // Without operations a mapping counts as anonymous, and when its pages are gone a fault
-        // would find memory that is not the device's. With operations but no handler it is a SIGBUS.
-        // SAFETY: The mapping is not in use yet, and the operations are static.
-        unsafe { (*self.raw.as_ptr()).vm_ops = &OPERATIONS.0 };
-        // SAFETY: The range is the mapping itself; the caller vouches for the frames.
-        kernel::error::to_result(unsafe {
-            vdma_io_remap_pfn_range(
-                self.raw.as_ptr(),
-                start,
-                (address / PAGE_SIZE as u64) as usize,
-                len,
-            )
+    pub(crate) unsafe fn insert_frames(self, base: u64, end: u64) -> FaultResult {
+        let address = self.raw.__bindgen_anon_1.address;
+        let size = PAGE_SIZE << self.order;
+        let within = (address & (size - 1)) as u64 & !(PAGE_SIZE as u64 - 1);
+        let vma = self.raw.__bindgen_anon_1.vma;
+        // SAFETY: The mapping is there during a fault; both views of the union hold its borders.
+        let (vma_start, vma_end) = unsafe {
+            let borders = (*vma).__bindgen_anon_1.__bindgen_anon_1;
+            (borders.vm_start, borders.vm_end)
+        };
+        let start = address & !(size - 1);
+        // The whole page has to be inside of the mapping, and of the file, and as well aligned in
+        // physical memory as in virtual memory.
+        let Some(offset) = self.offset().checked_sub(within) else {
+            return FaultResult::FALLBACK;
+        };
+        let frames = base + offset;
+        if start < vma_start || start + size > vma_end || offset + size as u64 > end {
+            return if self.order > 0 { FaultResult::FALLBACK } else { FaultResult::BUS_ERROR };
+        }
+        if frames & (size as u64 - 1) != 0 {
+            return FaultResult::FALLBACK;
+        }
+        let frame = (frames >> PAGE_SHIFT) as usize;
+        let write = self.is_write();
+        FaultResult(match self.order {
+            // SAFETY: The mapping is one of frames without pages; the caller vouches for the frame.
+            0 => unsafe { bindings::vmf_insert_pfn(vma, start, frame) },
+            // SAFETY: As above, and aligned.
+            VDMA_PMD_ORDER => unsafe { vmf_insert_pfn_pmd(self.raw, frame, write) },
+            // SAFETY: As above, and aligned.
+            VDMA_PUD_ORDER => unsafe { vmf_insert_pfn_pud(self.raw, frame, write) },
+            _ => return FaultResult::FALLBACK,
         })
+    }
+
+    /// Maps `page`, with a reference of the mapping's own.
+    pub(crate) fn insert_page(self, page: Page) -> FaultResult {
+        page.get();
+        self.raw.page = page.as_ptr();
+        FaultResult(0)
     }
 }
 
-struct Operations(bindings::vm_operations_struct);
+/// The operations of mappings of files with a `T`.
+struct Table<T>(PhantomData<T>);
 
-// SAFETY: The table is never written to.
-unsafe impl Sync for Operations {}
+impl<T: Mappable> Table<T> {
+    const OPERATIONS: &'static bindings::vm_operations_struct = &bindings::vm_operations_struct {
+        mapped: Some(Self::mapped),
+        open: Some(Self::open),
+        close: Some(Self::close),
+        fault: Some(Self::fault),
+        huge_fault: Some(Self::huge_fault),
+        access: Some(bindings::generic_access_phys),
+        ..pin_init::zeroed()
+    };
 
-static OPERATIONS: Operations = Operations(pin_init::zeroed());
+    /// # Safety
+    ///
+    /// `file` is an open file with a `T`.
+    unsafe fn state<'a>(file: *const bindings::file) -> &'a T {
+        // SAFETY: The caller vouches for it. The mapping keeps the file.
+        unsafe { &*(*file).private_data.cast::<T>() }
+    }
+
+    unsafe extern "C" fn mapped(
+        _start: c_ulong,
+        _end: c_ulong,
+        _offset: c_ulong,
+        file: *const bindings::file,
+        private: *mut *mut c_void,
+    ) -> c_int {
+        // SAFETY: By the contract of the constructors.
+        let state = unsafe { Self::state(file) };
+        match state.mapped() {
+            Ok(()) => {
+                // SAFETY: `private` is valid for writes.
+                unsafe { *private = ptr::from_ref(state).cast_mut().cast() };
+                0
+            }
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    /// The state, if the mapping was counted.
+    ///
+    /// # Safety
+    ///
+    /// `vma` is a mapping with these operations.
+    unsafe fn counted<'a>(vma: *mut bindings::vm_area_struct) -> Option<&'a T> {
+        // SAFETY: Null, or what `mapped` stored: the state of the file that the mapping keeps.
+        unsafe { (*vma).vm_private_data.cast::<T>().as_ref() }
+    }
+
+    unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
+        // SAFETY: The kernel calls the operations of a mapping with that mapping.
+        if let Some(state) = unsafe { Self::counted(vma) } {
+            state.duplicated();
+        }
+    }
+
+    unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
+        // SAFETY: As in `open`.
+        if let Some(state) = unsafe { Self::counted(vma) } {
+            state.unmapped();
+        }
+    }
+
+    unsafe extern "C" fn fault(raw: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: As in `open`, and the fault is valid during the call.
+        unsafe { Self::huge_fault(raw, 0) }
+    }
+
+    unsafe extern "C" fn huge_fault(
+        raw: *mut bindings::vm_fault,
+        order: c_uint,
+    ) -> bindings::vm_fault_t {
+        // SAFETY: The fault is valid during the call, and nobody else uses it.
+        let raw = unsafe { &mut *raw };
+        // SAFETY: The mapping has a file, with a `T`.
+        let state = unsafe { Self::state((*raw.__bindgen_anon_1.vma).vm_file) };
+        state.fault(Fault { raw, order }).0
+    }
+}
 
 struct Inode(NonNull<bindings::inode>);
 
@@ -147,13 +346,12 @@ impl SharedSpace {
         SpaceGuard(Inode(shared))
     }
 
-    /// Runs `map`, unless the space is closed: `ENODEV`. May sleep.
-    pub(crate) fn while_open(&self, map: impl FnOnce() -> Result) -> Result {
+    /// Runs `map`, unless the space is closed: `None`. May sleep.
+    ///
+    /// What `map` maps into a mapping that is in place is found by [`SharedSpace::close`].
+    pub(crate) fn while_open<R>(&self, map: impl FnOnce() -> R) -> Option<R> {
         let state = self.state.lock();
-        if state.closed {
-            return Err(ENODEV);
-        }
-        map()
+        (!state.closed).then(map)
     }
 
     /// Lets nothing be mapped any more, and takes the pages out of every mapping: the next access to

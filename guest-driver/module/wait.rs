@@ -42,6 +42,12 @@ impl Completion {
         unsafe { bindings::complete_all(self.raw.get()) }
     }
 
+    /// Whether the event has happened.
+    pub(crate) fn is_done(&self) -> bool {
+        // SAFETY: The completion was initialized.
+        unsafe { bindings::completion_done(self.raw.get()) }
+    }
+
     /// Waits whatever happens. May sleep.
     pub(crate) fn wait(&self) {
         // SAFETY: The completion was initialized.

@@ -4,7 +4,7 @@
 
 use super::{Buffer, VirtQueue};
 use crate::bindings::{
-    vdma_device_trylock, vdma_device_unlock,
+    vdma_device_trylock, vdma_device_unlock, vdma_set_dma_mask, vdma_virtqueue_of_cpu,
     vdma_virtio_cread_words, vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features,
     vdma_virtio_find_vqs, vdma_virtio_get_shm_region, virtio_device, virtio_device_reset_done, virtio_device_reset_prepare, virtio_max_dma_size,
     virtio_reset_device, virtio_shm_region, virtqueue, virtqueue_info,
@@ -30,6 +30,9 @@ pub(crate) trait QueueHandler: Sync {
     /// Called in interrupt context, with the interrupts of this CPU off.
     fn on_used(&self);
 }
+
+/// Feature bit of virtio 1.2, section 6.
+const VIRTIO_F_ACCESS_PLATFORM: u32 = 33;
 
 /// Most queues that a device may have here.
 const MAX_QUEUES: usize = 16;
@@ -107,6 +110,25 @@ impl Device {
         let mask = unsafe { (*(*self.raw()).dev.parent).dma_mask };
         // SAFETY: Null, or the mask of that device, which nobody changes while a driver is bound.
         unsafe { mask.as_ref() }.map_or(0, |mask| u64::BITS - mask.leading_zeros())
+    }
+
+    /// Whether addresses go through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`); otherwise the device is
+    /// told physical ones.
+    pub(crate) fn uses_dma_api(&self) -> bool {
+        self.features() & 1 << VIRTIO_F_ACCESS_PLATFORM != 0
+    }
+
+    /// Limits the addresses that the DMA API hands out to so many bits. May sleep.
+    pub(crate) fn set_dma_bits(&self, bits: u32) -> Result {
+        // SAFETY: Valid by the type's invariant.
+        kernel::error::to_result(unsafe { vdma_set_dma_mask(self.raw(), bits) })
+    }
+
+    /// The one of the first `queues` queues whose interrupt comes to `cpu`, where the transport says.
+    pub(crate) fn queue_of_cpu(&self, queues: usize, cpu: usize) -> Option<usize> {
+        // SAFETY: Valid by the type's invariant; that many queues exist.
+        let queue = unsafe { vdma_virtqueue_of_cpu(self.raw(), queues as u32, cpu as u32) };
+        usize::try_from(queue).ok()
     }
 
     /// The negotiated feature bits 0 to 63.

@@ -3,7 +3,7 @@
 //! Virtqueues that own the buffers in them.
 
 use crate::bindings::{
-    virtqueue, virtqueue_add_sgs, virtqueue_detach_unused_buf, virtqueue_disable_cb,
+    vdma_dma_map_page, vdma_virtqueue_free, virtqueue, virtqueue_add_sgs, virtqueue_detach_unused_buf, virtqueue_disable_cb,
     virtqueue_enable_cb, virtqueue_get_buf, virtqueue_get_vring_size, virtqueue_is_broken,
     virtqueue_kick_prepare, virtqueue_notify,
 };
@@ -11,6 +11,7 @@ use core::{
     marker::PhantomData,
     ptr::{self, NonNull},
 };
+use crate::pages::Page;
 use kernel::{bindings, ffi::c_void, prelude::*};
 
 /// The scatter-gather lists of one buffer: first those that the device reads, then those that it
@@ -103,6 +104,26 @@ impl<B: Buffer> VirtQueue<B> {
     pub(crate) fn size(&self) -> u32 {
         // SAFETY: Valid by the type's invariant.
         unsafe { virtqueue_get_vring_size(self.raw.as_ptr()) }
+    }
+
+    /// Descriptors that are free.
+    pub(crate) fn free(&self) -> u32 {
+        // SAFETY: Valid by the type's invariant.
+        unsafe { vdma_virtqueue_free(self.raw.as_ptr()) }
+    }
+
+    /// What the device would be told as the address of `length` bytes at `offset` of `page`: `None`
+    /// when it cannot be told any.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the page; the bytes are inside.
+    pub(crate) unsafe fn bus_address(&self, page: Page, offset: usize, length: usize) -> Option<u64> {
+        // SAFETY: The caller vouches for the page, and the queue is valid.
+        let address = unsafe {
+            vdma_dma_map_page(self.raw.as_ptr(), page.as_ptr(), offset as u32, length as u32, true)
+        };
+        (address != u64::MAX).then_some(address)
     }
 
     /// Whether the device broke the rules of the ring, so that virtio has stopped using it.

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests whose pages have to be marked dirty again before they complete.
+//! Work that completions, which run in interrupt context, leave to a task, because it sleeps.
 //!
-//! Marking takes the folio lock, which sleeps, and completions run in interrupt context. So pages are
+//! Requests whose pages have to be marked dirty again: marking takes the folio lock. So pages are
 //! marked before the request starts; only those that writeback has cleaned in the meantime come here
 //! (the way of `bio_check_pages_dirty` in `block/bio.c`).
+//!
+//! Buffers whose last user was a request: letting them go takes the folio lock, and that of the address
+//! space that they are charged to.
 
 use crate::{
+    buffer::Buffer,
     request::{Answer, Request},
     slab::SlabBox,
     spinlock::{new_irq_spinlock, IrqSpinLock},
@@ -15,9 +19,18 @@ use core::{mem::offset_of, ptr};
 use kernel::{
     bindings,
     prelude::*,
-    sync::atomic::{Acquire, Atomic, Full, Release},
+    sync::{
+        atomic::{Acquire, Atomic, Full, Release},
+        Arc, UniqueArc,
+    },
     types::Opaque,
 };
+
+/// What waits, in lists that need no memory of their own.
+struct Waiting {
+    requests: Option<SlabBox<Request>>,
+    buffers: Option<Pin<UniqueArc<Buffer>>>,
+}
 
 #[pin_data]
 #[repr(C)]
@@ -25,7 +38,7 @@ struct Inner {
     #[pin]
     work: Opaque<bindings::work_struct>,
     #[pin]
-    waiting: IrqSpinLock<Option<SlabBox<Request>>>,
+    waiting: IrqSpinLock<Waiting>,
 }
 
 /// The worker, while there is one.
@@ -49,11 +62,14 @@ impl Worker {
                         slot,
                         Some(run),
                         false,
-                        c"vdma_redirty".as_ptr().cast(),
+                        c"vdma_deferred".as_ptr().cast(),
                         kernel::static_lock_class!().as_ptr(),
                     )
                 }),
-                waiting <- new_irq_spinlock!(None, "vdma_redirty"),
+                waiting <- new_irq_spinlock!(
+                    Waiting { requests: None, buffers: None },
+                    "vdma_deferred"
+                ),
             }),
             GFP_KERNEL,
         )?;
@@ -71,18 +87,13 @@ impl Drop for Worker {
     }
 }
 
-/// Completes `request` from process context, once its pages are dirty again. Any context.
-pub(crate) fn defer(mut request: SlabBox<Request>, answer: Answer) {
-    let inner = INNER.load(Acquire);
-    // SAFETY: Requests exist only while a driver is registered, and then there is a worker.
-    let Some(inner) = (unsafe { inner.as_ref() }) else {
-        return request.abandon(ENODEV);
-    };
-    {
-        let mut waiting = inner.waiting.lock();
-        request.enlist(answer, waiting.take());
-        *waiting = Some(request);
-    }
+fn inner() -> Option<&'static Inner> {
+    // SAFETY: Requests, the only ones that defer work, exist only while a driver is registered, and
+    // then there is a worker.
+    unsafe { INNER.load(Acquire).as_ref() }
+}
+
+fn schedule(inner: &Inner) {
     // SAFETY: The work item is initialized and stays until it is flushed.
     unsafe {
         bindings::queue_work_on(
@@ -93,14 +104,49 @@ pub(crate) fn defer(mut request: SlabBox<Request>, answer: Answer) {
     };
 }
 
+/// Completes `request` from process context, once its pages are dirty again. Any context.
+pub(crate) fn redirty(mut request: SlabBox<Request>, answer: Answer) {
+    let Some(inner) = inner() else {
+        return request.abandon(ENODEV);
+    };
+    {
+        let mut waiting = inner.waiting.lock();
+        request.enlist(answer, waiting.requests.take());
+        waiting.requests = Some(request);
+    }
+    schedule(inner);
+}
+
+/// Lets go of `buffer`; if nobody else has it, its memory goes, in process context. Any context.
+pub(crate) fn release(buffer: Arc<Buffer>) {
+    let Some(mut buffer) = Arc::into_unique_or_drop(buffer) else {
+        return;
+    };
+    let Some(inner) = inner() else {
+        return;
+    };
+    {
+        let mut waiting = inner.waiting.lock();
+        buffer.as_mut().enlist(waiting.buffers.take());
+        waiting.buffers = Some(buffer);
+    }
+    schedule(inner);
+}
+
 /// Runs in process context.
 unsafe extern "C" fn run(work: *mut bindings::work_struct) {
     const { assert!(offset_of!(Inner, work) == 0) };
     // SAFETY: The work item is the first field of an `Inner`, which lives until it is flushed.
     let inner = unsafe { &*work.cast::<Inner>() };
-    let mut next = inner.waiting.lock().take();
-    while let Some(mut request) = next {
-        next = request.delist();
+    let (mut requests, mut buffers) = {
+        let mut waiting = inner.waiting.lock();
+        (waiting.requests.take(), waiting.buffers.take())
+    };
+    while let Some(mut request) = requests {
+        requests = request.delist();
         request.redirty_and_finish();
+    }
+    while let Some(mut buffer) = buffers {
+        buffers = buffer.as_mut().delist();
     }
 }

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bounce pages, for devices that cannot reach all of memory (parameter `dma_bits`): pages from a low
+//! zone take the place of those that are too high, and the CPU copies.
+//!
+//! Where the device uses the DMA API (`VIRTIO_F_ACCESS_PLATFORM`), that does it (swiotlb), and nothing
+//! is left to do here.
+
+use crate::{
+    bindings::{vdma_alloc_pages, VDMA_GFP_DMA, VDMA_GFP_DMA32},
+    pages::Page,
+    scatterlist::SgList,
+};
+use core::ptr;
+use kernel::{bindings, page::PAGE_SIZE, prelude::*};
+
+/// What a device can reach: frames below an address.
+#[derive(Clone, Copy)]
+pub(crate) struct Reach {
+    bits: u32,
+}
+
+impl Reach {
+    /// All addresses of so many bits: 24 at the least, the width of the lowest zone of x86.
+    pub(crate) fn of_bits(bits: u32) -> Option<Self> {
+        (24..=64).contains(&bits).then_some(Self { bits })
+    }
+
+    /// Whether `page` is within reach.
+    pub(crate) fn includes(self, page: Page) -> bool {
+        let last = page.physical_address() + (PAGE_SIZE as u64 - 1);
+        self.bits >= u64::BITS || last >> self.bits == 0
+    }
+
+    /// The zone to take pages from.
+    fn zone(self) -> bindings::gfp_t {
+        match self.bits {
+            0..32 => VDMA_GFP_DMA,
+            32..64 => VDMA_GFP_DMA32,
+            _ => 0,
+        }
+    }
+}
+
+/// A page of the data, and the one that takes its place.
+struct Pair {
+    high: Page,
+    low: Page,
+    offset: usize,
+    length: usize,
+}
+
+/// The pages that take the place of others.
+pub(crate) struct Bounced {
+    pairs: KVVec<Pair>,
+    list: SgList,
+}
+
+impl Bounced {
+    /// Pages for those of `list` that are out of reach; `None` when there are none. May sleep.
+    pub(crate) fn new(list: &SgList, reach: Reach) -> Result<Option<KBox<Self>>> {
+        if list.page_runs().all(|(first, count)| reach.includes(first.nth(count.max(1) - 1))) {
+            return Ok(None);
+        }
+        let pieces = list.pieces().count();
+        let mut bounced = KBox::new(
+            Self { pairs: KVVec::with_capacity(pieces, GFP_KERNEL)?, list: SgList::with_room(pieces)? },
+            GFP_KERNEL,
+        )?;
+        for (page, offset, length) in list.pieces() {
+            let page = if reach.includes(page) {
+                page
+            } else {
+                // SAFETY: Process context, where sleeping is allowed.
+                let low = unsafe { vdma_alloc_pages(bindings::GFP_KERNEL | bindings::__GFP_ZERO | reach.zone(), 0) };
+                if low.is_null() {
+                    return Err(ENOMEM);
+                }
+                // SAFETY: The allocator returned a page.
+                let low = unsafe { Page::from_ptr(low) };
+                let pair = Pair { high: page, low, offset, length };
+                bounced.pairs.push(pair, GFP_KERNEL).inspect_err(|_| low.put())?;
+                low
+            };
+            // Pieces stay entries of their own: `usize::MAX` would join what the list kept apart.
+            bounced.list.push(page, offset, length, length)?;
+        }
+        Ok(Some(bounced))
+    }
+
+    pub(crate) fn pages(&self) -> usize {
+        self.pairs.len()
+    }
+
+    pub(crate) fn sg_list(&mut self) -> *mut bindings::scatterlist {
+        self.list.terminate()
+    }
+
+    /// # Safety
+    ///
+    /// The pages of the list that this was made of are held.
+    unsafe fn copy(&self, to_device: bool) {
+        for pair in &self.pairs {
+            let (from, to) = if to_device { (pair.high, pair.low) } else { (pair.low, pair.high) };
+            // SAFETY: The caller holds one page, this object the other; the pieces are inside. The
+            // pages are different ones.
+            unsafe {
+                from.with_bytes(pair.offset, pair.length, |from, length| {
+                    to.with_bytes(pair.offset, length, |to, length| {
+                        ptr::copy_nonoverlapping(from, to, length);
+                    })
+                })
+            };
+        }
+    }
+
+    /// Copies the data to the pages that the device can reach. Any context.
+    ///
+    /// # Safety
+    ///
+    /// The pages of the list that this was made of are held.
+    pub(crate) unsafe fn copy_out(&self) {
+        // SAFETY: The caller vouches for it.
+        unsafe { self.copy(true) }
+    }
+
+    /// Copies the data from the pages that the device can reach. Any context.
+    ///
+    /// # Safety
+    ///
+    /// The pages of the list that this was made of are held.
+    pub(crate) unsafe fn copy_in(&self) {
+        // SAFETY: The caller vouches for it.
+        unsafe { self.copy(false) }
+    }
+}
+
+impl Drop for Bounced {
+    fn drop(&mut self) {
+        for pair in &self.pairs {
+            pair.low.put();
+        }
+    }
+}

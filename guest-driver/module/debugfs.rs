@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Counts of each device below `/sys/kernel/debug/virtio_dma`.
+
+use crate::{
+    device::Queues,
+    observe::DeviceObserver,
+    protocol::Statistics,
+};
+use core::ptr;
+use kernel::{
+    debugfs::{Dir, Scope},
+    fmt,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{Acquire, Atomic, Full, Release},
+        Arc,
+    },
+};
+
+/// The directory of the module, while there is one.
+static ROOT: Atomic<*mut Dir> = Atomic::new(ptr::null_mut());
+
+/// Keeps the directory of the module in existence. Dropped when no device is bound any more.
+pub(crate) struct Root(#[allow(dead_code)] KBox<Dir>);
+
+impl Root {
+    pub(crate) fn new() -> Result<Self> {
+        let directory = KBox::new(Dir::new(c"virtio_dma"), GFP_KERNEL)?;
+        ROOT.store(ptr::from_ref(&*directory).cast_mut(), Release);
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        ROOT.xchg(ptr::null_mut(), Full);
+    }
+}
+
+/// What the files of a device show.
+struct Shown {
+    observer: Arc<DeviceObserver>,
+    queues: Arc<Queues>,
+}
+
+/// The directory of a device.
+pub(crate) struct Directory(#[allow(dead_code)] Pin<KBox<Scope<Shown>>>);
+
+impl Directory {
+    /// May sleep.
+    pub(crate) fn new(observer: Arc<DeviceObserver>, queues: Arc<Queues>) -> Result<Self> {
+        // SAFETY: Null, or in place for as long as devices may be bound.
+        let root = unsafe { ROOT.load(Acquire).as_ref() }.ok_or(ENODEV)?;
+        let name = CString::try_from_fmt(fmt!("vdma{}", observer.number))?;
+        let shown = Shown { observer, queues };
+        let scope = root.scope(Ok::<_, Error>(shown), &name, |shown, directory| {
+            directory.read_callback_file(c"statistics", shown, &show_statistics);
+            directory.read_callback_file(c"queues", shown, &show_queues);
+        });
+        Ok(Self(KBox::pin_init(scope, GFP_KERNEL)?))
+    }
+}
+
+fn show_statistics(shown: &Shown, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let statistics = shown.observer.counters.snapshot();
+    for (name, value) in Statistics::NAMES.into_iter().zip(statistics.values()) {
+        writeln!(out, "{name} {value}")?;
+    }
+    Ok(())
+}
+
+fn show_queues(shown: &Shown, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (number, queue) in shown.queues.iter().enumerate() {
+        writeln!(out, "{number} in_flight {}", queue.in_flight())?;
+    }
+    Ok(())
+}

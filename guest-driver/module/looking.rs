@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking for a completion instead of sleeping until the interrupt: faster when it comes soon, a waste
+//! when it does not.
+
+use crate::{
+    bindings::{vdma_cond_resched, vdma_cpu_relax},
+    observe,
+    queue::Queue,
+    transfer::Transfer,
+    wait::signal_pending,
+};
+use kernel::sync::atomic::{Atomic, Relaxed};
+
+/// Looks that are skipped after each that was in vain, at the most.
+const MAX_SKIP: u32 = 64;
+
+/// How long looking has paid lately.
+pub(crate) struct Patience {
+    /// Nanoseconds that a look may take.
+    limit: u64,
+    /// Looks to be skipped, and how many there were of the last time.
+    skip: Atomic<u32>,
+    penalty: Atomic<u32>,
+}
+
+impl Patience {
+    /// `microseconds` at the most; 0 for no looking.
+    pub(crate) fn new(microseconds: u32) -> Self {
+        Self {
+            limit: u64::from(microseconds) * 1000,
+            skip: Atomic::new(0),
+            penalty: Atomic::new(0),
+        }
+    }
+
+    /// Looks with `look` until `transfer` has ended; unless `eager` no longer than the limit, and not
+    /// at all for a while after it was in vain. Returns what `look` has found. May sleep a little.
+    pub(crate) fn look_for(
+        &self,
+        transfer: &Transfer,
+        eager: bool,
+        queue: &Queue,
+        look: impl Fn() -> usize,
+    ) -> usize {
+        if !eager && (self.limit == 0 || self.skips()) {
+            return 0;
+        }
+        let _looking = queue.begin_looking();
+        let end = observe::now() + self.limit;
+        let mut found = 0;
+        loop {
+            found += look();
+            if transfer.is_done() {
+                self.penalty.store(0, Relaxed);
+                return found;
+            }
+            if signal_pending() || !eager && observe::now() >= end {
+                break;
+            }
+            // SAFETY: No precondition.
+            unsafe { vdma_cpu_relax() };
+            // SAFETY: Nothing is locked, so the task may be put aside.
+            unsafe { vdma_cond_resched() };
+        }
+        if !eager {
+            // Races only blur how many are skipped.
+            let penalty = (self.penalty.load(Relaxed) * 2).clamp(1, MAX_SKIP);
+            self.penalty.store(penalty, Relaxed);
+            self.skip.store(penalty, Relaxed);
+        }
+        found
+    }
+
+    fn skips(&self) -> bool {
+        let left = self.skip.load(Relaxed);
+        if left > 0 {
+            self.skip.store(left - 1, Relaxed);
+        }
+        left > 0
+    }
+}

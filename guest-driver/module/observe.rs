@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who hears of a request: the counts of the device and of the file that it came from, the trace, the
+//! tracepoints, the eventfd.
+
+use crate::{
+    bindings::{vdma_trace_complete, vdma_trace_complete_enabled, vdma_trace_submit},
+    counters::Counters,
+    eventfd::EventFd,
+    protocol::{RequestHeader, TraceRecord},
+    spinlock::{new_irq_spinlock, IrqSpinLock},
+    trace::TraceRing,
+};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, SetOnce,
+    },
+};
+
+/// What is observed of a device.
+#[pin_data]
+pub(crate) struct DeviceObserver {
+    /// The `N` of `/dev/vdmaN`.
+    pub(crate) number: u32,
+    pub(crate) counters: Counters,
+    trace: SetOnce<TraceRing>,
+    /// Open files of the trace.
+    readers: Atomic<u32>,
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+pub(crate) fn now() -> u64 {
+    // SAFETY: Reading the clock has no precondition.
+    unsafe { bindings::ktime_get() as u64 }
+}
+
+impl DeviceObserver {
+    pub(crate) fn new(number: u32) -> Result<Arc<Self>> {
+        Ok(Arc::new(
+            Self {
+                number,
+                counters: Counters::new(),
+                trace: SetOnce::new(),
+                readers: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// The trace, which is allocated when it is asked for first. May sleep.
+    pub(crate) fn trace(&self) -> Result<&TraceRing> {
+        if self.trace.as_ref().is_none() {
+            // Of two tasks that come here at once, one's is dropped again.
+            self.trace.populate(TraceRing::new()?);
+        }
+        // In the window between another task's `populate` and its end there is none yet.
+        self.trace.as_ref().ok_or(EAGAIN)
+    }
+
+    /// The trace has one reader more (`true`) or less.
+    pub(crate) fn count_reader(&self, come: bool) {
+        if come {
+            self.readers.add(1, Relaxed);
+        } else {
+            let _ = self.readers.fetch_sub(1, Relaxed);
+        }
+    }
+
+    fn is_traced(&self) -> bool {
+        self.readers.load(Relaxed) != 0
+    }
+
+    /// The time, if anybody wants to know how long requests take, otherwise 0.
+    pub(crate) fn submission_time(&self) -> u64 {
+        // SAFETY: No precondition.
+        if self.is_traced() || unsafe { vdma_trace_complete_enabled() } {
+            now()
+        } else {
+            0
+        }
+    }
+
+    /// A request goes to the device. Any context.
+    pub(crate) fn submitted(
+        &self,
+        queue: u32,
+        header: &RequestHeader,
+        pages: usize,
+        segments: usize,
+    ) {
+        // SAFETY: Numbers only.
+        unsafe {
+            vdma_trace_submit(
+                self.number,
+                queue,
+                header.operation.get(),
+                header.offset.get(),
+                header.length.get(),
+                pages as u32,
+                segments as u32,
+            )
+        }
+    }
+
+    /// A request that was submitted at the time `since` came back. Any context.
+    pub(crate) fn completed(&self, since: u64, mut record: TraceRecord) {
+        if since == 0 {
+            return;
+        }
+        record.time = now();
+        record.latency = record.time.saturating_sub(since);
+        // SAFETY: Numbers only.
+        unsafe {
+            vdma_trace_complete(
+                self.number,
+                record.queue.into(),
+                record.operation,
+                record.offset,
+                record.length,
+                record.result,
+                record.latency,
+            )
+        }
+        if let Some(trace) = self.trace.as_ref().filter(|_| self.is_traced()) {
+            trace.append(record);
+        }
+    }
+}
+
+/// What is observed of an open file.
+#[pin_data]
+pub(crate) struct FileObserver {
+    pub(crate) counters: Counters,
+    /// Whether there is an eventfd, so that nobody takes the lock for nothing.
+    armed: Atomic<u32>,
+    #[pin]
+    event: IrqSpinLock<Option<EventFd>>,
+}
+
+impl FileObserver {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                counters: Counters::new(),
+                armed: Atomic::new(0),
+                event <- new_irq_spinlock!(None, "vdma_event"),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Signals `event` whenever something ends, and nothing else any more. May sleep.
+    pub(crate) fn set_event(&self, event: Option<EventFd>) {
+        let armed = event.is_some().into();
+        let old = core::mem::replace(&mut *self.event.lock(), event);
+        self.armed.store(armed, Relaxed);
+        drop(old);
+    }
+
+    fn signal(&self) {
+        if self.armed.load(Relaxed) != 0 {
+            if let Some(event) = &*self.event.lock() {
+                event.signal();
+            }
+        }
+    }
+}
+
+/// Everybody who hears of a transfer.
+#[derive(Clone)]
+pub(crate) struct Observers {
+    pub(crate) device: Arc<DeviceObserver>,
+    pub(crate) file: Option<Arc<FileObserver>>,
+}
+
+impl Observers {
+    /// Counts something, for the device and for the file.
+    pub(crate) fn count(&self, count: impl Fn(&Counters)) {
+        count(&self.device.counters);
+        if let Some(file) = &self.file {
+            count(&file.counters);
+        }
+    }
+
+    /// The transfer has ended. Any context.
+    pub(crate) fn ended(&self) {
+        if let Some(file) = &self.file {
+            file.signal();
+        }
+    }
+}
