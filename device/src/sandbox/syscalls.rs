@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 use super::{Role, SeccompMode};
@@ -97,17 +97,25 @@ const START: &[i64] = &[
 
 /// Installs the filter of `role` for this thread and those that it starts.
 pub(super) fn install(role: Role, mode: SeccompMode) -> Result<(), String> {
+    match program(role, mode)? {
+        Some(program) => seccompiler::apply_filter(&program).map_err(|e| e.to_string()),
+        None => Ok(()),
+    }
+}
+
+/// The filter of `role`, if there is to be one.
+fn program(role: Role, mode: SeccompMode) -> Result<Option<BpfProgram>, String> {
     let action = match mode {
-        SeccompMode::None => return Ok(()),
+        SeccompMode::None => return Ok(None),
         SeccompMode::Log => SeccompAction::Log,
         SeccompMode::Kill => SeccompAction::KillProcess,
     };
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
-    let program: seccompiler::BpfProgram = rules(role)
+    rules(role)
         .and_then(|rules| SeccompFilter::new(rules, action, SeccompAction::Allow, architecture))
         .and_then(TryInto::try_into)
-        .map_err(|e| e.to_string())?;
-    seccompiler::apply_filter(&program).map_err(|e| e.to_string())
+        .map(Some)
+        .map_err(|e| e.to_string())
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -169,4 +177,65 @@ fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, seccompile
     let operator = SeccompCmpOp::MaskedEq(mask);
     let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
     SeccompRule::new(vec![condition])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREAD_ROLES: [Role; 3] = [Role::Control, Role::FrontEnd, Role::Queue];
+
+    /// Filters add up: what the process's forbids, no thread's can allow.
+    #[test]
+    fn the_process_may_do_whatever_one_of_its_threads_may() {
+        let process = rules(Role::Process).unwrap();
+        for role in THREAD_ROLES {
+            for (number, narrow) in rules(role).unwrap() {
+                let wide = process.get(&number);
+                let wide = wide.unwrap_or_else(|| panic!("{role:?}: {number} is forbidden"));
+                let allowed = narrow.iter().all(|rule| wide.contains(rule));
+                assert!(
+                    wide.is_empty() || (allowed && !narrow.is_empty()),
+                    "{role:?}: {number}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_has_the_shortest_list() {
+        let count = |role| rules(role).unwrap().len();
+        for role in [Role::Process, Role::Control, Role::FrontEnd] {
+            assert!(count(Role::Queue) < count(role), "{role:?}");
+        }
+        let queue = rules(Role::Queue).unwrap();
+        for number in [
+            libc::SYS_openat,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_accept4,
+            libc::SYS_recvmsg,
+            libc::SYS_sendmsg,
+            libc::SYS_clone3,
+            libc::SYS_execve,
+            libc::SYS_ptrace,
+            libc::SYS_unlink,
+            libc::SYS_seccomp,
+        ] {
+            assert!(!queue.contains_key(&number), "{number}");
+        }
+    }
+
+    #[test]
+    fn every_list_makes_a_program_that_the_kernel_takes() {
+        // BPF_MAXINSNS.
+        const MOST: usize = 4096;
+        for role in [Role::Process, Role::Control, Role::FrontEnd, Role::Queue] {
+            for mode in [SeccompMode::Log, SeccompMode::Kill] {
+                let program = program(role, mode).unwrap().unwrap();
+                assert!((1..=MOST).contains(&program.len()), "{role:?}");
+            }
+            assert!(program(role, SeccompMode::None).unwrap().is_none());
+        }
+    }
 }

@@ -79,10 +79,10 @@ fn each_queue_has_a_thread_unless_told_otherwise() {
 /// A queue that always has something to do gets its turn, not the thread.
 #[test]
 fn a_busy_queue_does_not_starve_its_neighbour() {
-    let daemon = Daemon::start(&["--num-queues=2", "--threads=1", "--memory-size=64M"]);
+    let daemon = Daemon::start(&["--num-queues=2", "--threads=1", "--memory-size=8M"]);
     let mut front = connect(&daemon, 2);
     assert_eq!(front.call(1, &nop()).0.status(), Status::OK);
-    let checksum = Request::new(Operation::Crc32c, 0, 64 << 20, 0);
+    let checksum = Request::new(Operation::Crc32c, 0, 8 << 20, 0);
     for slot in 0..100 {
         front.submit(0, &checksum, slot);
     }

@@ -48,6 +48,9 @@ impl Daemon {
 
     /// Starts a prepared command.
     pub fn spawn(mut command: Command, directory: tempfile::TempDir) -> Self {
+        if !is_sandboxed() {
+            command.args(["--seccomp=none", "--no-landlock"]);
+        }
         let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -112,8 +115,19 @@ impl Daemon {
     }
 }
 
+/// Whether daemons have their sandbox. Not with `VDMA_TEST_SANDBOX=off`, for tools that have them do
+/// things of their own: sanitizers make mappings, coverage is written to files in the end.
+pub fn is_sandboxed() -> bool {
+    std::env::var_os("VDMA_TEST_SANDBOX").is_none_or(|value| value != "off")
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let begin = Instant::now();
+        let _ = rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM);
+        while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < DEADLINE {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(log) = self.log.take() {

@@ -4,7 +4,7 @@ mod daemon;
 mod frontend;
 mod ring;
 
-pub use self::daemon::Daemon;
+pub use self::daemon::{Daemon, is_sandboxed};
 pub use self::frontend::{BAR, Connect, FEATURES, FrontEnd, Guest, await_event};
 pub use self::ring::{Buffer, DriverRing, Used, descriptor_flags};
 
