@@ -37,10 +37,17 @@ impl BackendSpec {
     pub(crate) fn device(&self, number: u32) -> DeviceSpec {
         DeviceSpec {
             socket: socket_name(number),
-            queues: self.option("--num-queues").unwrap_or("1").to_owned(),
-            queue_size: self.option("--queue-size").unwrap_or("256").to_owned(),
+            queues: self.number("--num-queues", 1),
+            queue_size: self.number("--queue-size", 256),
             dma_api: self.dma_api,
         }
+    }
+
+    /// The number that option `name` gives; what is none the backend refuses, before QEMU starts.
+    fn number(&self, name: &str, default: u16) -> u16 {
+        self.option(name)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(default)
     }
 
     /// The value of `name` among the arguments, given as `name=value` or as two arguments; the
@@ -225,15 +232,9 @@ mod tests {
     #[test]
     fn qemu_is_told_the_queues_that_the_backend_was_told() {
         let device = spec(&["--num-queues", "4", "--queue-size=64"]).device(0);
-        assert_eq!(
-            (device.queues.as_str(), device.queue_size.as_str()),
-            ("4", "64")
-        );
+        assert_eq!((device.queues, device.queue_size), (4, 64));
         let device = spec(&["--num-queues-x=3", "--num-queues=2", "--num-queues=8"]).device(0);
-        assert_eq!(
-            (device.queues.as_str(), device.queue_size.as_str()),
-            ("8", "256")
-        );
+        assert_eq!((device.queues, device.queue_size), (8, 256));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 use crate::accel::AccelChoice;
@@ -80,11 +80,26 @@ pub(crate) struct Shell {
     pub(crate) timeout: Option<u64>,
 }
 
+/// Where a test runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum TestKind {
+    /// Unit tests, on the host
+    Units,
+    /// Suites, in guests
+    Suites,
+    /// Scenarios, which act on the host while a guest runs
+    Scenarios,
+}
+
 /// `cargo vm test`.
 #[derive(Debug, Args)]
 pub(crate) struct Test {
     /// Run only tests whose name contains this
     pub(crate) filter: Option<String>,
+
+    /// Run only tests of this kind (repeatable)
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub(crate) only: Vec<TestKind>,
 
     /// Print the tests' names instead of running them
     #[arg(long)]

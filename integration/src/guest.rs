@@ -26,7 +26,8 @@ use crate::vm::{Vm, VmSpec};
 /// Environment variable: seconds that a guest may take to come up.
 const BOOT_SECONDS: &str = "VDMA_BOOT_SECONDS";
 
-/// Seconds that a guest may take to come up, unless [`BOOT_SECONDS`] says otherwise.
+/// Seconds that a guest with a stock kernel may take to come up, unless [`BOOT_SECONDS`] says
+/// otherwise.
 const DEFAULT_BOOT_SECONDS: u64 = 90;
 
 /// How long the guest that proves KVM may take; a working one needs a second or two.
@@ -55,7 +56,7 @@ pub(crate) struct Bench {
     /// The driver's module and the backend, unless guests are to have neither.
     pub(crate) driver: Option<(InstalledModule, PathBuf)>,
     pub(crate) accel: Accel,
-    /// By what to multiply the time that tests may take.
+    /// By what to multiply the time that booting and tests may take.
     pub(crate) patience: u32,
     /// Have all devices reach memory through the DMA API.
     dma_api: bool,
@@ -152,7 +153,7 @@ impl Bench {
             Ok(text) => text.parse().map_err(|_| {
                 RunFailure::Usage(format!("{BOOT_SECONDS}={text}: not a number of seconds"))
             })?,
-            Err(_) => DEFAULT_BOOT_SECONDS,
+            Err(_) => DEFAULT_BOOT_SECONDS * u64::from(self.patience),
         };
         self.boot_within(spec, Duration::from_secs(seconds))
     }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt as _, FdMapping};
 use guest_agent::{PORT_NAME, ROOT_SERIAL};
+use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,9 +50,9 @@ pub(crate) struct DeviceSpec {
     /// Name of the backend's socket in the run directory.
     pub(crate) socket: String,
     /// Number of request queues, as the backend was told.
-    pub(crate) queues: String,
+    pub(crate) queues: u16,
     /// Size of each queue, as the backend was told.
-    pub(crate) queue_size: String,
+    pub(crate) queue_size: u16,
     /// Offer `VIRTIO_F_ACCESS_PLATFORM`, with which drivers go through the DMA API.
     pub(crate) dma_api: bool,
 }
@@ -126,15 +127,19 @@ impl Machine {
             &format!("{RUN}/initramfs.cpio"),
         ]);
         add(&["-append", &self.kernel_parameters]);
-        for (number, device) in self.devices.iter().enumerate() {
+        for (number, spec) in (0_u32..).zip(&self.devices) {
             // Behind a port of its own a device can be unplugged and plugged in again.
             add(&[
                 "-device",
                 &format!("pcie-root-port,id=port{number},chassis={}", number + 1),
                 "-chardev",
-                &format!("socket,id=backend{number},path={RUN}/{}", device.socket),
+                &format!(
+                    "socket,id={},path={RUN}/{}",
+                    chardev_id(number),
+                    spec.socket
+                ),
                 "-device",
-                &device_argument(number, device),
+                &device(number, spec).to_string(),
             ]);
         }
         arguments.extend(self.extra.iter().cloned());
@@ -166,14 +171,41 @@ impl Machine {
     }
 }
 
-fn device_argument(number: usize, device: &DeviceSpec) -> String {
-    format!(
-        "vhost-user-test-device-pci,id=vdma{number},bus=port{number},chardev=backend{number},\
-         virtio-id={VIRTIO_ID},num_vqs={},vq_size={},config_size={CONFIG_SIZE},iommu_platform={}",
-        device.queues,
-        device.queue_size,
-        if device.dma_api { "on" } else { "off" }
-    )
+/// QEMU's name for device `number`.
+pub(crate) fn device_id(number: u32) -> String {
+    format!("vdma{number}")
+}
+
+/// QEMU's name for the connection to the backend of device `number`.
+pub(crate) fn chardev_id(number: u32) -> String {
+    format!("backend{number}")
+}
+
+/// Arguments of `device_add` for device `number`; `-device` takes them as well.
+pub(crate) fn device(number: u32, device: &DeviceSpec) -> Value {
+    json!({
+        "driver": "vhost-user-test-device-pci",
+        "id": device_id(number),
+        "bus": format!("port{number}"),
+        "chardev": chardev_id(number),
+        "virtio-id": VIRTIO_ID,
+        "num_vqs": device.queues,
+        "vq_size": device.queue_size,
+        "config_size": CONFIG_SIZE,
+        "iommu_platform": device.dma_api,
+    })
+}
+
+/// Arguments of `chardev-add` for the connection to the backend of device `number`.
+pub(crate) fn chardev(number: u32, device: &DeviceSpec) -> Value {
+    let path = format!("{RUN}/{}", device.socket);
+    json!({
+        "id": chardev_id(number),
+        "backend": {
+            "type": "socket",
+            "data": { "addr": { "type": "unix", "data": { "path": path } }, "server": false }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -184,8 +216,8 @@ mod tests {
     fn the_users_arguments_come_last_and_every_device_has_its_own_port() {
         let device = |number: u32| DeviceSpec {
             socket: format!("backend-{number}.sock"),
-            queues: "2".to_owned(),
-            queue_size: "128".to_owned(),
+            queues: 2,
+            queue_size: 128,
             dma_api: number == 1,
         };
         let machine = Machine {
@@ -202,8 +234,9 @@ mod tests {
         let arguments = machine.arguments();
         assert_eq!(arguments.last().map(String::as_str), Some("-s"));
         let line = arguments.join(" ");
-        assert!(line.contains("id=vdma1,bus=port1,chardev=backend1,virtio-id=37,num_vqs=2"));
-        assert!(line.contains("iommu_platform=off") && line.contains("iommu_platform=on"));
+        assert!(line.contains("\"bus\":\"port1\"") && line.contains("\"num_vqs\":2"));
+        assert!(line.contains("\"iommu_platform\":false"));
+        assert!(line.contains("\"iommu_platform\":true"));
         assert!(line.contains("path=/mnt/run/backend-1.sock"));
         assert!(line.contains("size=512M,share=on"));
     }

@@ -1,64 +1,141 @@
-//! QEMU's control connection: what QEMU says of its own accord.
+//! QEMU's control connection: what it is asked to do, and what it says of its own accord.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 
 use crate::vm::Event;
 
-/// The command that ends the negotiation and lets events through.
-const NEGOTIATE: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
+/// Number of the command that ends the negotiation and lets events through.
+const NEGOTIATION: u64 = 0;
 
-/// A line from QEMU; all that is not an event is passed over.
-#[derive(Deserialize)]
+/// A connection to QEMU; answers and events arrive in the guest's channel.
+#[derive(Debug)]
+pub(crate) struct Qmp {
+    connection: UnixStream,
+    next: u64,
+}
+
+/// A line from QEMU.
+#[derive(Debug, Deserialize)]
 struct Line {
     event: Option<String>,
+    data: Option<Value>,
+    id: Option<u64>,
+    error: Option<Refusal>,
+    #[serde(rename = "return")]
+    result: Option<Value>,
 }
 
-/// Reads `connection` in a thread of its own and reports to `events` when QEMU stops the guest.
-pub(crate) fn watch(connection: &UnixStream, events: Sender<Event>) -> Result<()> {
-    let mut connection = connection
-        .try_clone()
-        .context("cannot duplicate a socket")?;
-    std::thread::spawn(move || {
-        // A QEMU that is gone is noticed by its console.
-        if connection.write_all(NEGOTIATE).is_err() {
-            return;
-        }
-        for line in BufReader::new(connection).lines() {
-            let Ok(line) = line else { return };
-            if is_stop(&line) && events.send(Event::Stopped).is_err() {
-                return;
+/// Why QEMU does not do what it was asked.
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+impl Qmp {
+    /// Reads `connection` in a thread of its own, which reports to `events`.
+    pub(crate) fn watch(connection: UnixStream, events: Sender<Event>) -> Result<Self> {
+        let reader = connection
+            .try_clone()
+            .context("cannot duplicate a socket")?;
+        let mut qmp = Self {
+            connection,
+            next: NEGOTIATION,
+        };
+        qmp.send("qmp_capabilities", json!({}))?;
+        std::thread::spawn(move || {
+            for line in BufReader::new(reader).lines() {
+                // A QEMU that is gone is noticed by its console.
+                let Ok(line) = line else { return };
+                if let Some(event) = meaning(&line)
+                    && events.send(event).is_err()
+                {
+                    return;
+                }
             }
+        });
+        Ok(qmp)
+    }
+
+    /// Sends a command; gives the number of the [`Event::Answer`] to it.
+    pub(crate) fn send(&mut self, command: &str, arguments: Value) -> Result<u64> {
+        let number = self.next;
+        self.next += 1;
+        let line = json!({ "execute": command, "arguments": arguments, "id": number });
+        match writeln!(self.connection, "{line}") {
+            // Its end is reported by the event that it causes.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(number),
+            result => result
+                .map(|()| number)
+                .with_context(|| format!("cannot ask QEMU for {command}")),
         }
-    });
-    Ok(())
+    }
 }
 
-/// Whether QEMU says that it has stopped the guest: nobody here asks it to.
-fn is_stop(line: &str) -> bool {
-    serde_json::from_str::<Line>(line).is_ok_and(|line| line.event.as_deref() == Some("STOP"))
+/// What a line from QEMU means, if anything.
+fn meaning(line: &str) -> Option<Event> {
+    let line: Line = serde_json::from_str(line).ok()?;
+    match (line.event.as_deref(), line.id) {
+        // Nobody here asks it to stop the guest.
+        (Some("STOP"), _) => Some(Event::Stopped),
+        (Some("DEVICE_DELETED"), _) => {
+            let device = line.data?.get("device")?.as_str()?.to_owned();
+            Some(Event::Unplugged(device))
+        }
+        (None, Some(NEGOTIATION)) => None,
+        (None, Some(number)) => Some(Event::Answer {
+            number,
+            result: match line.error {
+                Some(refusal) => Err(refusal.desc),
+                None => Ok(line.result.unwrap_or_default()),
+            },
+        }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_stop;
+    use super::*;
 
     #[test]
     fn only_a_stop_is_a_stop() {
-        assert!(is_stop(
-            r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#
+        assert!(matches!(
+            meaning(r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#),
+            Some(Event::Stopped)
         ));
         for line in [
             r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#,
-            r#"{"return": {}}"#,
+            r#"{"return": {}, "id": 0}"#,
             r#"{"event": "RESUME"}"#,
             r#"{"event": "SHUTDOWN", "data": {"reason": "STOP"}}"#,
+            r#"{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/x/bus"}}"#,
             "nonsense",
         ] {
-            assert!(!is_stop(line), "{line}");
+            assert!(meaning(line).is_none(), "{line}");
         }
+    }
+
+    #[test]
+    fn answers_belong_to_their_commands() {
+        let Some(Event::Answer { number, result }) = meaning(
+            r#"{"id": 7, "error": {"class": "GenericError", "desc": "Device 'x' not found"}}"#,
+        ) else {
+            panic!("no answer");
+        };
+        assert_eq!(
+            (number, result),
+            (7, Err("Device 'x' not found".to_owned()))
+        );
+        let Some(Event::Unplugged(device)) =
+            meaning(r#"{"event": "DEVICE_DELETED", "data": {"device": "vdma0", "path": "/x"}}"#)
+        else {
+            panic!("no event");
+        };
+        assert_eq!(device, "vdma0");
     }
 }

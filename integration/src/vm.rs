@@ -10,6 +10,8 @@ use guest_agent::{
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -23,9 +25,10 @@ use crate::console::Console;
 use crate::failure::{GuestDeath, GuestFailure, RunFailure};
 use crate::kernel_log::{MARK_PREFIX, Splat};
 use crate::process::{self, Process};
-use crate::qemu::Machine;
-use crate::qmp;
+use crate::qemu::{self, Machine};
+use crate::qmp::Qmp;
 use crate::run_dir::RunDir;
+use crate::suite::guests::Collected;
 use crate::tools::Tools;
 use crate::{interrupt, progress};
 
@@ -37,6 +40,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long the kernel may look for leaks.
 const LEAK_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long the guest may take to let go of a device.
+const UNPLUG_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long a killed command may take to end.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
@@ -54,6 +60,15 @@ pub(crate) enum Event {
     ConsoleClosed,
     /// QEMU stopped the guest of its own accord.
     Stopped,
+    /// QEMU's answer to a command: what it returns, or why it refuses.
+    Answer {
+        /// Number of the command.
+        number: u64,
+        /// The answer.
+        result: Result<Value, String>,
+    },
+    /// QEMU has taken this device away, with the guest's consent.
+    Unplugged(String),
     /// The agent says something.
     Agent(ToHost),
     /// The agent's connection ended.
@@ -64,6 +79,8 @@ pub(crate) enum Event {
     Input(Vec<u8>),
     /// The user's terminal has a new size.
     Resized(WindowSize),
+    /// A command in the background said something, or ended.
+    Background,
     /// A signal arrived.
     Interrupted,
 }
@@ -99,13 +116,31 @@ pub(crate) struct Vm {
     backends: Vec<Option<Backend>>,
     console: Console,
     agent: UnixStream,
-    _qmp: UnixStream,
+    qmp: Qmp,
     events: Receiver<Event>,
     sender: Sender<Event>,
     qemu_log: PathBuf,
     next_command: u32,
     next_mark: u32,
     kernel: String,
+    /// Commands that run on while the harness does something else.
+    background: HashMap<CommandId, Background>,
+    /// How to start a backend again.
+    replug: Replug,
+}
+
+/// A command in the background.
+#[derive(Default)]
+struct Background {
+    output: Collected,
+    end: Option<CommandEnd>,
+}
+
+/// What it takes to plug a device in again.
+struct Replug {
+    spec: BackendSpec,
+    directory: PathBuf,
+    logs: PathBuf,
 }
 
 impl Vm {
@@ -123,6 +158,11 @@ impl Vm {
             watch_backend(&backend, number, sender.clone())?;
             backends.push(Some(backend));
         }
+        let replug = Replug {
+            spec: spec.backend.clone(),
+            directory: spec.machine.run_directory.clone(),
+            logs: logs.clone(),
+        };
         let mut machine = spec.machine;
         machine.devices = (0..spec.devices)
             .map(|number| spec.backend.device(number))
@@ -157,7 +197,7 @@ impl Vm {
             sender.clone(),
         )?;
         read_agent(&agent, sender.clone())?;
-        qmp::watch(&qmp, sender.clone())?;
+        let qmp = Qmp::watch(qmp, sender.clone())?;
         let interrupts = sender.clone();
         interrupt::listen(move || {
             // Nobody listens once the run is over.
@@ -168,13 +208,15 @@ impl Vm {
             backends,
             console,
             agent,
-            _qmp: qmp,
+            qmp,
             events,
             sender,
             qemu_log,
             next_command: 0,
             next_mark: 0,
             kernel: String::new(),
+            background: HashMap::new(),
+            replug,
         };
         let _step = progress::passing("booting the guest");
         let deadline = started + spec.boot_deadline;
@@ -236,6 +278,137 @@ impl Vm {
                 }
             }
         }
+    }
+
+    /// Starts `command` and lets it run on while something else is done.
+    pub(crate) fn start(&mut self, command: Command) -> Result<CommandId> {
+        let id = CommandId(self.next_command);
+        self.next_command += 1;
+        self.background.insert(id, Background::default());
+        self.tell(&ToGuest::Run { id, command })?;
+        Ok(id)
+    }
+
+    /// Waits until the command `id` has printed `text`.
+    pub(crate) fn wait_for(&mut self, id: CommandId, text: &str, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let Some(background) = self.background.get(&id) else {
+                return Err(anyhow!("no such command runs in the background"));
+            };
+            let output = String::from_utf8_lossy(&background.output.bytes);
+            if output.contains(text) {
+                return Ok(());
+            }
+            if let Some(end) = &background.end {
+                return Err(anyhow!(
+                    "ended ({end:?}) before {text:?}; it said:\n{output}"
+                ));
+            }
+            if self.next_event(Some(deadline))?.is_none() {
+                let seconds = limit.as_secs();
+                return Err(anyhow!("no {text:?} within {seconds} s"));
+            }
+        }
+    }
+
+    /// Waits for the end of the command `id`, or kills it after `limit`; gives what it printed.
+    pub(crate) fn join(&mut self, id: CommandId, limit: Duration) -> Result<(CommandEnd, String)> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(background) = self.background.get_mut(&id)
+                && let Some(end) = background.end.take()
+            {
+                let output = String::from_utf8_lossy(&background.output.bytes).into_owned();
+                self.background.remove(&id);
+                return Ok((end, output));
+            }
+            if self.next_event(Some(deadline))?.is_none() {
+                let background = self.background.remove(&id).unwrap_or_default();
+                self.kill(id)?;
+                return Err(anyhow!(
+                    "did not end within {} s; it said:\n{}",
+                    limit.as_secs(),
+                    String::from_utf8_lossy(&background.output.bytes)
+                ));
+            }
+        }
+    }
+
+    /// Has QEMU do something.
+    pub(crate) fn ask_qemu(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        let asked = self.qmp.send(command, arguments)?;
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        loop {
+            match self.next_event(Some(deadline))? {
+                Some(Event::Answer { number, result }) if number == asked => {
+                    return result.map_err(|reason| anyhow!("QEMU refuses {command}: {reason}"));
+                }
+                Some(_) => {}
+                None => return Err(anyhow!("QEMU does not answer {command}")),
+            }
+        }
+    }
+
+    /// Unplugs device `number`; the guest has to let go of it. Its backend is ended.
+    pub(crate) fn unplug(&mut self, number: u32) -> Result<()> {
+        let device = qemu::device_id(number);
+        let asked = self.qmp.send("device_del", json!({ "id": device }))?;
+        let deadline = Instant::now() + UNPLUG_DEADLINE;
+        loop {
+            match self.next_event(Some(deadline))? {
+                Some(Event::Answer { number, result }) if number == asked => {
+                    result.map_err(|reason| anyhow!("QEMU refuses device_del: {reason}"))?;
+                }
+                Some(Event::Unplugged(gone)) if gone == device => break,
+                Some(_) => {}
+                None => {
+                    let seconds = UNPLUG_DEADLINE.as_secs();
+                    return Err(anyhow!(
+                        "the guest did not let go of {device} within {seconds} s"
+                    ));
+                }
+            }
+        }
+        self.ask_qemu("chardev-remove", json!({ "id": qemu::chardev_id(number) }))?;
+        self.end_backend(number, Signal::TERM)
+    }
+
+    /// Plugs a new device in where device `number` was, with a new backend.
+    pub(crate) fn plug(&mut self, number: u32) -> Result<()> {
+        let backend = Backend::start(
+            &self.replug.spec,
+            number,
+            &self.replug.directory,
+            &self.replug.logs,
+        )?;
+        watch_backend(&backend, number, self.sender.clone())?;
+        let slot = self
+            .backends
+            .get_mut(number as usize)
+            .with_context(|| format!("there is no slot for device {number}"))?;
+        if slot.is_some() {
+            return Err(anyhow!("device {number} is plugged in"));
+        }
+        *slot = Some(backend);
+        let device = self.replug.spec.device(number);
+        self.ask_qemu("chardev-add", qemu::chardev(number, &device))?;
+        self.ask_qemu("device_add", qemu::device(number, &device))?;
+        Ok(())
+    }
+
+    /// Ends the backend of device `number` without that being the guest's death.
+    pub(crate) fn end_backend(&mut self, number: u32, signal: Signal) -> Result<()> {
+        // An unplugged device's backend may have ended by itself.
+        if let Some(mut backend) = self
+            .backends
+            .get_mut(number as usize)
+            .and_then(Option::take)
+        {
+            backend.process.signal(signal);
+            backend.process.wait()?;
+        }
+        Ok(())
     }
 
     /// Waits until everything that the kernel had to say up to now has been read.
@@ -411,6 +584,20 @@ impl Vm {
                         Err(error) => HostReply::Refused(format!("{error:#}")),
                     };
                     self.tell(&ToGuest::Reply { id, reply })?;
+                }
+                Event::Agent(ToHost::Output { id, data, stream })
+                    if self.background.contains_key(&id) =>
+                {
+                    if let Some(background) = self.background.get_mut(&id) {
+                        background.output.output(stream, &data)?;
+                    }
+                    return Ok(Some(Event::Background));
+                }
+                Event::Agent(ToHost::Ended { id, end }) if self.background.contains_key(&id) => {
+                    if let Some(background) = self.background.get_mut(&id) {
+                        background.end = Some(end);
+                    }
+                    return Ok(Some(Event::Background));
                 }
                 event => return Ok(Some(event)),
             }

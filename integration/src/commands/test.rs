@@ -4,7 +4,7 @@ use anyhow::Result;
 use std::io::Write as _;
 
 use crate::cache::Cache;
-use crate::cli::Test;
+use crate::cli::{Test, TestKind};
 use crate::failure::RunFailure;
 use crate::guest::{Bench, Wanted};
 use crate::scenarios::{self, Scenario};
@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Test) -> Result<u8> {
         filter: arguments.filter.clone(),
         partition: arguments.partition,
     };
-    let chosen = selection.of(all()?, AnyTest::name);
+    let chosen = selection.of(all(&arguments.only)?, AnyTest::name);
     if arguments.list {
         for test in &chosen {
             // A reader that has gone away is not a failure.
@@ -81,16 +81,23 @@ pub(crate) fn run(arguments: &Test) -> Result<u8> {
     Ok(u8::from(!passed))
 }
 
-fn all() -> Result<Vec<AnyTest>> {
+/// The tests of these kinds, or of all.
+fn all(kinds: &[TestKind]) -> Result<Vec<AnyTest>> {
+    let wants = |kind| kinds.is_empty() || kinds.contains(&kind);
     let workspace = programs::workspace()?;
     crate::host::provide_packages()?;
-    let guest_tests = guests::list(&programs::for_guests(&workspace)?.suites)?;
-    Ok(units::list(&workspace)?
-        .into_iter()
-        .map(AnyTest::Unit)
-        .chain(guest_tests.into_iter().map(AnyTest::Guest))
-        .chain(scenarios::all().into_iter().map(AnyTest::Scenario))
-        .collect())
+    let mut tests = Vec::new();
+    if wants(TestKind::Units) {
+        tests.extend(units::list(&workspace)?.into_iter().map(AnyTest::Unit));
+    }
+    if wants(TestKind::Suites) {
+        let listed = guests::list(&programs::for_guests(&workspace)?.suites)?;
+        tests.extend(listed.into_iter().map(AnyTest::Guest));
+    }
+    if wants(TestKind::Scenarios) {
+        tests.extend(scenarios::all().into_iter().map(AnyTest::Scenario));
+    }
+    Ok(tests)
 }
 
 fn run_chosen(

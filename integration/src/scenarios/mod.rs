@@ -4,12 +4,13 @@
 //! keeps its handle ([`Context::boot`]).
 
 mod harness;
+mod hotplug;
 mod outage;
 
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cli::EnvironmentOptions;
 use crate::guest::{Bench, GuestSpec};
@@ -35,7 +36,10 @@ pub(crate) struct Context<'a> {
 
 /// All scenarios.
 pub(crate) fn all() -> Vec<&'static Scenario> {
-    harness::SCENARIOS.iter().chain(outage::SCENARIOS).collect()
+    [harness::SCENARIOS, outage::SCENARIOS, hotplug::SCENARIOS]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Runs `scenarios`; hands each result to `record`.
@@ -82,6 +86,11 @@ impl Context<'_> {
 
     /// Boots a guest with `devices` devices.
     fn boot(&self, devices: u32) -> Result<Vm> {
+        self.boot_with(devices, &[])
+    }
+
+    /// As [`Context::boot`], with these arguments for each device's backend.
+    fn boot_with(&self, devices: u32, device_arguments: &[&str]) -> Result<Vm> {
         let number = self.number.get();
         self.number.set(number + 1);
         self.bench.boot(&GuestSpec {
@@ -89,7 +98,7 @@ impl Context<'_> {
             cpus: 2,
             memory_mib: 1024,
             devices,
-            device_arguments: Vec::new(),
+            device_arguments: device_arguments.iter().map(|&a| a.to_owned()).collect(),
             qemu_arguments: Vec::new(),
             kernel_parameters: Vec::new(),
             dma_api: false,
@@ -98,5 +107,10 @@ impl Context<'_> {
             visible_memory: false,
             verbose: false,
         })
+    }
+
+    /// Seconds that something in a guest may take, more where the kernel is slow.
+    fn seconds(&self, seconds: u64) -> Duration {
+        Duration::from_secs(seconds) * self.bench.patience
     }
 }

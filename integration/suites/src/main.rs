@@ -1,8 +1,10 @@
 //! Tests that run inside a guest. `cargo vm test` calls this program there, once for each test.
 //!
 //! `list` prints the tests as JSON; `run NAME` runs one in a child process and then checks that it
-//! left nothing behind. Exit status: 0 passed, 1 failed, 77 skipped (the last line says why).
+//! left nothing behind. `act NAME` plays the guest's part in a scenario. Exit status: 0 passed, 1
+//! failed, 77 skipped (the last line says why).
 
+mod actors;
 mod suites;
 mod support;
 mod test;
@@ -26,8 +28,9 @@ fn main() -> ExitCode {
         ["list"] => list(),
         ["run", name] => run(name),
         ["inner", name] => inner(name),
+        ["act", name] => act(name),
         _ => {
-            eprintln!("usage: guest-suites list | run NAME");
+            eprintln!("usage: guest-suites list | run NAME | act NAME");
             return ExitCode::from(2);
         }
     };
@@ -90,6 +93,14 @@ fn inner(name: &str) -> Result<ExitCode> {
             None => Err(error),
         },
     }
+}
+
+fn act(name: &str) -> Result<ExitCode> {
+    let (_, actor) = actors::ACTORS
+        .iter()
+        .find(|(candidate, _)| *candidate == name)
+        .with_context(|| format!("there is no actor {name}"))?;
+    actor().map(|()| ExitCode::SUCCESS)
 }
 
 fn find(name: &str) -> Result<&'static Test> {

@@ -11,6 +11,7 @@ mod read_write;
 mod removal;
 mod splice;
 mod statistics;
+mod suspend;
 mod timeouts;
 mod tools;
 
@@ -29,6 +30,7 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("timeouts", timeouts::TESTS),
     ("statistics", statistics::TESTS),
     ("removal", removal::TESTS),
+    ("suspend", suspend::TESTS),
     ("splice", splice::TESTS),
     ("tools", tools::TESTS),
 ];
