@@ -144,10 +144,9 @@ impl OpenFile {
 
     fn run(&self, address: usize) -> Result<isize> {
         let transfer = self.start(address as u64, None, WhenFull::Wait)?;
-        let result = match transfer.wait_interruptible() {
-            Err(error) if !transfer.is_done() => return Err(error),
-            result => result,
-        };
+        // The device may not write to memory that the caller believes to have back.
+        transfer.wait_killable()?;
+        let result = transfer.result();
         command::write_results(address as u64, result.map(|bytes| bytes as i64), transfer.value())?;
         Ok(0)
     }
@@ -162,12 +161,8 @@ impl OpenFile {
         for (address, started) in &started {
             let (result, value) = match started {
                 Ok(transfer) => {
-                    let result = transfer.wait_interruptible();
-                    if !transfer.is_done() {
-                        // The rest goes on by itself; what is done is reported.
-                        break;
-                    }
-                    (result.map(|bytes| bytes as i64), transfer.value())
+                    transfer.wait_killable()?;
+                    (transfer.result().map(|bytes| bytes as i64), transfer.value())
                 }
                 Err(error) => (Err(*error), 0),
             };
@@ -175,9 +170,6 @@ impl OpenFile {
             done += 1;
         }
         BatchCommands::write_done(address, done)?;
-        if done == 0 && !started.is_empty() {
-            return Err(EINTR);
-        }
         Ok(0)
     }
 

@@ -233,6 +233,11 @@ impl Transfer {
         self.result()
     }
 
+    /// Waits for the end; only a signal that kills ends the wait, with `EINTR`.
+    pub(crate) fn wait_killable(&self) -> Result {
+        self.done.wait_killable()
+    }
+
     /// Waits for some milliseconds at the most: `ETIMEDOUT`, and the transfer goes on by itself.
     pub(crate) fn wait_milliseconds(&self, milliseconds: u32) -> Result<usize> {
         self.done.wait_milliseconds(milliseconds)?;

@@ -54,6 +54,15 @@ impl Completion {
         unsafe { bindings::wait_for_completion(self.raw.get()) }
     }
 
+    /// Waits; a signal that kills ends the wait with `EINTR`. May sleep.
+    pub(crate) fn wait_killable(&self) -> Result {
+        // SAFETY: The completion was initialized.
+        match unsafe { bindings::wait_for_completion_killable(self.raw.get()) } {
+            0 => Ok(()),
+            _ => Err(EINTR),
+        }
+    }
+
     /// Waits; a signal ends the wait with `EINTR`. May sleep.
     pub(crate) fn wait_interruptible(&self) -> Result {
         loop {

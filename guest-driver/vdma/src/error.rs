@@ -39,6 +39,32 @@ pub enum Error {
         /// Bytes of the mapping.
         length: usize,
     },
+    /// An operation did less than it was asked for.
+    #[error("{}: {call}: {bytes} of {length} bytes; part of the memory is not accessible", path.display())]
+    Short {
+        /// The device node.
+        path: PathBuf,
+        /// The operation.
+        call: &'static str,
+        /// Bytes that it worked on.
+        bytes: u64,
+        /// Bytes that it was to work on.
+        length: u64,
+    },
+    /// Source and target of a copy differ in length.
+    #[error("copy of {from} bytes to {to}: they have to be equally long")]
+    Lengths {
+        /// Bytes of the source.
+        from: u64,
+        /// Bytes of the target.
+        to: u64,
+    },
+    /// More commands than a batch may have.
+    #[error("{count} commands in a batch; 256 are possible: split it")]
+    TooManyCommands {
+        /// How many there are.
+        count: usize,
+    },
     /// The system's list of devices cannot be read.
     #[error("/sys/class/misc: {0}; is sysfs mounted?")]
     List(io::Error),

@@ -2,7 +2,8 @@
 //!
 //! A device node is an ordinary file: everything that works on files works on it, `read_at` and
 //! `write_at` of [`std::os::unix::fs::FileExt`] included. This crate adds what files do not have: the
-//! description of the device, its statistics, and device memory mapped into the process.
+//! description of the device, its statistics, device memory mapped into the process, the operations that
+//! reads and writes cannot express, buffers that are made ready for DMA once, and the trace.
 //!
 //! ```no_run
 //! use std::os::unix::fs::FileExt;
@@ -14,13 +15,21 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod buffer;
+mod command;
 mod device;
 mod error;
 mod mapping;
 mod node;
+mod trace;
 
-pub use device::Device;
+pub use buffer::{AllocatedBuffer, RegisteredBuffer};
+pub use command::{Source, Target, outcome};
+pub use device::{Cache, Device, MapMode};
 pub use error::Error;
 pub use mapping::{Mapping, Word};
 pub use node::{Node, nodes};
-pub use vdma_protocol::{DeviceInfo, Operation, Statistics};
+pub use trace::{Trace, TraceRead};
+/// The structures of the driver's calls, for programs that make them themselves.
+pub use vdma_protocol as protocol;
+pub use vdma_protocol::{Command, DeviceInfo, ExplainedPage, Operation, Statistics, TraceRecord};

@@ -35,13 +35,23 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, length: usize) -> io::Result<Self> {
+    pub(crate) fn new(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        writable: bool,
+    ) -> io::Result<Self> {
+        let access = if writable {
+            ProtFlags::READ | ProtFlags::WRITE
+        } else {
+            ProtFlags::READ
+        };
         // SAFETY: A new mapping at an address of the kernel's choice replaces nothing.
         let address = unsafe {
             mmap(
                 ptr::null_mut(),
                 length,
-                ProtFlags::READ | ProtFlags::WRITE,
+                access,
                 MapFlags::SHARED,
                 file,
                 offset,

@@ -1,6 +1,9 @@
+mod explain;
+mod operate;
 mod show;
 mod size;
 mod transfer;
+mod watch;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -13,7 +16,9 @@ use std::path::PathBuf;
         vdma list\n  \
         vdma info /dev/vdma0 -o json\n  \
         vdma write /dev/vdma0 --offset 1M --input disk.img\n  \
-        vdma read /dev/vdma0 --offset 1M --length 64K | sha256sum\n\n\
+        vdma read /dev/vdma0 --offset 1M --length 64K | sha256sum\n  \
+        vdma explain --length 20K --memory huge\n  \
+        vdma top\n\n\
         A device node is a file like any other: dd, cmp, xxd and fio work on it too."
 )]
 pub(crate) struct Cli {
@@ -55,6 +60,123 @@ enum Command {
         #[arg(short, long, default_value = "-", value_name = "FILE")]
         input: PathBuf,
     },
+    /// Fills device memory with a pattern of eight bytes
+    Fill {
+        #[command(flatten)]
+        range: Range,
+        /// Bytes to fill; K, M and G are powers of 1024 [default: to the end of device memory]
+        #[arg(short, long, value_parser = size::parse)]
+        length: Option<u64>,
+        /// The pattern, as a number: its lowest byte comes first; 0x for hexadecimal
+        #[arg(short, long, default_value = "0", value_parser = pattern)]
+        pattern: u64,
+    },
+    /// Moves device memory within the device; the ranges may overlap
+    Move {
+        /// The device node
+        #[arg(default_value = "/dev/vdma0")]
+        device: PathBuf,
+        /// Where to move it
+        #[arg(long, value_parser = size::parse)]
+        to: u64,
+        /// Where it is
+        #[arg(long, value_parser = size::parse)]
+        from: u64,
+        /// Bytes to move; K, M and G are powers of 1024
+        #[arg(short, long, value_parser = size::parse)]
+        length: u64,
+    },
+    /// Prints the CRC32C of device memory, which the device computes
+    Crc32c {
+        #[command(flatten)]
+        range: Range,
+        /// Bytes; K, M and G are powers of 1024 [default: to the end of device memory]
+        #[arg(short, long, value_parser = size::parse)]
+        length: Option<u64>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Makes device memory read as zeroes, and gives the host's memory behind it back
+    Discard {
+        #[command(flatten)]
+        range: Range,
+        /// Bytes; K, M and G are powers of 1024 [default: to the end of device memory]
+        #[arg(short, long, value_parser = size::parse)]
+        length: Option<u64>,
+    },
+    /// Makes durable what was written before
+    Flush {
+        /// The device node
+        #[arg(default_value = "/dev/vdma0")]
+        device: PathBuf,
+    },
+    /// Shows every kind of address that a buffer has on its way to the device (as root)
+    Explain {
+        #[command(flatten)]
+        range: Range,
+        /// Bytes of the buffer, up to 4M; K, M and G are powers of 1024
+        #[arg(short, long, default_value = "16K", value_parser = size::parse)]
+        length: u64,
+        /// Byte of the first page at which the buffer begins
+        #[arg(long, default_value_t = 0)]
+        skew: usize,
+        /// What kind of memory the buffer is
+        #[arg(short, long, value_enum, default_value_t = Memory::Anonymous)]
+        memory: Memory,
+        /// The file to map, with `--memory file`
+        #[arg(short, long)]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Prints requests as the device completes them (as root)
+    Trace {
+        /// The device node
+        #[arg(default_value = "/dev/vdma0")]
+        device: PathBuf,
+        /// Ends after so many requests
+        #[arg(short, long)]
+        count: Option<u64>,
+        /// Ends after so many seconds
+        #[arg(short, long)]
+        seconds: Option<f64>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Shows rates and latencies of each operation, again and again (as root)
+    Top {
+        /// The device node
+        #[arg(default_value = "/dev/vdma0")]
+        device: PathBuf,
+        /// Seconds between two screens
+        #[arg(short, long, default_value_t = 1.0)]
+        interval: f64,
+        /// Ends after so many screens
+        #[arg(short, long)]
+        rounds: Option<u64>,
+    },
+}
+
+/// A kind of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Memory {
+    /// Private memory without a file, as malloc gives it
+    Anonymous,
+    /// The same in transparent huge pages
+    Huge,
+    /// Shared memory without a file
+    Shared,
+    /// A mapped file
+    File,
+}
+
+/// A number, hexadecimal with 0x before it.
+fn pattern(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|error| format!("{error}; write a number such as 255 or 0xff"))
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +219,53 @@ impl Cli {
                 length,
                 input,
             } => transfer::write(&range.device, range.offset, length, &input),
+            Command::Fill {
+                range,
+                length,
+                pattern,
+            } => operate::fill(&range.device, range.offset, length, pattern),
+            Command::Move {
+                device,
+                to,
+                from,
+                length,
+            } => operate::move_within(&device, to, from, length),
+            Command::Crc32c {
+                range,
+                length,
+                format,
+            } => operate::checksum(&range.device, range.offset, length, format.output),
+            Command::Discard { range, length } => {
+                operate::discard(&range.device, range.offset, length)
+            }
+            Command::Flush { device } => operate::flush(&device),
+            Command::Explain {
+                range,
+                length,
+                skew,
+                memory,
+                file,
+                format,
+            } => explain::explain(&explain::Request {
+                device: &range.device,
+                offset: range.offset,
+                length,
+                skew,
+                memory: &memory,
+                file: file.as_ref(),
+                output: format.output,
+            }),
+            Command::Trace {
+                device,
+                count,
+                seconds,
+                format,
+            } => watch::trace(&device, count, seconds, format.output),
+            Command::Top {
+                device,
+                interval,
+                rounds,
+            } => watch::top(&device, interval, rounds),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use vdma::{Device, DeviceInfo, Node, Operation, Statistics};
 
 /// Version of the JSON output.
-const JSON_VERSION: u32 = 1;
+pub(super) const JSON_VERSION: u32 = 1;
 
 pub(super) fn list(output: Output) -> anyhow::Result<()> {
     let nodes = vdma::nodes()?;
@@ -120,7 +120,7 @@ fn bar(info: &DeviceInfo) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(u32, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     UNITS
         .iter()
@@ -131,30 +131,18 @@ fn size(bytes: u64) -> String {
         )
 }
 
-fn statistics_fields(statistics: &Statistics) -> [(&'static str, u64); 10] {
-    [
-        ("submitted", statistics.submitted),
-        ("completed", statistics.completed),
-        ("failed", statistics.failed),
-        ("bytes_read", statistics.bytes_read),
-        ("bytes_written", statistics.bytes_written),
-        ("pages_pinned", statistics.pages_pinned),
-        ("segments", statistics.segments),
-        ("in_flight", statistics.in_flight),
-        ("in_flight_max", statistics.in_flight_max),
-        ("queue_full", statistics.queue_full),
-    ]
+fn statistics_fields(statistics: &Statistics) -> impl Iterator<Item = (&'static str, u64)> {
+    Statistics::NAMES.into_iter().zip(statistics.values())
 }
 
 fn statistics_json(statistics: &Statistics) -> Value {
     statistics_fields(statistics)
-        .into_iter()
         .map(|(name, value)| (name.to_owned(), Value::from(value)))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }
 
-fn print_json(value: &Value) -> anyhow::Result<()> {
+pub(super) fn print_json(value: &Value) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

@@ -1,0 +1,201 @@
+use super::show::{JSON_VERSION, print_json};
+use super::{Memory, Output};
+use anyhow::{Context as _, Result, ensure};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use serde_json::json;
+use std::ffi::c_void;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use vdma::protocol::{PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE};
+use vdma::{Device, ExplainedPage};
+
+const HUGE: usize = 2 << 20;
+
+/// Memory of a kind of the user's choice, mapped for this command.
+struct Buffer {
+    mapping: *mut c_void,
+    mapped: usize,
+    start: usize,
+    length: usize,
+}
+
+impl Buffer {
+    /// `length` bytes, the first of which is `skew` bytes into a page.
+    fn new(kind: &Memory, file: Option<&PathBuf>, length: usize, skew: usize) -> Result<Self> {
+        let mapped = (skew + length).next_multiple_of(HUGE) + HUGE;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let mapping = match (kind, file) {
+            (Memory::File, Some(path)) => {
+                let file = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .custom_flags(0)
+                    .open(path)
+                    .with_context(|| format!("cannot open {}", path.display()))?;
+                let size = file.metadata().context("cannot ask for its size")?.len();
+                ensure!(
+                    size >= (skew + length) as u64,
+                    "{}: {size} bytes, and {} are to be shown; choose a smaller --length",
+                    path.display(),
+                    skew + length
+                );
+                // SAFETY: A new mapping at an address of the kernel's choice replaces nothing.
+                unsafe { mmap(ptr::null_mut(), mapped, access, MapFlags::SHARED, &file, 0) }
+            }
+            (Memory::File, None) => anyhow::bail!("--memory file needs --file FILE"),
+            (Memory::Shared, _) => {
+                // SAFETY: As above.
+                unsafe { mmap_anonymous(ptr::null_mut(), mapped, access, MapFlags::SHARED) }
+            }
+            _ => {
+                // SAFETY: As above.
+                unsafe { mmap_anonymous(ptr::null_mut(), mapped, access, MapFlags::PRIVATE) }
+            }
+        }
+        .context("cannot map memory")?;
+        let begin = (mapping as usize).next_multiple_of(HUGE);
+        let buffer = Self {
+            mapping,
+            mapped,
+            start: if matches!(kind, Memory::File) {
+                mapping as usize + skew
+            } else {
+                begin + skew
+            },
+            length,
+        };
+        if let Memory::Huge = kind {
+            // SAFETY: The range is part of the mapping. It is advice only.
+            unsafe { madvise(begin as *mut c_void, mapped - HUGE, Advice::LinuxHugepage) }
+                .context("this kernel has no transparent huge pages")?;
+        }
+        Ok(buffer)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: The range is inside of the mapping, which is this object's own.
+        unsafe { std::slice::from_raw_parts_mut(self.start as *mut u8, self.length) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: The mapping is this object's own, and no reference into it is left.
+        let _ = unsafe { munmap(self.mapping, self.mapped) };
+    }
+}
+
+/// The line of `/proc/self/maps` with `address`.
+fn vma_of(address: usize) -> Result<String> {
+    let maps = fs::read_to_string("/proc/self/maps").context("/proc/self/maps")?;
+    maps.lines()
+        .find(|line| {
+            let Some((range, _)) = line.split_once(' ') else {
+                return false;
+            };
+            let Some((start, end)) = range.split_once('-') else {
+                return false;
+            };
+            let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
+            (number(start)..number(end)).contains(&address)
+        })
+        .map(str::to_owned)
+        .with_context(|| format!("no mapping has the address {address:#x}"))
+}
+
+pub(super) struct Request<'a> {
+    pub(super) device: &'a Path,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) skew: usize,
+    pub(super) memory: &'a Memory,
+    pub(super) file: Option<&'a PathBuf>,
+    pub(super) output: Output,
+}
+
+pub(super) fn explain(request: &Request<'_>) -> Result<()> {
+    let device = Device::open(request.device)?;
+    let length = usize::try_from(request.length)?;
+    ensure!(length > 0, "--length is 0; there is nothing to show");
+    ensure!(
+        request.skew < 4096,
+        "--skew is {}; it has to be below 4096",
+        request.skew
+    );
+    let mut buffer = Buffer::new(request.memory, request.file, length, request.skew)?;
+    if !matches!(request.memory, Memory::File) {
+        // Memory that was never written to has no pages.
+        buffer.bytes().fill(1);
+    }
+    let vma = vma_of(buffer.start)?;
+    let pages = device.explain(buffer.bytes(), request.offset)?;
+    match request.output {
+        Output::Json => print_json(&json!({
+            "version": JSON_VERSION,
+            "vma": vma,
+            "address": buffer.start,
+            "length": length,
+            "pages": pages.iter().map(|page| json!({
+                "address": page.address,
+                "length": page.length,
+                "kernel_address": page.kernel_address,
+                "physical_address": page.physical_address,
+                "bus_address": page.bus_address,
+                "offset": page.offset,
+                "entry": page.entry,
+                "flags": flags(page),
+            })).collect::<Vec<_>>(),
+        })),
+        Output::Text => {
+            print_text(&vma, length, &pages);
+            Ok(())
+        }
+    }
+}
+
+fn flags(page: &ExplainedPage) -> Vec<&'static str> {
+    [
+        (PAGE_HUGE, "huge"),
+        (PAGE_ANONYMOUS, "anonymous"),
+        (PAGE_BOUNCED, "bounced"),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| page.flags & flag != 0)
+    .map(|(_, name)| name)
+    .collect()
+}
+
+fn print_text(vma: &str, length: usize, pages: &[ExplainedPage]) {
+    let entries = pages.last().map_or(0, |page| page.entry + 1);
+    println!("VMA: {vma}");
+    println!(
+        "{length} bytes: {} pages, as many scatter-gather entries before coalescing, {entries} after",
+        pages.len()
+    );
+    println!();
+    println!(
+        "{:>5} {:>18} {:>18} {:>14} {:>14} {:>10} {:>5}  flags",
+        "entry", "user virtual", "kernel virtual", "physical", "bus (DMA)", "device", "bytes"
+    );
+    let mut last = None;
+    for page in pages {
+        let entry = if last == Some(page.entry) {
+            String::new()
+        } else {
+            page.entry.to_string()
+        };
+        last = Some(page.entry);
+        println!(
+            "{entry:>5} {:>18x} {:>18x} {:>14x} {:>14x} {:>10x} {:>5}  {}",
+            page.address,
+            page.kernel_address,
+            page.physical_address,
+            page.bus_address,
+            page.offset,
+            page.length,
+            flags(page).join(" ")
+        );
+    }
+}

@@ -1,0 +1,356 @@
+//! The operations of the device that read and write cannot express.
+
+use crate::{Device, Error};
+use rustix::ioctl::{Opcode, Updater, ioctl};
+use std::{io, os::fd::AsFd};
+use vdma_protocol::{
+    BATCH_MAX, Batch, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command, IOCTL_RUN,
+    IOCTL_RUN_BATCH, Operation,
+};
+
+/// Data that the device reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// Memory of the process, pinned while the operation runs.
+    Slice(&'a [u8]),
+    /// A range of a buffer, by its id.
+    Buffer {
+        /// The id.
+        id: u32,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+}
+
+/// Data that the device writes.
+#[derive(Debug)]
+pub enum Target<'a> {
+    /// Memory of the process, pinned while the operation runs.
+    Slice(&'a mut [u8]),
+    /// A range of a buffer, by its id.
+    Buffer {
+        /// The id.
+        id: u32,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+}
+
+impl<'a> From<&'a [u8]> for Source<'a> {
+    fn from(slice: &'a [u8]) -> Self {
+        Self::Slice(slice)
+    }
+}
+
+impl<'a> From<&'a mut [u8]> for Target<'a> {
+    fn from(slice: &'a mut [u8]) -> Self {
+        Self::Slice(slice)
+    }
+}
+
+fn command(operation: Operation, offset: u64, length: u64, argument: u64) -> Command {
+    Command {
+        operation: operation.code(),
+        offset,
+        length,
+        argument,
+        ..Command::default()
+    }
+}
+
+/// Notes what the device reads; returns the bytes.
+fn set_source(command: &mut Command, source: &Source<'_>) -> u64 {
+    match *source {
+        Source::Slice(slice) => {
+            command.outgoing = slice.as_ptr() as u64;
+            slice.len() as u64
+        }
+        Source::Buffer { id, offset, length } => {
+            command.flags |= COMMAND_OUTGOING_BUFFER;
+            command.outgoing_buffer = id;
+            command.outgoing = offset;
+            length
+        }
+    }
+}
+
+/// Notes what the device writes; returns the bytes.
+fn set_target(command: &mut Command, target: &mut Target<'_>) -> u64 {
+    match target {
+        Target::Slice(slice) => {
+            command.incoming = slice.as_mut_ptr() as u64;
+            slice.len() as u64
+        }
+        Target::Buffer { id, offset, length } => {
+            command.flags |= COMMAND_INCOMING_BUFFER;
+            command.incoming_buffer = *id;
+            command.incoming = *offset;
+            *length
+        }
+    }
+}
+
+/// How a command ended: the bytes that it worked on.
+///
+/// # Errors
+///
+/// The error that the driver filled in.
+pub fn outcome(command: &Command) -> io::Result<u64> {
+    u64::try_from(command.result).map_err(|_| {
+        let code = i32::try_from(-command.result).unwrap_or(i32::MAX);
+        io::Error::from_raw_os_error(code)
+    })
+}
+
+impl Device {
+    /// Runs `command` as it is, and fills in its results.
+    ///
+    /// # Safety
+    ///
+    /// Addresses in the command are those of memory that the device may read (`outgoing`) and write
+    /// (`incoming`), as far as `length` goes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] when the command was not run. Its own outcome is in it: see [`outcome`].
+    pub unsafe fn run(&self, command: &mut Command) -> Result<(), Error> {
+        // SAFETY: The driver reads and writes a `Command`; the caller vouches for the rest.
+        let call = unsafe { Updater::<{ IOCTL_RUN as Opcode }, Command>::new(command) };
+        // SAFETY: As above.
+        unsafe { ioctl(self.file().as_fd(), call) }
+            .map_err(Into::into)
+            .map_err(self.error("ioctl RUN"))
+    }
+
+    /// Runs all of `commands` at once, 256 at the most, and fills in their results.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Device::run`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] when they were not run.
+    pub unsafe fn run_batch(&self, commands: &mut [Command]) -> Result<(), Error> {
+        let count = u32::try_from(commands.len())
+            .ok()
+            .filter(|count| *count <= BATCH_MAX)
+            .ok_or(Error::TooManyCommands {
+                count: commands.len(),
+            })?;
+        let mut batch = Batch {
+            commands: commands.as_mut_ptr() as u64,
+            count,
+            done: 0,
+        };
+        // SAFETY: The driver reads and writes a `Batch`, and the commands behind it, which are
+        // borrowed; the caller vouches for the rest.
+        let call = unsafe { Updater::<{ IOCTL_RUN_BATCH as Opcode }, Batch>::new(&mut batch) };
+        // SAFETY: As above.
+        unsafe { ioctl(self.file().as_fd(), call) }
+            .map_err(Into::into)
+            .map_err(self.error("ioctl RUN_BATCH"))
+    }
+
+    fn run_checked(&self, call: &'static str, mut command: Command) -> Result<Command, Error> {
+        // SAFETY: The addresses come from slices that are borrowed as the operation needs them, and
+        // the driver does not return before the device is done, unless the process is killed.
+        unsafe { self.run(&mut command) }?;
+        let bytes = outcome(&command).map_err(self.error(call))?;
+        if bytes < command.length {
+            return Err(Error::Short {
+                path: self.path().to_owned(),
+                call,
+                bytes,
+                length: command.length,
+            });
+        }
+        Ok(command)
+    }
+
+    /// Does nothing, through the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn nop(&self) -> Result<(), Error> {
+        self.run_checked("nop", command(Operation::Nop, 0, 0, 0))
+            .map(drop)
+    }
+
+    /// Reads device memory at `offset`, and returns the CRC32C of what was read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`].
+    pub fn read_crc32c<'a>(
+        &self,
+        offset: u64,
+        target: impl Into<Target<'a>>,
+    ) -> Result<u32, Error> {
+        let mut command = command(Operation::ReadCrc32c, offset, 0, 0);
+        command.length = set_target(&mut command, &mut target.into());
+        self.run_checked("read-crc32c", command).map(checksum)
+    }
+
+    /// Writes device memory at `offset`, and returns the CRC32C of what was written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`].
+    pub fn write_crc32c<'a>(
+        &self,
+        offset: u64,
+        source: impl Into<Source<'a>>,
+    ) -> Result<u32, Error> {
+        let mut command = command(Operation::WriteCrc32c, offset, 0, 0);
+        command.length = set_source(&mut command, &source.into());
+        self.run_checked("write-crc32c", command).map(checksum)
+    }
+
+    /// Reads device memory at `offset` to memory of the process or of a buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`].
+    pub fn read<'a>(&self, offset: u64, target: impl Into<Target<'a>>) -> Result<(), Error> {
+        let mut command = command(Operation::Read, offset, 0, 0);
+        command.length = set_target(&mut command, &mut target.into());
+        self.run_checked("read", command).map(drop)
+    }
+
+    /// Writes memory of the process or of a buffer to device memory at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`].
+    pub fn write<'a>(&self, offset: u64, source: impl Into<Source<'a>>) -> Result<(), Error> {
+        let mut command = command(Operation::Write, offset, 0, 0);
+        command.length = set_source(&mut command, &source.into());
+        self.run_checked("write", command).map(drop)
+    }
+
+    /// Copies memory to memory; both have to be equally long.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`], [`Error::Lengths`].
+    pub fn copy<'a, 'b>(
+        &self,
+        source: impl Into<Source<'a>>,
+        target: impl Into<Target<'b>>,
+    ) -> Result<(), Error> {
+        let mut command = command(Operation::Copy, 0, 0, 0);
+        let source = set_source(&mut command, &source.into());
+        let target = set_target(&mut command, &mut target.into());
+        if source != target {
+            return Err(Error::Lengths {
+                from: source,
+                to: target,
+            });
+        }
+        command.length = source;
+        self.run_checked("copy", command).map(drop)
+    }
+
+    /// Copies `length` bytes of device memory from `from` to `to`; the ranges may overlap.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn move_within(&self, to: u64, from: u64, length: u64) -> Result<(), Error> {
+        self.run_checked("move", command(Operation::Move, to, length, from))
+            .map(drop)
+    }
+
+    /// Fills device memory with the eight little-endian bytes of `pattern`, repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn fill(&self, offset: u64, length: u64, pattern: u64) -> Result<(), Error> {
+        self.run_checked("fill", command(Operation::Fill, offset, length, pattern))
+            .map(drop)
+    }
+
+    /// Fills memory with the eight little-endian bytes of `pattern`, repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`].
+    pub fn fill_memory<'a>(
+        &self,
+        target: impl Into<Target<'a>>,
+        pattern: u64,
+    ) -> Result<(), Error> {
+        let mut command = command(Operation::FillGuest, 0, 0, pattern);
+        command.length = set_target(&mut command, &mut target.into());
+        self.run_checked("fill-guest", command).map(drop)
+    }
+
+    /// Compares memory with device memory at `offset`: the index of the first byte that differs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`].
+    pub fn compare<'a>(
+        &self,
+        offset: u64,
+        source: impl Into<Source<'a>>,
+    ) -> Result<Option<u64>, Error> {
+        let mut command = command(Operation::Compare, offset, 0, 0);
+        command.length = set_source(&mut command, &source.into());
+        let command = self.run_checked("compare", command)?;
+        Ok(Some(command.value).filter(|index| *index < command.length))
+    }
+
+    /// The CRC32C of device memory; `seed` is that of what came before it, 0 for nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn crc32c(&self, offset: u64, length: u64, seed: u32) -> Result<u32, Error> {
+        let command = command(Operation::Crc32c, offset, length, seed.into());
+        self.run_checked("crc32c", command).map(checksum)
+    }
+
+    /// The CRC32C of memory; `seed` is that of what came before it, 0 for nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`], [`Error::Short`].
+    pub fn crc32c_of<'a>(&self, source: impl Into<Source<'a>>, seed: u32) -> Result<u32, Error> {
+        let mut command = command(Operation::Crc32cGuest, 0, 0, seed.into());
+        command.length = set_source(&mut command, &source.into());
+        self.run_checked("crc32c-guest", command).map(checksum)
+    }
+
+    /// Makes device memory read as zeroes, and gives the memory behind whole pages back to the host.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn discard(&self, offset: u64, length: u64) -> Result<(), Error> {
+        self.run_checked("discard", command(Operation::Discard, offset, length, 0))
+            .map(drop)
+    }
+
+    /// Makes durable what was completed before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn flush(&self) -> Result<(), Error> {
+        self.run_checked("flush", command(Operation::Flush, 0, 0, 0))
+            .map(drop)
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // Checksums have 32 bits.
+fn checksum(command: Command) -> u32 {
+    command.value as u32
+}
