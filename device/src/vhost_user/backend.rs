@@ -128,11 +128,17 @@ impl VhostUserBackend for Backend {
         range.map(<[u8]>::to_vec).unwrap_or_default()
     }
 
-    fn set_config(&self, offset: u32, _buf: &[u8]) -> io::Result<()> {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            format!("write to read-only configuration space at {offset}"),
-        ))
+    fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
+        // The specification has writes ignored. A refusal would close the connection, and any guest
+        // can write.
+        if self.device().log_limit().pass().is_some() {
+            log::warn!(
+                "{}: {} bytes written to the read-only configuration space at {offset} ignored",
+                self.device().name(),
+                buf.len()
+            );
+        }
+        Ok(())
     }
 
     fn update_memory(&self, _memory: Memory) -> io::Result<()> {

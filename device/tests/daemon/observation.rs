@@ -1,6 +1,6 @@
 //! Metrics, the summary, signals, and the command line's conventions.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,36 @@ fn a_metrics_client_that_says_nothing_stops_nobody() {
     let (status, _) = daemon.end();
     assert!(status.success());
     assert!(!metrics.exists());
+}
+
+/// Clients that speak slowly, or hang up, are waited for or forgotten.
+#[test]
+fn metrics_requests_in_pieces() {
+    let (_daemon, metrics) = Daemon::start_with_metrics(&["--num-queues=16"]);
+    for pieces in [
+        &["GET /met", "rics HTTP/1.1\r\n", "Host: x\r\n", "\r\n"][..],
+        &["GET /\n", "\n"],
+        &["anything at all"],
+    ] {
+        let mut stream = UnixStream::connect(&metrics).unwrap();
+        for piece in pieces {
+            stream.write_all(piece.as_bytes()).unwrap();
+            // Whoever comes meanwhile is answered.
+            assert!(curl(&metrics).contains("vdma_front_ends_total"));
+        }
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.0 200 OK"), "{text}");
+    }
+    let long = "x".repeat(10_000);
+    let mut stream = UnixStream::connect(&metrics).unwrap();
+    let _ = stream.write_all(long.as_bytes());
+    let mut start = [0; 15];
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.0 200 OK");
+    drop(UnixStream::connect(&metrics).unwrap());
+    assert!(curl(&metrics).contains("vdma_front_ends_total"));
 }
 
 #[test]

@@ -130,6 +130,45 @@ fn no_file_can_be_opened_by_path() {
     assert!(text.contains(SURVIVED), "{text}");
 }
 
+/// Landlock holds for the thread that asks for it, so that one of this process can be confined.
+#[test]
+fn only_sockets_can_be_removed_and_only_in_their_directories() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let files = [directory.path(), other.path()].map(|path| path.join("file"));
+    for file in &files {
+        std::fs::write(file, b"x").unwrap();
+    }
+    let confined = || {
+        restrict_file_system(&[directory.path().to_owned()]).unwrap();
+        if std::fs::File::open(&files[0]).is_ok() {
+            println!("not checked: this kernel has no landlock");
+            return;
+        }
+        let denied = |result: std::io::Result<()>| {
+            assert_eq!(
+                result.unwrap_err().kind(),
+                std::io::ErrorKind::PermissionDenied
+            );
+        };
+        denied(std::fs::write(directory.path().join("new"), b"x"));
+        denied(std::fs::remove_file(&files[1]));
+        denied(std::fs::remove_dir(other.path()));
+        std::fs::remove_file(&files[0]).unwrap();
+    };
+    std::thread::scope(|scope| scope.spawn(confined).join().unwrap());
+    assert!(files[1].exists());
+}
+
+#[test]
+fn a_directory_that_is_not_there_cannot_be_allowed() {
+    let confined =
+        || restrict_file_system(&["/nonexistent/vdma".into()]).map_err(|e| e.to_string());
+    let result = std::thread::scope(|scope| scope.spawn(confined).join().unwrap());
+    let text = result.unwrap_err();
+    assert!(text.contains("--no-landlock goes without"), "{text}");
+}
+
 #[test]
 fn privileges_are_gone_in_every_thread() {
     if without_sandbox() {

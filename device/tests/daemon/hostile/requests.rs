@@ -53,6 +53,42 @@ fn ranges_may_cross_regions_but_not_leave_memory() {
     }
 }
 
+/// Half of an indirect table in one region, half in the next.
+#[test]
+fn an_indirect_table_may_cross_regions() {
+    let (_daemon, mut front) = two_queues();
+    let whole = 16 * MIB - 32;
+    front.rings[0].tables = whole;
+    let header = header(&front, Operation::Fill, 8, 16);
+    let chain = [
+        header,
+        Buffer::readable(0, 0),
+        Buffer::readable(0, 0),
+        Buffer::writable(RESPONSES, 16),
+    ];
+    assert_eq!(send(&mut front, &chain).0.status(), Status::OK);
+}
+
+/// A descriptor that lies in several regions counts once, and its pieces have room.
+#[test]
+fn many_descriptors_that_each_cross_regions() {
+    let (_daemon, mut front) = two_queues();
+    front.rings[0].tables = 0x60_0000;
+    for count in [40u64, 1022] {
+        let mut chain = vec![header(&front, Operation::ReadCrc32c, 0, 2 * count)];
+        chain.push(Buffer::writable(RESPONSES, 16));
+        chain.extend((0..count).map(|_| Buffer::writable(16 * MIB - 1, 2)));
+        let status = send(&mut front, &chain).0.status();
+        // The longest would be in more pieces than the device keeps room for.
+        let expected = if count == 40 {
+            Status::OK
+        } else {
+            Status::BAD_REQUEST
+        };
+        assert_eq!(status, expected, "{count}");
+    }
+}
+
 #[test]
 fn lengths_whose_sum_overflows() {
     let (_daemon, mut front) = two_queues();

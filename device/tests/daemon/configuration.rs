@@ -1,0 +1,85 @@
+//! The configuration space, and what changes it.
+
+use vdma_protocol::{
+    CONFIG_MAGIC, CONFIG_VERSION, Config, Operation, STATE_BAR_MAPPED, STATE_PERSISTENT, Status,
+};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+
+use crate::support::{Connect, Daemon, FrontEnd, Request};
+
+fn nop() -> Request {
+    Request::new(Operation::Nop, 0, 0, 0)
+}
+
+#[test]
+fn it_says_what_the_device_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("memory");
+    let file = format!("--memory-file={}", file.display());
+    let arguments = [
+        "--memory-size=3M",
+        "--num-queues=5",
+        "--queue-size=64",
+        &file,
+    ];
+    let daemon = Daemon::start_in(directory, &arguments);
+    let options = Connect {
+        num_queues: 5,
+        queue_size: 64,
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    assert_eq!(front.call(4, &nop()).0.status(), Status::OK);
+    let config = Config::from_bytes(&front.config());
+    assert_eq!(config.magic.get(), CONFIG_MAGIC);
+    assert_eq!(config.version.get(), CONFIG_VERSION);
+    assert_eq!(config.memory_size.get(), 3 << 20);
+    assert_eq!(config.operations.get(), (1 << Operation::ALL.len()) - 1);
+    assert_eq!(config.num_queues.get(), 5);
+    assert_eq!((config.reserved0.get(), config.reserved1), (0, [0; 24]));
+    assert_eq!(config.max_segments.get(), 1024);
+    assert_eq!(config.max_transfer.get(), 1 << 30);
+    assert_eq!(config.state.get(), STATE_BAR_MAPPED | STATE_PERSISTENT);
+}
+
+/// Any guest can write there: that must not even cost the connection.
+#[test]
+fn writes_are_ignored() {
+    let daemon = Daemon::start(&["--memory-size=1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    let before = front.config();
+    for offset in (0..60).chain(0..60).chain(0..60) {
+        front
+            .frontend
+            .set_config(offset, VhostUserConfigFlags::WRITABLE, &[0xff; 4])
+            .unwrap();
+    }
+    assert_eq!(front.config(), before);
+    assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    drop(front);
+    let (_, log) = daemon.end();
+    let lines = log.matches("configuration space").count();
+    assert!((1..=20).contains(&lines), "{log}");
+}
+
+/// `VHOST_USER_RESET_DEVICE` stops everything, and takes the BAR away.
+#[test]
+fn a_reset_by_message_stops_the_rings() {
+    let daemon = Daemon::start(&["--memory-size=1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    for _ in 0..3 {
+        assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+        assert_ne!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+        let served = front.rings[0].used_index(&front.guest);
+        front.frontend.reset_device().unwrap();
+        assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+        front.submit(0, &nop(), 0);
+        front.kick(0);
+        assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
+        assert_eq!(front.rings[0].used_index(&front.guest), served);
+        front.reset();
+        front.start();
+    }
+}
