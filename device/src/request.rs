@@ -1,5 +1,7 @@
 //! From a descriptor chain to an operation and back: header, data parts, response.
 
+use std::fmt;
+
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
 use crate::engine::{Engine, Outcome, Segments, writes_incoming};
@@ -21,6 +23,22 @@ pub struct Served {
     pub transferred: u32,
     /// Device-writable bytes written, from the first on: the used length.
     pub written: u32,
+}
+
+impl fmt::Display for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operation = self.operation.map_or("no operation", Operation::name);
+        let Self {
+            status,
+            transferred,
+            written,
+            ..
+        } = self;
+        write!(
+            f,
+            "{operation}: {status:?}, {transferred} bytes done, {written} written"
+        )
+    }
 }
 
 /// A chain taken apart. Its header has been read, once.

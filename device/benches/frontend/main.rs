@@ -7,6 +7,10 @@
 //! Rates are those of the best of many windows of 2 ms, for the device, `memcpy` and peers alike:
 //! other work on the machine only ever slows a window down. Latencies are of all requests.
 //!
+//! All take turns in short rounds, so that each round's comparison is made in the same weather; a
+//! ratio is the median of the rounds'. (A ratio of the overall best would compare the machine's best
+//! moment for one with its best moment for the other.)
+//!
 //! `-- --quick` measures for a fifth of the time; `-- NAME` only rows whose name contains NAME;
 //! `-- --device-arg ARG` (repeatable) hands ARG to the device.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
@@ -30,14 +34,6 @@ struct Case {
     segment: u32,
     depth: u16,
     polled: bool,
-}
-
-struct Result {
-    /// Requests in a second.
-    rate: f64,
-    /// Median and 99th percentile of the time from submission to completion.
-    p50: Duration,
-    p99: Duration,
 }
 
 const MIB: u64 = 1 << 20;
@@ -135,8 +131,42 @@ impl Windows {
     }
 }
 
+/// Rounds of a row.
+const ROUNDS: u32 = 15;
+
+/// What the rounds of one row have given.
+#[derive(Default)]
+struct Rounds {
+    best: f64,
+    latencies: Vec<Duration>,
+    ratios: Vec<f64>,
+}
+
+impl Rounds {
+    fn add(&mut self, rate: f64, latencies: Vec<Duration>) {
+        self.best = self.best.max(rate);
+        self.latencies.extend(latencies.into_iter().take(1 << 17));
+    }
+
+    /// The latency that this share of all requests does not exceed.
+    fn quantile(&mut self, share: f64) -> Duration {
+        self.latencies.sort_unstable();
+        let last = self.latencies.len().saturating_sub(1);
+        let at = (last as f64 * share) as usize;
+        self.latencies.get(at).copied().unwrap_or_default()
+    }
+
+    fn ratio(&mut self) -> f64 {
+        self.ratios.sort_unstable_by(f64::total_cmp);
+        self.ratios
+            .get(self.ratios.len() / 2)
+            .copied()
+            .unwrap_or(f64::NAN)
+    }
+}
+
 /// Drives one peer with one case for about `time`.
-fn measure(peer: &mut Peer, case: &Case, time: Duration) -> Result {
+fn measure(peer: &mut Peer, case: &Case, time: Duration) -> (f64, Vec<Duration>) {
     let depth = case.depth;
     let mut submitted_at = vec![Instant::now(); usize::from(depth)];
     let mut latencies = Vec::with_capacity(1 << 20);
@@ -183,12 +213,7 @@ fn measure(peer: &mut Peer, case: &Case, time: Duration) -> Result {
         }
     }
     peer.check(case);
-    latencies.sort_unstable();
-    Result {
-        rate: windows.best(),
-        p50: latencies[latencies.len() / 2],
-        p99: latencies[latencies.len() * 99 / 100],
-    }
+    (windows.best(), latencies)
 }
 
 /// Bytes in a second of `memcpy` over the buffers that a case uses, in its order and its pieces.
@@ -244,39 +269,51 @@ fn main() {
         if !filter.is_empty() && !filter.iter().any(|part| case.name.contains(part.as_str())) {
             continue;
         }
-        measure(&mut device, &case, time / 10);
-        let result = measure(&mut device, &case, time);
-        let rate = result.rate * f64::from(case.length) / 1e9;
         let copies = [Operation::Read, Operation::Write].contains(&case.operation);
-        let copy = (copies && case.length >= 4096).then(|| {
-            memcpy(&device, &case, time / 10);
-            memcpy(&device, &case, time) / 1e9
-        });
+        let copies = copies && case.length >= 4096;
         let comparable = case.length <= 4096 && case.operation != Operation::Write;
-        let peer = storage.as_mut().filter(|_| comparable).map(|peer| {
-            measure(peer, &case, time / 10);
-            measure(peer, &case, time)
-        });
-        let us = |time: Duration| time.as_nanos() as f64 / 1000.0;
-        print!(
-            "{:<28}{:>12.0}{:>10.2}{:>10.2}{rate:>10.2}",
-            case.name,
-            result.rate,
-            us(result.p50),
-            us(result.p99),
-        );
-        match copy {
-            Some(copy) => print!("{copy:>12.2}{:>8.2}", rate / copy),
-            None => print!("{:>12}{:>8}", "-", "-"),
+        let (mut ours, mut copy, mut peers) =
+            (Rounds::default(), Rounds::default(), Rounds::default());
+        // The first round warms up.
+        for round in 0..=ROUNDS {
+            let share = time / ROUNDS;
+            let (rate, latencies) = measure(&mut device, &case, share);
+            let copied = copies.then(|| memcpy(&device, &case, share));
+            let peer = storage.as_mut().filter(|_| comparable);
+            let peer = peer.map(|peer| measure(peer, &case, share));
+            if round == 0 {
+                continue;
+            }
+            ours.add(rate, latencies);
+            if let Some(copied) = copied {
+                copy.add(copied, Vec::new());
+                copy.ratios.push(rate * f64::from(case.length) / copied);
+            }
+            if let Some((peer, latencies)) = peer {
+                peers.add(peer, latencies);
+                peers.ratios.push(rate / peer);
+            }
         }
-        match peer {
-            Some(peer) => println!(
-                "{:>12.0}{:>9.2}  (qsd p50 {:.2} us)",
-                peer.rate,
-                result.rate / peer.rate,
-                us(peer.p50)
-            ),
-            None => println!("{:>12}{:>9}", "-", "-"),
+        let us = |time: Duration| time.as_nanos() as f64 / 1000.0;
+        let (p50, p99) = (ours.quantile(0.5), ours.quantile(0.99));
+        print!(
+            "{:<28}{:>12.0}{:>10.2}{:>10.2}{:>10.2}",
+            case.name,
+            ours.best,
+            us(p50),
+            us(p99),
+            ours.best * f64::from(case.length) / 1e9,
+        );
+        if copies {
+            print!("{:>12.2}{:>8.2}", copy.best / 1e9, copy.ratio());
+        } else {
+            print!("{:>12}{:>8}", "-", "-");
+        }
+        if peers.ratios.is_empty() {
+            println!("{:>12}{:>9}", "-", "-");
+        } else {
+            let (best, ratio, p50) = (peers.best, peers.ratio(), peers.quantile(0.5));
+            println!("{best:>12.0}{ratio:>9.2}  (qsd p50 {:.2} us)", us(p50));
         }
     }
 }

@@ -45,6 +45,9 @@ pub trait Surroundings {
 
     /// Looking again has found something.
     fn found(&mut self) {}
+
+    /// The request at `head` has been served; its completion may still be to come.
+    fn served(&mut self, _head: u16, _served: Served) {}
 }
 
 /// How a pass ended.
@@ -181,7 +184,7 @@ impl Processor {
             ring.suppress_kicks();
             let begin = Instant::now();
             let mut batch = Batch::default();
-            let result = self.batch(queue, ring, view, chain, available, &mut batch);
+            let result = self.batch(queue, ring, view, chain, around, (available, &mut batch));
             self.complete_swapped(queue, ring, &mut batch);
             // Before the driver can see the requests, and so look at the counters.
             self.record(&batch, begin);
@@ -229,8 +232,8 @@ impl Processor {
         ring: &Ring<'m>,
         view: &'m GuestView,
         chain: &mut Chain<'m>,
-        available: u16,
-        batch: &mut Batch,
+        around: &mut impl Surroundings,
+        (available, batch): (u16, &mut Batch),
     ) -> Result<(), RingError> {
         let mut bytes = 0;
         for _ in 0..usize::from(available).min(MAX_BATCH) {
@@ -258,7 +261,7 @@ impl Processor {
                     served
                 }
             };
-            log::trace!("head {head}: {served:?}");
+            around.served(head, served);
             bytes += u64::from(served.transferred);
             if bytes >= BATCH_BYTES {
                 break;

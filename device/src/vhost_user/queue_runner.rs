@@ -16,6 +16,7 @@ use crate::fault::Injector;
 use crate::memory::DeviceMemory;
 use crate::metrics::QueueMetrics;
 use crate::queue::{Empty, GuestView, Pass, Processor, RingError, Surroundings};
+use crate::request::Served;
 
 /// Everything that a queue is run with.
 pub(super) struct QueueParts {
@@ -60,6 +61,7 @@ struct CurrentView {
 
 /// What a pass may do while it holds the ring's lock.
 struct DuringPass<'a> {
+    name: &'a str,
     call: Option<&'a File>,
     vring: &'a Vring,
     polling: &'a mut Polling,
@@ -87,6 +89,10 @@ impl Surroundings for DuringPass<'_> {
 
     fn found(&mut self) {
         self.polling.found();
+    }
+
+    fn served(&mut self, head: u16, served: Served) {
+        log::debug!("{}: head {head}: {served}", self.name);
     }
 }
 
@@ -146,6 +152,7 @@ impl QueueRunner {
                 let device = self.parts.session.device().memory();
                 let view = current_view(&mut self.view, self.parts.session.memory(), device);
                 let mut around = DuringPass {
+                    name: &self.name,
                     call: self.notifiers.call.as_deref(),
                     vring: &vring,
                     polling: &mut self.polling,

@@ -192,3 +192,53 @@ fn a_ring_stopped_in_the_middle_of_traffic_loses_and_repeats_nothing() {
         assert!(back == front.guest.bytes(DATA, 1600));
     }
 }
+
+/// Most queues, and the longest ring.
+#[test]
+fn sixteen_queues_and_rings_of_1024() {
+    for (num_queues, queue_size) in [(16, 256), (1, 1024)] {
+        let daemon = Daemon::start(&[
+            &format!("--num-queues={num_queues}"),
+            &format!("--queue-size={queue_size}"),
+        ]);
+        let options = Connect {
+            num_queues,
+            queue_size,
+            ..Connect::default()
+        };
+        let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+        for _ in 0..5 {
+            for queue in 0..num_queues {
+                for slot in 0..queue_size {
+                    front.submit(queue, &Request::new(Operation::Nop, 0, 0, 0), slot);
+                }
+                front.kick(queue);
+            }
+            for queue in 0..num_queues {
+                let mut seen: Vec<u32> = (0..queue_size).map(|_| front.wait(queue).id).collect();
+                seen.sort_unstable();
+                assert_eq!(seen, (0..u32::from(queue_size)).collect::<Vec<u32>>());
+            }
+        }
+    }
+}
+
+#[test]
+fn large_memory_is_sparse() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("memory");
+    let file = format!("--memory-file={}", path.display());
+    let daemon = Daemon::start_in(directory, &["--memory-size=64G", &file]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    let end = (64 << 30) - 8;
+    front.guest.write(DATA, b"the end.");
+    let write = Request::new(Operation::Write, end, 8, 0).outgoing(DATA, 8);
+    assert_eq!(front.call(0, &write).0.status(), Status::OK);
+    let read = Request::new(Operation::Read, end, 8, 0).incoming(DATA + 8, 8);
+    assert_eq!(front.call(0, &read).0.status(), Status::OK);
+    assert_eq!(front.guest.bytes(DATA + 8, 8), b"the end.");
+    let metadata = std::fs::metadata(&path).unwrap();
+    assert_eq!(metadata.len(), 64 << 30);
+    assert!(metadata.blocks() * 512 <= 1 << 20, "{}", metadata.blocks());
+}

@@ -8,6 +8,7 @@ mod device;
 mod faults;
 mod hostile;
 mod observation;
+mod operations;
 mod sandbox;
 mod support;
 mod threads;

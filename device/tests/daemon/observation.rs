@@ -302,6 +302,81 @@ fn log_levels_choose_what_is_logged() {
     }
 }
 
+#[test]
+fn debug_lines_name_device_queue_and_head() {
+    let daemon = Daemon::start(&["--log-level=debug", "--num-queues=2"]);
+    let options = Connect {
+        num_queues: 2,
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    front.submit(1, &Request::new(Operation::Fill, 0, 100, 0), 17);
+    front.kick(1);
+    front.wait(1);
+    let (_, log) = daemon.end();
+    let line = "device 0 queue 1: head 17: fill: ";
+    assert!(log.contains(line), "{log}");
+}
+
+/// Nobody waits for time to pass: each waking of a thread would be counted by the kernel.
+#[test]
+fn an_idle_daemon_does_not_wake() {
+    let daemon = Daemon::start(&["--num-queues=4", "--threads=3", "--memory-size=1M"]);
+    let options = Connect {
+        num_queues: 4,
+        ..Connect::default()
+    };
+    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    for queue in 0..4 {
+        front.call(queue, &Request::new(Operation::Nop, 0, 0, 0));
+    }
+    let switches = || {
+        let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
+        let mut counts = std::collections::BTreeMap::new();
+        for task in std::fs::read_dir(tasks).unwrap() {
+            let path = task.unwrap().path();
+            let status = std::fs::read_to_string(path.join("status")).unwrap();
+            let count = status
+                .lines()
+                .find(|line| line.starts_with("voluntary"))
+                .map(str::to_owned);
+            counts.insert(path, count);
+        }
+        counts
+    };
+    // The last request may still be about to end: two looks in a row have to agree.
+    let begin = Instant::now();
+    let mut before = switches();
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        let after = switches();
+        if before == after {
+            break;
+        }
+        assert!(begin.elapsed() < crate::support::DEADLINE, "{after:?}");
+        before = after;
+    }
+}
+
+#[test]
+fn help_groups_options_and_shows_a_line_for_qemu() {
+    let output = Daemon::command().arg("--help").output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "Front end:",
+        "Device memory:",
+        "Queues:",
+        "Faults:",
+        "Sandbox:",
+        "Observation:",
+        "-device vhost-user-test-device-pci,chardev=c0,virtio-id=37",
+        "FAULT is KIND[=VALUE][,SELECTOR=VALUE]...",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+}
+
 /// QEMU's conventions for back ends: other arguments are ignored.
 #[test]
 fn capabilities_are_printed_whatever_else_is_given() {
