@@ -162,6 +162,10 @@ impl QueueRunner {
                     .pass(state.get_queue_mut(), view, &mut around)
             }
         };
+        if result.is_err() {
+            // Before the lock is given back: whoever sets the ring up anew comes after that.
+            vring.break_down();
+        }
         drop(state);
         match result {
             Ok(Pass::More | Pass::Left) => Next::Step,
@@ -172,8 +176,6 @@ impl QueueRunner {
                 if error == RingError::MemoryVanished {
                     // Zeroes are mapped in its place now, which no other ring would notice.
                     self.parts.session.break_down();
-                } else {
-                    vring.break_down();
                 }
                 Next::AwaitChange
             }
