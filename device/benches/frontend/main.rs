@@ -7,9 +7,8 @@
 //! Rates are those of the best of many windows of 2 ms, for the device, `memcpy` and peers alike:
 //! other work on the machine only ever slows a window down. Latencies are of all requests.
 //!
-//! All take turns in short rounds, so that each round's comparison is made in the same weather; a
-//! ratio is the median of the rounds'. (A ratio of the overall best would compare the machine's best
-//! moment for one with its best moment for the other.)
+//! All take turns in short rounds, so that each meets the machine's good moments as often as the
+//! others.
 //!
 //! `-- --quick` measures for a fifth of the time; `-- NAME` only rows whose name contains NAME;
 //! `-- --device-arg ARG` (repeatable) hands ARG to the device.
@@ -139,7 +138,6 @@ const ROUNDS: u32 = 15;
 struct Rounds {
     best: f64,
     latencies: Vec<Duration>,
-    ratios: Vec<f64>,
 }
 
 impl Rounds {
@@ -154,14 +152,6 @@ impl Rounds {
         let last = self.latencies.len().saturating_sub(1);
         let at = (last as f64 * share) as usize;
         self.latencies.get(at).copied().unwrap_or_default()
-    }
-
-    fn ratio(&mut self) -> f64 {
-        self.ratios.sort_unstable_by(f64::total_cmp);
-        self.ratios
-            .get(self.ratios.len() / 2)
-            .copied()
-            .unwrap_or(f64::NAN)
     }
 }
 
@@ -287,33 +277,37 @@ fn main() {
             ours.add(rate, latencies);
             if let Some(copied) = copied {
                 copy.add(copied, Vec::new());
-                copy.ratios.push(rate * f64::from(case.length) / copied);
             }
             if let Some((peer, latencies)) = peer {
                 peers.add(peer, latencies);
-                peers.ratios.push(rate / peer);
             }
         }
         let us = |time: Duration| time.as_nanos() as f64 / 1000.0;
         let (p50, p99) = (ours.quantile(0.5), ours.quantile(0.99));
+        let bytes = ours.best * f64::from(case.length);
         print!(
             "{:<28}{:>12.0}{:>10.2}{:>10.2}{:>10.2}",
             case.name,
             ours.best,
             us(p50),
             us(p99),
-            ours.best * f64::from(case.length) / 1e9,
+            bytes / 1e9,
         );
         if copies {
-            print!("{:>12.2}{:>8.2}", copy.best / 1e9, copy.ratio());
+            print!("{:>12.2}{:>8.2}", copy.best / 1e9, bytes / copy.best);
         } else {
             print!("{:>12}{:>8}", "-", "-");
         }
-        if peers.ratios.is_empty() {
+        if peers.latencies.is_empty() {
             println!("{:>12}{:>9}", "-", "-");
         } else {
-            let (best, ratio, p50) = (peers.best, peers.ratio(), peers.quantile(0.5));
-            println!("{best:>12.0}{ratio:>9.2}  (qsd p50 {:.2} us)", us(p50));
+            let p50 = peers.quantile(0.5);
+            let ratio = ours.best / peers.best;
+            println!(
+                "{:>12.0}{ratio:>9.2}  (qsd p50 {:.2} us)",
+                peers.best,
+                us(p50)
+            );
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::vhost_user::{Device, Server, SocketListener};
 
 /// How long requests that are under way may take to end after a signal. The whole end is promised
 /// within 200 ms.
-const GRACE: Duration = Duration::from_millis(100);
+const GRACE: Duration = Duration::from_millis(50);
 
 /// Why the control loop ended, or did not start.
 #[derive(Debug, Error)]

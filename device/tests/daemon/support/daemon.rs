@@ -124,15 +124,21 @@ pub fn is_sandboxed() -> bool {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let begin = Instant::now();
-        let _ = rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM);
+        // Once it has been waited for, its number may be another process's.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM);
+        }
         while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < DEADLINE {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let status = self.child.wait();
         if let Some(log) = self.log.take() {
             // Shown by the test harness when the test fails.
             eprint!("{}", log.join().unwrap());
+            // Nobody has looked how it ended: in order, or with a report of a sanitizer.
+            let in_order = status.is_ok_and(|status| status.success());
+            assert!(in_order || std::thread::panicking(), "the daemon failed");
         }
     }
 }
