@@ -1,7 +1,7 @@
 //! Bytes on the vhost-user socket: whole messages with any contents, and anything else.
 //!
-//! Run it with `-detect_leaks=0`: the server runs on, and a thread that is just being started looks
-//! like a leak.
+//! Run it with `ASAN_OPTIONS=detect_leaks=0` and `-detect_leaks=0`: the server runs on, and a thread
+//! that is just being started looks like a leak.
 #![no_main]
 
 use std::io::{Read, Write};
