@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # The whole pipeline: what a change has to pass, on a developer's machine and on a server alike.
 #
-# usage: ci/pipeline.sh [STAGE ...]   (default: all of them, in order)
+# usage: ci/pipeline.sh [STAGE ...]   (default: those below, in order; another is "sanitizers")
 set -euo pipefail
 cd "$(dirname "$0")/.."
+build=${CARGO_TARGET_DIR:-$PWD/target}
 
-stages=(packages format clippy docs test)
+stages=(packages format clippy docs coverage fuzz test)
 
 # Host packages that building and testing need. As an ordinary user: only say what is missing.
 run_packages() {
-    local wanted=(gcc libc6-dev mmdebstrap bubblewrap gpgv) missing=()
+    local wanted=(gcc g++ libc6-dev mmdebstrap bubblewrap gpgv) missing=()
     [ "$(id -u)" = 0 ] || wanted+=(uidmap)
     local package
     for package in "${wanted[@]}"; do
@@ -32,25 +33,89 @@ run_clippy() { cargo clippy --workspace --all-targets -- --deny warnings; }
 
 run_docs() { RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --no-deps; }
 
+# cargo_tool NAME VERSION [ARGUMENT ...]: a cargo command, installed once for each version.
+cargo_tool() {
+    local root=${XDG_CACHE_HOME:-$HOME/.cache}/vdma/tools/$1-$2
+    [ -x "$root/bin/$1" ] || cargo install --locked --root "$root" "$1" --version "$2" "${@:3}" ||
+        return
+    PATH=$root/bin:$PATH
+}
+
+# Lines that the tests of device and protocol reach, daemons included: those have no sandbox here, for
+# it would keep them from writing down what they reached.
+run_coverage() {
+    cargo_tool cargo-tarpaulin 0.37.5 --no-default-features || return
+    local output=$build/coverage
+    mkdir -p "$output"
+    VDMA_TEST_SANDBOX=off LLVM_PROFILE_FILE=$output/build.profraw \
+        cargo tarpaulin --locked --engine llvm --target-dir "$output" --skip-clean \
+        --packages vdma-protocol --packages vhost-device-dma --lib --bins --tests \
+        --include-files 'protocol/src/*' --include-files 'device/src/*' \
+        --timeout 300 --out Stdout --fail-under 90
+}
+
+# Whether there is a nightly tool chain; if not, the stage counts as skipped.
+nightly() {
+    cargo +nightly --version && return
+    skipped="no nightly tool chain; run: rustup toolchain install nightly --profile minimal"
+    return 1
+}
+
+# Each fuzz target for FUZZ_SECONDS (60) on the kept corpus, which stays as it is.
+run_fuzz() {
+    nightly || return 0
+    cargo_tool cargo-fuzz 0.13.2 || return
+    local corpus target leaks
+    corpus=$(mktemp -d) || return
+    for target in ring messages parsers; do
+        # Its server runs on: a thread that is just being started looks like a leak.
+        leaks=1 && [ "$target" != messages ] || leaks=0
+        mkdir "$corpus/$target" &&
+            ASAN_OPTIONS=detect_leaks=$leaks \
+                cargo +nightly fuzz run --fuzz-dir device/fuzz --target-dir "$build/fuzz" "$target" \
+                "$corpus/$target" "device/fuzz/corpus/$target" -- \
+                -detect_leaks=$leaks -max_total_time="${FUZZ_SECONDS:-60}" -print_final_stats=1 ||
+            return
+    done
+    rm -r "$corpus"
+}
+
+# The tests of device and protocol with the address sanitizer, daemons included: without their sandbox,
+# for the sanitizer makes mappings of its own.
+run_sanitizers() {
+    nightly || return 0
+    VDMA_TEST_SANDBOX=off RUSTFLAGS=-Zsanitizer=address \
+        cargo +nightly test --locked --target-dir "$build/sanitizers" \
+        --target "$(rustc --version --verbose | sed -n 's/^host: //p')" \
+        --package vdma-protocol --package vhost-device-dma --lib --bins --tests
+}
+
 # The README's command. VM_TEST_ARGUMENTS, for instance "--partition 1/2 --junit junit.xml".
 # shellcheck disable=SC2086 # several arguments are meant
 run_test() { cargo vm test ${VM_TEST_ARGUMENTS:-}; }
 
 [ $# -eq 0 ] || stages=("$@")
-summary=()
+summary=() skips=()
 for stage in "${stages[@]}"; do
     case $stage in
-        packages | format | clippy | docs | test) ;;
+        packages | format | clippy | docs | coverage | fuzz | sanitizers | test) ;;
         *) echo "ci/pipeline.sh: no stage $stage" >&2; exit 2 ;;
     esac
     echo "== $stage"
     begin=$SECONDS
+    skipped=
     if ! "run_$stage"; then
         echo "== $stage FAILED after $((SECONDS - begin)) s" >&2
         exit 1
     fi
-    summary+=("$stage $((SECONDS - begin)) s")
+    if [ -n "$skipped" ]; then
+        echo "== $stage SKIPPED: $skipped" >&2
+        skips+=("$stage ($skipped)")
+    else
+        summary+=("$stage $((SECONDS - begin)) s")
+    fi
 done
 printf '== passed:'
 printf ' %s;' "${summary[@]}"
 printf '\n'
+[ ${#skips[@]} -eq 0 ] || printf '== SKIPPED: %s\n' "${skips[@]}"
