@@ -3,11 +3,11 @@
 //! Bounce pages, for devices that cannot reach all of memory (parameter `dma_bits`): pages from a low
 //! zone take the place of those that are too high, and the CPU copies.
 //!
-//! Where the device uses the DMA API (`VIRTIO_F_ACCESS_PLATFORM`), that does it (swiotlb), and nothing
-//! is left to do here.
+//! The DMA API would do the same (swiotlb), where the device uses it (`VIRTIO_F_ACCESS_PLATFORM`) and
+//! the kernel has set memory aside for it. It is told of the limit, too, for what is not data.
 
 use crate::{
-    bindings::{vdma_alloc_pages, VDMA_GFP_DMA, VDMA_GFP_DMA32},
+    bindings::{vdma_alloc_pages, VDMA_GFP_DMA32},
     pages::Page,
     scatterlist::SgList,
 };
@@ -21,9 +21,9 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    /// All addresses of so many bits: 24 at the least, the width of the lowest zone of x86.
+    /// All addresses of so many bits, 32 at the least: what zones there are below differs.
     pub(crate) fn of_bits(bits: u32) -> Option<Self> {
-        (24..=64).contains(&bits).then_some(Self { bits })
+        (32..=64).contains(&bits).then_some(Self { bits })
     }
 
     /// Whether `page` is within reach.
@@ -34,10 +34,10 @@ impl Reach {
 
     /// The zone to take pages from.
     fn zone(self) -> bindings::gfp_t {
-        match self.bits {
-            0..32 => VDMA_GFP_DMA,
-            32..64 => VDMA_GFP_DMA32,
-            _ => 0,
+        if self.bits < u64::BITS {
+            VDMA_GFP_DMA32
+        } else {
+            0
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::{
     anonfile::{self, AnonymousFile},
-    bindings::{split_page, vdma_alloc_pages, VDMA_GFP_BUFFER, VDMA_GFP_NORETRY},
+    bindings::{split_page, vdma_alloc_pages, VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL},
     chardev::mmap_prepare,
     pages::Page,
     scatterlist::SgList,
@@ -140,9 +140,9 @@ impl Buffer {
         let mut order = MAX_ORDER;
         while buffer.pages < count {
             order = order.min((count - buffer.pages).ilog2());
-            // Large runs are a convenience that is not worth reclaiming memory for; single pages are
-            // needed.
-            let patience = if order > 0 { VDMA_GFP_NORETRY } else { 0 };
+            // Large runs are a convenience that is not worth reclaiming memory for. Single pages are
+            // needed, but nobody else's process.
+            let patience = if order > 0 { VDMA_GFP_NORETRY } else { VDMA_GFP_RETRY_MAYFAIL };
             // SAFETY: Process context, where sleeping is allowed.
             let first = unsafe { vdma_alloc_pages(VDMA_GFP_BUFFER | patience, order) };
             if first.is_null() {

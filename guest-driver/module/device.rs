@@ -700,21 +700,15 @@ impl Bound {
 }
 
 /// What the device can reach, and in how many bits: the parameter `dma_bits`, up to what the transport
-/// can do.
-///
-/// Where the device uses the DMA API the mask is handed to it, and it sees to bouncing.
+/// can do. Where the device uses the DMA API, that hears of it.
 fn dma_reach(device: &virtio::Device) -> Result<(Reach, u32)> {
     let wanted = compat::number(crate::module_parameters::dma_bits.value());
     let Some(reach) = Reach::of_bits(wanted) else {
-        dev_err!(device.as_device(), "dma_bits is {}, and has to be from 24 to 64\n", wanted);
+        dev_err!(device.as_device(), "dma_bits is {}, and has to be from 32 to 64\n", wanted);
         return Err(EINVAL);
     };
     if device.uses_dma_api() {
-        if wanted < u64::BITS {
-            device.set_dma_bits(wanted)?;
-        }
-        let all = Reach::of_bits(u64::BITS).ok_or(EINVAL)?;
-        return Ok((all, device.dma_bits()));
+        device.set_dma_bits(wanted)?;
     }
     Ok((reach, wanted.min(device.dma_bits())))
 }

@@ -56,7 +56,7 @@ module! {
         },
         dma_bits: u32 {
             default: 64,
-            description: "Width of the addresses that the device can reach, 24 to 64: pages beyond are bounced",
+            description: "Width of the addresses that the device can reach, 32 to 64: pages beyond are bounced",
         },
         inline_bytes: u32 {
             default: 0,
@@ -85,8 +85,11 @@ struct VirtioDma {
 
 impl kernel::Module for VirtioDma {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let requests = slab::Registration::new(c"vdma_request")?;
-        let transfers = slab::Registration::new(c"vdma_transfer")?;
+        // The device reads and writes headers and responses, which are in the requests.
+        let narrow = compat::number(module_parameters::dma_bits.value()) < u64::BITS;
+        let zone = if narrow { slab::Zone::Dma32 } else { slab::Zone::Normal };
+        let requests = slab::Registration::new(c"vdma_request", zone)?;
+        let transfers = slab::Registration::new(c"vdma_transfer", slab::Zone::Normal)?;
         let deferred = deferred::Worker::new()?;
         chardev::Operations::install::<file::OpenFile>(module);
         anonfile::install::<buffer::BufferFile>(module);

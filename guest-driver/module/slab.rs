@@ -3,7 +3,7 @@
 //! Slab caches: objects of one type, packed into pages and recycled without going back to the page
 //! allocator, and visible under their own name in `/proc/slabinfo`.
 
-use crate::bindings::{VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE};
+use crate::bindings::{VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE};
 use core::{
     marker::PhantomData,
     mem::{align_of, size_of, MaybeUninit},
@@ -40,9 +40,19 @@ pub(crate) trait Cached: Sized + 'static {
 /// Keeps the cache of `T` in existence.
 pub(crate) struct Registration<T: Cached>(PhantomData<T>);
 
+/// Where the pages of a cache come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Zone {
+    /// Anywhere.
+    Normal,
+    /// Below 4 GiB.
+    Dma32,
+}
+
 impl<T: Cached> Registration<T> {
     /// Creates the cache. `SLAB_NO_MERGE` keeps it from being folded into another of the same size.
-    pub(crate) fn new(name: &'static CStr) -> Result<Self> {
+    pub(crate) fn new(name: &'static CStr, zone: Zone) -> Result<Self> {
+        let zone = if zone == Zone::Dma32 { VDMA_SLAB_CACHE_DMA32 } else { 0 };
         let mut args = bindings::kmem_cache_args {
             align: align_of::<T>() as u32,
             ..Default::default()
@@ -53,7 +63,7 @@ impl<T: Cached> Registration<T> {
                 name.as_ptr().cast(),
                 size_of::<T>() as u32,
                 &mut args,
-                VDMA_SLAB_HWCACHE_ALIGN | VDMA_SLAB_NO_MERGE,
+                VDMA_SLAB_HWCACHE_ALIGN | VDMA_SLAB_NO_MERGE | zone,
             )
         };
         if raw.is_null() {

@@ -1,12 +1,19 @@
 //! All suites. A test is reached as `SUITE::TEST`.
 
 mod asynchronous;
+mod buffers;
+mod commands;
 mod device_errors;
+mod explain;
 mod guest;
 mod interrupted;
+mod lazy;
 mod loading;
 mod mapping;
 mod memory;
+mod parameters;
+mod polling;
+mod queues;
 mod read_write;
 mod removal;
 mod splice;
@@ -14,6 +21,8 @@ mod statistics;
 mod suspend;
 mod timeouts;
 mod tools;
+mod tracing;
+mod uring_commands;
 
 use crate::test::Test;
 
@@ -33,4 +42,13 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("suspend", suspend::TESTS),
     ("splice", splice::TESTS),
     ("tools", tools::TESTS),
+    ("lazy", lazy::TESTS),
+    ("commands", commands::TESTS),
+    ("uring_commands", uring_commands::TESTS),
+    ("buffers", buffers::TESTS),
+    ("explain", explain::TESTS),
+    ("tracing", tracing::TESTS),
+    ("polling", polling::TESTS),
+    ("parameters", parameters::TESTS),
+    ("queues", queues::TESTS),
 ];

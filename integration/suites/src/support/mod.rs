@@ -14,7 +14,7 @@ pub(crate) mod signal;
 pub(crate) mod uring;
 pub(crate) mod wait;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::fs::OpenOptions;
 use vdma::Device;
 
@@ -40,4 +40,17 @@ pub(crate) fn open_direct() -> Result<Device> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_DIRECT);
     Device::open_with(NODE, &options).context("cannot open the device with O_DIRECT")
+}
+
+/// Gives up all privileges of this process, for good.
+pub(crate) fn become_nobody() -> Result<()> {
+    const NOBODY: libc::uid_t = 65534;
+    // SAFETY: No memory is involved.
+    let result = unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) };
+    ensure!(
+        result == 0,
+        "setresuid: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
 }

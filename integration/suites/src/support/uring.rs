@@ -32,6 +32,15 @@ impl Uring {
             .context("io_uring_setup with SQPOLL")
     }
 
+    /// As [`Uring::new`], with completions that are looked for instead of announced.
+    pub(crate) fn polled(depth: u32) -> Result<Self> {
+        IoUring::builder()
+            .setup_iopoll()
+            .build(depth)
+            .map(Self)
+            .context("io_uring_setup with IOPOLL")
+    }
+
     /// Registers buffers.
     ///
     /// # Safety

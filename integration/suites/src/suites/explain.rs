@@ -1,0 +1,179 @@
+//! Every kind of address that a page has, and what becomes of pages on their way to the device.
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use vdma::ExplainedPage;
+use vdma::protocol::{PAGE_ANONYMOUS, PAGE_HUGE};
+
+use crate::support::driver::tool;
+use crate::support::region::Region;
+use crate::support::{MIB, PAGE, errno, open};
+use crate::test::Test;
+use crate::watch::pinned_pages;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "addresses_are_those_of_pagemap",
+        addresses_are_those_of_pagemap,
+    ),
+    Test::new("entries_are_runs_of_frames", entries_are_runs_of_frames),
+    Test::new("huge_pages_are_one_entry", huge_pages_are_one_entry),
+    Test::new("nothing_stays_pinned", nothing_stays_pinned),
+    Test::new("vdma_explain_shows_a_table", vdma_explain_shows_a_table),
+];
+
+/// Frames of this process's pages, from `/proc/self/pagemap`.
+fn frame(address: u64) -> Result<u64> {
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let mut entry = [0; 8];
+    pagemap.read_exact_at(&mut entry, address / PAGE as u64 * 8)?;
+    let entry = u64::from_le_bytes(entry);
+    ensure!(
+        entry >> 63 == 1,
+        "the page at {address:#x} is not in memory"
+    );
+    Ok(entry & ((1 << 55) - 1))
+}
+
+fn explain(
+    region: &Region,
+    start: usize,
+    length: usize,
+    offset: u64,
+) -> Result<Vec<ExplainedPage>> {
+    let device = open()?;
+    // SAFETY: The range is inside of the region, and nobody else reaches it now.
+    let memory = unsafe { std::slice::from_raw_parts_mut(region.at(start), length) };
+    Ok(device.explain(memory, offset)?)
+}
+
+fn addresses_are_those_of_pagemap() -> Result<()> {
+    let region = Region::anonymous(10 * PAGE)?;
+    region.write(0, &[1; 10 * PAGE])?;
+    let (start, length) = (1000, 7 * PAGE);
+    let pages = explain(&region, start, length, 5555)?;
+    ensure!(pages.len() == 8, "{} pages", pages.len());
+    let mut at = start;
+    for page in &pages {
+        let address = region.at(at) as u64;
+        ensure!(
+            page.address == address,
+            "{page:x?}, and not at {address:#x}"
+        );
+        let physical = frame(address)? * PAGE as u64 + address % PAGE as u64;
+        ensure!(
+            page.physical_address == physical,
+            "{page:x?}, and pagemap says {physical:#x}"
+        );
+        // Without VIRTIO_F_ACCESS_PLATFORM the device is told physical addresses.
+        ensure!(page.bus_address == physical, "{page:x?}");
+        ensure!(
+            page.kernel_address >> 63 == 1,
+            "{page:x?} is no address of the kernel"
+        );
+        ensure!(
+            page.kernel_address % PAGE as u64 == physical % PAGE as u64,
+            "{page:x?}"
+        );
+        ensure!(page.offset == 5555 + (at - start) as u64, "{page:x?}");
+        ensure!(page.flags == PAGE_ANONYMOUS, "{page:x?}");
+        at += page.length as usize;
+    }
+    ensure!(at == start + length, "{} bytes", at - start);
+    // The kernel's direct map keeps distances.
+    for pair in pages.windows(2) {
+        ensure!(
+            pair[1].kernel_address.wrapping_sub(pair[0].kernel_address)
+                == pair[1]
+                    .physical_address
+                    .wrapping_sub(pair[0].physical_address),
+            "{pair:x?}"
+        );
+    }
+    Ok(())
+}
+
+fn entries_are_runs_of_frames() -> Result<()> {
+    let region = Region::anonymous(64 * PAGE)?;
+    region.write(0, &[1; 64 * PAGE])?;
+    let pages = explain(&region, 0, 64 * PAGE, 0)?;
+    let mut entry = 0;
+    for pair in pages.windows(2) {
+        let follows = pair[1].physical_address == pair[0].physical_address + PAGE as u64;
+        entry += u32::from(!follows);
+        ensure!(pair[1].entry == entry, "{pair:x?}");
+    }
+    Ok(())
+}
+
+fn huge_pages_are_one_entry() -> Result<()> {
+    let region = Region::transparent_huge(4 * MIB)?;
+    region.write(0, &vec![1; 4 * MIB])?;
+    let pages = explain(&region, 100, 2 * MIB - 200, 0)?;
+    ensure!(pages.len() == 512, "{} pages", pages.len());
+    ensure!(
+        pages[0].flags & PAGE_HUGE != 0,
+        "the guest gave no huge page: {:x?}",
+        pages[0]
+    );
+    ensure!(
+        pages.iter().all(|page| page.entry == 0),
+        "several entries for one huge page"
+    );
+    Ok(())
+}
+
+fn nothing_stays_pinned() -> Result<()> {
+    let before = pinned_pages()?;
+    let region = Region::anonymous(4 * PAGE)?;
+    region.write(0, &[1; 4 * PAGE])?;
+    explain(&region, 0, 4 * PAGE, 0)?;
+    ensure!(pinned_pages()? == before, "pages stay pinned");
+    let device = open()?;
+    errno::expect_vdma(device.explain(&mut [], 0), Errno::INVAL, "no memory")?;
+    region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
+    // SAFETY: The slice is made for its address only.
+    let memory = unsafe { std::slice::from_raw_parts_mut(region.at(PAGE), PAGE) };
+    errno::expect_vdma(
+        device.explain(memory, 0),
+        Errno::FAULT,
+        "memory out of reach",
+    )?;
+    ensure!(
+        pinned_pages()? == before,
+        "pages stay pinned after a failure"
+    );
+    Ok(())
+}
+
+fn vdma_explain_shows_a_table() -> Result<()> {
+    for memory in ["anonymous", "huge", "shared"] {
+        let arguments = [
+            "vdma", "explain", "--length", "40K", "--skew", "77", "--memory", memory,
+        ];
+        let text = tool(&arguments)?;
+        ensure!(text.starts_with("VMA: ") && text.contains("rw-"), "{text}");
+        ensure!(text.contains("11 pages"), "{text}");
+    }
+    std::fs::write("/tmp/explained", vec![1; 3 * PAGE])?;
+    let text = tool(&[
+        "vdma",
+        "explain",
+        "--length",
+        "8K",
+        "--memory",
+        "file",
+        "--file",
+        "/tmp/explained",
+        "-o",
+        "json",
+    ])?;
+    let json: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(
+        json["pages"].as_array().context("no pages")?.len() == 2,
+        "{json}"
+    );
+    Ok(())
+}

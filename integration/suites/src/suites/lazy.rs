@@ -1,0 +1,329 @@
+//! Mappings that are filled when they are touched, and the cache attribute of all mappings.
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use vdma::{Cache, Device, MapMode};
+
+use crate::support::child::Child;
+use crate::support::driver::Unbound;
+use crate::support::region::Region;
+use crate::support::{MIB, PAGE, become_nobody, bytes, errno, open, procfs};
+use crate::test::Test;
+use rustix::mm::MapFlags;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "nothing_is_mapped_before_it_is_touched",
+        nothing_is_mapped_before_it_is_touched,
+    ),
+    Test::new("huge_pages_take_fewer_faults", huge_pages_take_fewer_faults),
+    Test::new(
+        "other_alignments_fall_back_to_pages",
+        other_alignments_fall_back_to_pages,
+    ),
+    Test::new("it_is_the_same_memory", it_is_the_same_memory),
+    Test::new(
+        "maps_and_smaps_show_a_lazy_mapping",
+        maps_and_smaps_show_a_lazy_mapping,
+    ),
+    Test::new("a_child_faults_for_itself", a_child_faults_for_itself),
+    Test::new("mappings_are_counted_exactly", mappings_are_counted_exactly),
+    Test::new("removal_ends_in_sigbus", removal_ends_in_sigbus),
+    Test::new(
+        "a_mapping_never_touched_ends_in_sigbus",
+        a_mapping_never_touched_ends_in_sigbus,
+    ),
+    Test::new(
+        "debuggers_reach_device_memory",
+        debuggers_reach_device_memory,
+    ),
+    Test::new(
+        "cache_attributes_are_what_was_chosen",
+        cache_attributes_are_what_was_chosen,
+    ),
+    Test::new(
+        "cache_attributes_hold_while_something_is_mapped",
+        cache_attributes_hold_while_something_is_mapped,
+    ),
+];
+
+fn lazy() -> Result<Device> {
+    let device = open()?;
+    device.set_map_mode(MapMode::Lazy)?;
+    Ok(device)
+}
+
+fn nothing_is_mapped_before_it_is_touched() -> Result<()> {
+    let device = lazy()?;
+    let region = Region::file(device.file(), 0, 4 * MIB, MapFlags::SHARED)?;
+    let faults = |device: &Device| -> Result<u64> {
+        let statistics = device.file_statistics()?;
+        Ok(statistics.faults + statistics.huge_faults)
+    };
+    ensure!(faults(&device)? == 0, "faults before the first access");
+    region.write(5, &[1])?;
+    ensure!(
+        faults(&device)? == 1,
+        "{} faults for one access",
+        faults(&device)?
+    );
+    region.write(6, &[1])?;
+    ensure!(faults(&device)? == 1, "another fault for the same page");
+    Ok(())
+}
+
+fn huge_pages_take_fewer_faults() -> Result<()> {
+    const LENGTH: usize = 16 * MIB;
+    let device = lazy()?;
+    let region = Region::file(device.file(), 0, LENGTH, MapFlags::SHARED)?;
+    ensure!(
+        region.address().is_multiple_of(2 * MIB),
+        "the kernel chose {:#x}, which is not aligned for huge pages",
+        region.address()
+    );
+    for page in 0..LENGTH / PAGE {
+        region.write(page * PAGE, &[1])?;
+    }
+    let statistics = device.file_statistics()?;
+    ensure!(
+        statistics.huge_faults == 8 && statistics.faults == 0,
+        "{} huge and {} small faults for 16 MiB",
+        statistics.huge_faults,
+        statistics.faults
+    );
+    Ok(())
+}
+
+fn other_alignments_fall_back_to_pages() -> Result<()> {
+    let device = lazy()?;
+    // The second half of a huge page, and the first half of the next.
+    let region = Region::file(device.file(), MIB as u64, 2 * MIB, MapFlags::SHARED)?;
+    for page in 0..2 * MIB / PAGE {
+        region.write(page * PAGE, &[1])?;
+    }
+    let statistics = device.file_statistics()?;
+    ensure!(
+        statistics.huge_faults == 0 && statistics.faults == 512,
+        "{} huge and {} small faults",
+        statistics.huge_faults,
+        statistics.faults
+    );
+    Ok(())
+}
+
+fn it_is_the_same_memory() -> Result<()> {
+    let device = lazy()?;
+    let offset = 5 * PAGE as u64;
+    let lazy = Region::file(device.file(), offset, 3 * MIB, MapFlags::SHARED)?;
+    device.set_map_mode(MapMode::Eager)?;
+    let eager = Region::file(device.file(), offset, 3 * MIB, MapFlags::SHARED)?;
+    let data = bytes::random(1, 3 * MIB);
+    lazy.write(0, &data)?;
+    bytes::expect(&eager.read(0..3 * MIB)?, &data, "the other mapping")?;
+    let mut back = vec![0; 3 * MIB];
+    device.file().read_exact_at(&mut back, offset)?;
+    bytes::expect(&back, &data, "what the device reads")?;
+    ensure!(device.file_statistics()?.mappings == 2, "two mappings");
+    Ok(())
+}
+
+fn maps_and_smaps_show_a_lazy_mapping() -> Result<()> {
+    let device = lazy()?;
+    let region = Region::file(device.file(), 0, 2 * MIB, MapFlags::SHARED)?;
+    region.write(0, &[1])?;
+    let lines = procfs::smaps(region.address())?.context("no line for the mapping")?;
+    ensure!(
+        lines[0].contains("rw-s") && lines[0].ends_with("/dev/vdma0"),
+        "{}",
+        lines[0]
+    );
+    let flags = lines
+        .iter()
+        .find_map(|line| line.strip_prefix("VmFlags:"))
+        .context("no VmFlags")?;
+    for flag in ["io", "pf", "de", "dd"] {
+        ensure!(
+            flags.split(' ').any(|word| word == flag),
+            "no {flag} in {flags}"
+        );
+    }
+    Ok(())
+}
+
+fn a_child_faults_for_itself() -> Result<()> {
+    let device = lazy()?;
+    let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;
+    region.write(0, &[1])?;
+    Child::fork(|| {
+        ensure!(region.read(0..1)? == [1], "the child sees something else");
+        region.write(1, &[2])
+    })?
+    .succeed()?;
+    ensure!(region.read(1..2)? == [2], "the parent sees something else");
+    Ok(())
+}
+
+fn mappings_are_counted_exactly() -> Result<()> {
+    for mode in [MapMode::Lazy, MapMode::Eager] {
+        let device = open()?;
+        device.set_map_mode(mode)?;
+        let observer = open()?;
+        let count = || -> Result<u64> { Ok(observer.device_statistics()?.mappings) };
+        ensure!(count()? == 0, "{} mappings at first", count()?);
+        let mut region = Region::file(device.file(), 0, 8 * PAGE, MapFlags::SHARED)?;
+        region.write(0, &[1])?;
+        ensure!(count()? == 1, "{} mappings, one made", count()?);
+        Child::fork(|| {
+            ensure!(count()? == 2, "{} mappings in a child", count()?);
+            Ok(())
+        })?
+        .succeed()?;
+        ensure!(count()? == 1, "{} mappings after a child", count()?);
+        region.relocate()?;
+        ensure!(count()? == 1, "{} mappings after mremap", count()?);
+        ensure!(region.remap(16 * PAGE).is_err(), "the mapping grew");
+        ensure!(
+            count()? == 1,
+            "{} mappings after a refused mremap",
+            count()?
+        );
+        let (first, mut rest) = region.split(3 * PAGE)?;
+        rest.cut_front(2 * PAGE)?;
+        ensure!(count()? == 2, "{} mappings after a hole was made", count()?);
+        drop(rest);
+        ensure!(count()? == 1, "{} mappings after one part went", count()?);
+        drop(first);
+        ensure!(count()? == 0, "{} mappings in the end", count()?);
+        let private = Region::file(device.file(), 0, PAGE, MapFlags::PRIVATE).map(drop);
+        errno::expect(private, Errno::INVAL, "a private mapping")?;
+        ensure!(count()? == 0, "{} mappings after a refused one", count()?);
+    }
+    Ok(())
+}
+
+fn touch_after_removal(touched_before: bool) -> Result<()> {
+    let device = lazy()?;
+    let region = Region::file(device.file(), 0, 4 * MIB, MapFlags::SHARED)?;
+    if touched_before {
+        region.write(0, &[1])?;
+        region.write(3 * MIB, &[1])?;
+    }
+    let unbound = Unbound::new()?;
+    Child::fork(|| {
+        region.write(0, &[2])?;
+        Ok(())
+    })?
+    .die_of(Signal::BUS)?;
+    errno::expect(
+        Region::file(device.file(), 0, PAGE, MapFlags::SHARED).map(drop),
+        Errno::NODEV,
+        "mapping a dead device",
+    )?;
+    unbound.bind()?;
+    // The old file stays dead, the new one works.
+    Child::fork(|| {
+        region.write(0, &[2])?;
+        Ok(())
+    })?
+    .die_of(Signal::BUS)?;
+    let device = lazy()?;
+    Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?.write(0, &[1])
+}
+
+fn removal_ends_in_sigbus() -> Result<()> {
+    touch_after_removal(true)
+}
+
+fn a_mapping_never_touched_ends_in_sigbus() -> Result<()> {
+    touch_after_removal(false)
+}
+
+/// `/proc/PID/mem`, as ptrace, goes through `vm_ops->access`.
+fn debuggers_reach_device_memory() -> Result<()> {
+    for mode in [MapMode::Eager, MapMode::Lazy] {
+        let device = open()?;
+        device.set_map_mode(mode)?;
+        let region = Region::file(device.file(), 0, 2 * PAGE, MapFlags::SHARED)?;
+        let data = bytes::random(2, 100);
+        region.write(4000, &data)?;
+        region.write(0, &[0])?;
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .open("/proc/self/mem")?;
+        let mut back = vec![0; 100];
+        let address = (region.address() + 4000) as u64;
+        memory
+            .read_exact_at(&mut back, address)
+            .context("reading through /proc/self/mem")?;
+        bytes::expect(&back, &data, "what a debugger reads")?;
+        memory
+            .write_all_at(&[9; 10], address)
+            .context("writing through /proc/self/mem")?;
+        device.file().read_exact_at(&mut back[..10], 4000)?;
+        ensure!(back[..10] == [9; 10], "what a debugger wrote");
+    }
+    Ok(())
+}
+
+/// Attributes that the kernel has reserved for the first page of the BAR.
+fn reserved(device: &Device) -> Result<Vec<String>> {
+    let list = fs::read_to_string("/sys/kernel/debug/x86/pat_memtype_list")
+        .context("/sys/kernel/debug/x86/pat_memtype_list; is debugfs mounted?")?;
+    let start = format!("0x{:016x}-", device.info().bar_address);
+    Ok(list
+        .lines()
+        .filter(|line| line.contains(&start))
+        .filter_map(|line| line.rsplit(' ').next().map(str::to_owned))
+        .collect())
+}
+
+fn cache_attributes_are_what_was_chosen() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(3, PAGE);
+    for (cache, names) in [
+        (Cache::WriteCombining, &["write-combining"][..]),
+        (Cache::Uncached, &["uncached", "uncached-minus"]),
+        // Firmware may have declared the window uncached (MTRR), which write-back does not override.
+        (Cache::WriteBack, &["write-back", "uncached-minus"]),
+    ] {
+        device.set_cache(cache)?;
+        for mode in [MapMode::Eager, MapMode::Lazy] {
+            device.set_map_mode(mode)?;
+            let region = Region::file(device.file(), 0, MIB, MapFlags::SHARED)?;
+            region.write(0, &data)?;
+            let mut back = vec![0; PAGE];
+            device.file().read_exact_at(&mut back, 0)?;
+            bytes::expect(&back, &data, "what was stored")?;
+            let found = reserved(&device)?;
+            ensure!(
+                !found.is_empty() && found.iter().all(|name| names.contains(&name.as_str())),
+                "{cache:?}, {mode:?}: the kernel has reserved {found:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn cache_attributes_hold_while_something_is_mapped() -> Result<()> {
+    let device = open()?;
+    let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;
+    let refused = device.set_cache(Cache::Uncached);
+    errno::expect_vdma(refused, Errno::BUSY, "another attribute while mapped")?;
+    region.write(0, &[1])?;
+    drop(region);
+    device.set_cache(Cache::Uncached)?;
+    device.set_cache(Cache::WriteBack)?;
+    Child::fork(|| {
+        become_nobody()?;
+        errno::expect_vdma(
+            device.set_cache(Cache::Uncached),
+            Errno::PERM,
+            "an ordinary user",
+        )
+    })?
+    .succeed()
+}

@@ -1,0 +1,202 @@
+//! Parameters of the module: what the driver does when it is told to.
+
+use anyhow::{Result, ensure};
+use io_uring::opcode;
+use rustix::io::Errno;
+use std::os::unix::fs::FileExt as _;
+use vdma::protocol::PAGE_BOUNCED;
+
+use crate::support::driver::{self, Reloaded};
+use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
+use crate::support::{KIB, MIB, PAGE, bytes, errno, open};
+use crate::test::Test;
+
+/// A device that reads wrongly in one place and stores wrongly in another.
+const FLIPPING: &[&str] = &[
+    "--fault=flip=1,op=read,range=8M+1M",
+    "--fault=flip=1,op=read-crc32c,range=8M+1M",
+];
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "memory_out_of_reach_is_bounced",
+        memory_out_of_reach_is_bounced,
+    )
+    .memory_mib(5120)
+    .timeout(120),
+    Test::new(
+        "all_of_memory_is_in_reach_otherwise",
+        all_of_memory_is_in_reach_otherwise,
+    ),
+    Test::new(
+        "impossible_widths_are_refused",
+        impossible_widths_are_refused,
+    ),
+    Test::new(
+        "verification_finds_flipped_bits",
+        verification_finds_flipped_bits,
+    )
+    .device_arguments(FLIPPING),
+    Test::new(
+        "verification_passes_what_is_right",
+        verification_passes_what_is_right,
+    ),
+    Test::new(
+        "small_transfers_go_through_the_bar",
+        small_transfers_go_through_the_bar,
+    ),
+];
+
+/// Transfers of all kinds, with data to compare.
+fn transfers_work() -> Result<()> {
+    let device = open()?;
+    for (seed, length, offset) in [(1, 1, 0), (2, 5000, 77), (3, 3 * MIB + 1, 4095)] {
+        let data = bytes::random(seed, length);
+        device.file().write_all_at(&data, offset)?;
+        let mut back = vec![0; length];
+        device.file().read_exact_at(&mut back, offset)?;
+        bytes::expect(&back, &data, "what was read")?;
+    }
+    let data = bytes::random(4, 64 * KIB);
+    device.file().write_all_at(&data, 0)?;
+    let region = Region::anonymous(64 * KIB)?;
+    let mut ring = Uring::new(64)?;
+    let entries: Vec<_> = (0..64)
+        .map(|index| {
+            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
+                .offset((index * KIB) as u64)
+                .build()
+        })
+        .collect();
+    // SAFETY: The region outlives the wait.
+    unsafe { ring.submit(&entries) }?;
+    ring.wait(64)?;
+    bytes::expect(&region.read(0..64 * KIB)?, &data, "what was read at once")?;
+    let mut copied = vec![0; data.len()];
+    device.copy(&*data, &mut *copied)?;
+    bytes::expect(&copied, &data, "what was copied")
+}
+
+/// A guest with memory above 4 GiB, which is where the kernel takes it from first.
+fn memory_out_of_reach_is_bounced() -> Result<()> {
+    let _driver = Reloaded::with(&["dma_bits=32"])?;
+    let device = open()?;
+    ensure!(device.info().dma_bits == 32, "{:?}", device.info());
+    transfers_work()?;
+    let statistics = device.device_statistics()?;
+    ensure!(
+        statistics.pages_bounced > 0,
+        "nothing was bounced: {statistics:?}"
+    );
+    let mut memory = vec![1; 20 * PAGE];
+    let pages = device.explain(&mut memory, 0)?;
+    let high = pages.iter().filter(|page| page.physical_address >> 32 != 0);
+    let bounced = pages.iter().filter(|page| page.flags & PAGE_BOUNCED != 0);
+    ensure!(
+        high.clone().count() > 0,
+        "no page of {} is above 4 GiB",
+        pages.len()
+    );
+    ensure!(
+        high.eq(bounced),
+        "others are bounced than those above 4 GiB: {pages:x?}"
+    );
+    Ok(())
+}
+
+fn all_of_memory_is_in_reach_otherwise() -> Result<()> {
+    transfers_work()?;
+    let statistics = open()?.device_statistics()?;
+    ensure!(statistics.pages_bounced == 0, "{statistics:?}");
+    Ok(())
+}
+
+fn impossible_widths_are_refused() -> Result<()> {
+    for bits in ["0", "31", "65"] {
+        driver::unload()?;
+        let loaded = driver::tool(&["modprobe", "virtio_dma", &format!("dma_bits={bits}")]);
+        let bound = driver::bound()?;
+        driver::unload()?;
+        driver::load()?;
+        // The module loads; the device is not driven.
+        loaded?;
+        ensure!(bound.is_empty(), "a device is driven with dma_bits={bits}");
+    }
+    Ok(())
+}
+
+fn verification_finds_flipped_bits() -> Result<()> {
+    let offset = 8 * MIB as u64;
+    let data = bytes::random(5, 3 * PAGE);
+    {
+        let device = open()?;
+        device.file().write_all_at(&data, offset)?;
+        let mut back = vec![0; data.len()];
+        device.file().read_exact_at(&mut back, offset)?;
+        ensure!(back != data, "the device flips no bits");
+    }
+    let _driver = Reloaded::with(&["verify=1"])?;
+    let device = open()?;
+    let mut back = vec![0; data.len()];
+    let result = device.file().read_at(&mut back, offset);
+    errno::expect(result, Errno::IO, "a read with a flipped bit")?;
+    device.file().write_all_at(&data, 0)?;
+    device.file().read_exact_at(&mut back, 0)?;
+    bytes::expect(&back, &data, "a read elsewhere")
+}
+
+fn verification_passes_what_is_right() -> Result<()> {
+    let _driver = Reloaded::with(&["verify=1"])?;
+    transfers_work()?;
+    let statistics = open()?.device_statistics()?;
+    ensure!(
+        statistics.verified > 60 && statistics.failed == 0,
+        "{statistics:?}"
+    );
+    Ok(())
+}
+
+fn small_transfers_go_through_the_bar() -> Result<()> {
+    let _driver = Reloaded::with(&["inline_bytes=4096"])?;
+    let device = open()?;
+    let before = device.file_statistics()?;
+    let data = bytes::random(6, 4096);
+    for length in [1, 100, 255, 256, 257, 4096] {
+        device.file().write_all_at(&data[..length], 12_345)?;
+        let mut back = vec![0; length];
+        device.file().read_exact_at(&mut back, 12_345)?;
+        bytes::expect(&back, &data[..length], "what was copied through the BAR")?;
+    }
+    let after = device.file_statistics()?;
+    ensure!(
+        after.inline_copies - before.inline_copies == 12,
+        "{after:?}"
+    );
+    ensure!(
+        after.submitted == before.submitted,
+        "requests were made: {after:?}"
+    );
+    // It is the device's memory: a request reads the same.
+    let crc = device.crc32c(12_345, 4096, 0)?;
+    ensure!(
+        crc == device.crc32c_of(&*data, 0)?,
+        "the device sees something else"
+    );
+    let mut large = vec![0; 4097];
+    device.file().read_exact_at(&mut large, 12_345)?;
+    ensure!(
+        device.file_statistics()?.submitted > after.submitted,
+        "4097 bytes are not small"
+    );
+    let region = Region::anonymous(2 * PAGE)?;
+    region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
+    let moved = region.fill_from(device.file(), PAGE - 100..PAGE + 100, 0)?;
+    ensure!(
+        matches!(moved, Ok(100)),
+        "{moved:?} up to a page that is not there"
+    );
+    let moved = region.fill_from(device.file(), PAGE..PAGE + 100, 0)?;
+    errno::expect(moved, Errno::FAULT, "a page that is not there")?;
+    transfers_work()
+}

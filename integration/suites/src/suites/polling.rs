@@ -1,0 +1,358 @@
+//! Waiting without blocking, and looking without waiting: poll, epoll, eventfd, polled completions.
+
+use anyhow::{Context as _, Result, ensure};
+use io_uring::opcode;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use std::os::unix::fs::FileExt as _;
+use vdma::Device;
+
+use crate::support::driver::{Reloaded, Unbound};
+use crate::support::faults::{self, SLOW};
+use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
+use crate::support::{KIB, PAGE, bytes, open, open_direct, wait};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("an_idle_device_is_ready", an_idle_device_is_ready),
+    Test::new(
+        "a_full_queue_is_busy_until_there_is_room",
+        a_full_queue_is_busy_until_there_is_room,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new("removal_hangs_up", removal_hangs_up),
+    Test::new("epoll_takes_the_device", epoll_takes_the_device),
+    Test::new("eventfd_counts_completions", eventfd_counts_completions),
+    Test::new(
+        "polled_rings_need_no_interrupt",
+        polled_rings_need_no_interrupt,
+    ),
+    Test::new(
+        "polled_and_other_requests_mix",
+        polled_and_other_requests_mix,
+    ),
+    Test::new(
+        "hipri_reads_look_for_themselves",
+        hipri_reads_look_for_themselves,
+    ),
+    Test::new(
+        "plain_reads_look_when_told_to",
+        plain_reads_look_when_told_to,
+    ),
+    Test::new(
+        "polled_requests_that_nobody_reaps_do_no_harm",
+        polled_requests_that_nobody_reaps_do_no_harm,
+    ),
+];
+
+/// What `poll` says at once.
+fn ready(device: &Device) -> Result<PollFlags> {
+    wait_ready(device, 0)
+}
+
+fn wait_ready(device: &Device, seconds: i64) -> Result<PollFlags> {
+    let mut fds = [PollFd::new(device.file(), PollFlags::IN | PollFlags::OUT)];
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&time)).context("poll")?;
+    Ok(fds[0].revents())
+}
+
+fn an_idle_device_is_ready() -> Result<()> {
+    let device = open()?;
+    let flags = ready(&device)?;
+    ensure!(flags == PollFlags::IN | PollFlags::OUT, "{flags:?}");
+    Ok(())
+}
+
+/// Fills the queue with slow requests: `count` of them, each of one page.
+fn fill_queue(device: &Device, ring: &mut Uring, region: &Region, count: usize) -> Result<()> {
+    let entries: Vec<_> = (0..count)
+        .map(|index| {
+            opcode::Read::new(fd(device.file()), region.at(index % 64 * KIB), 1024)
+                .offset(SLOW.start)
+                .build()
+        })
+        .collect();
+    // SAFETY: Callers keep the region until all has completed.
+    unsafe { ring.submit(&entries) }
+}
+
+fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
+    let device = open()?;
+    let info = device.info();
+    let region = Region::anonymous(64 * KIB)?;
+    let mut ring = Uring::new(4096)?;
+    // Each takes one descriptor at the least (an indirect one).
+    let count = (info.queue_size * info.num_queues) as usize + 8;
+    fill_queue(&device, &mut ring, &region, count)?;
+    let flags = ready(&device)?;
+    ensure!(flags.is_empty(), "a full queue is {flags:?}");
+    let flags = wait_ready(&device, 20)?;
+    ensure!(
+        flags == PollFlags::IN | PollFlags::OUT,
+        "{flags:?} in the end"
+    );
+    ring.wait(count)?;
+    Ok(())
+}
+
+fn removal_hangs_up() -> Result<()> {
+    let device = open()?;
+    let waiter = std::thread::scope(|scope| -> Result<PollFlags> {
+        let file = device.file();
+        let waiter = scope.spawn(move || -> Result<PollFlags> {
+            // Hangups are always reported, and nothing else is asked for.
+            let mut fds = [PollFd::new(file, PollFlags::empty())];
+            let time = Timespec {
+                tv_sec: 20,
+                tv_nsec: 0,
+            };
+            poll(&mut fds, Some(&time)).context("poll")?;
+            Ok(fds[0].revents())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let unbound = Unbound::new()?;
+        let flags = waiter.join().ok().context("the waiter panicked")??;
+        unbound.bind()?;
+        Ok(flags)
+    })?;
+    ensure!(
+        waiter.contains(PollFlags::HUP | PollFlags::ERR),
+        "{waiter:?}"
+    );
+    let flags = ready(&device)?;
+    ensure!(
+        flags.contains(PollFlags::HUP | PollFlags::ERR),
+        "{flags:?} of a dead file"
+    );
+    Ok(())
+}
+
+fn epoll_takes_the_device() -> Result<()> {
+    let device = open()?;
+    let instance = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let events = epoll::EventFlags::IN | epoll::EventFlags::OUT;
+    epoll::add(
+        &instance,
+        device.file(),
+        epoll::EventData::new_u64(7),
+        events,
+    )?;
+    let mut list: Vec<epoll::Event> = Vec::with_capacity(4);
+    let time = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    epoll::wait(
+        &instance,
+        rustix::buffer::spare_capacity(&mut list),
+        Some(&time),
+    )?;
+    ensure!(
+        list.len() == 1 && list[0].data.u64() == 7,
+        "{} events",
+        list.len()
+    );
+    Ok(())
+}
+
+fn eventfd_counts_completions() -> Result<()> {
+    let device = open()?;
+    let event = eventfd(0, EventfdFlags::NONBLOCK)?;
+    device.set_event(Some(std::os::fd::AsFd::as_fd(&event)))?;
+    let count = || -> Result<u64> {
+        let mut bytes = [0; 8];
+        match rustix::io::read(&event, &mut bytes) {
+            Ok(_) => Ok(u64::from_ne_bytes(bytes)),
+            Err(rustix::io::Errno::AGAIN) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    };
+    ensure!(count()? == 0, "events before anything has happened");
+    let region = Region::anonymous(64 * KIB)?;
+    let mut ring = Uring::new(64)?;
+    let entries: Vec<_> = (0..20)
+        .map(|index| {
+            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
+                .offset(0)
+                .build()
+        })
+        .collect();
+    // SAFETY: The region outlives the wait.
+    unsafe { ring.submit(&entries) }?;
+    ring.wait(20)?;
+    let mut events = 0;
+    wait::until("an event for each transfer", || {
+        events += count()?;
+        Ok(events == 20)
+    })?;
+    device.nop()?;
+    ensure!(count()? == 1, "no event for an operation");
+    // Another file's transfers are none of its business.
+    open()?.nop()?;
+    ensure!(count()? == 0, "an event of another file");
+    device.set_event(None)?;
+    device.nop()?;
+    ensure!(count()? == 0, "an event though none is wanted");
+    Ok(())
+}
+
+/// Interrupts of the device's queues so far.
+fn interrupts() -> Result<u64> {
+    let table = std::fs::read_to_string("/proc/interrupts").context("/proc/interrupts")?;
+    let cpus = table
+        .lines()
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .count();
+    let device = crate::support::driver::bound()?;
+    let name = device.first().context("the driver is bound to no device")?;
+    let mut sum = 0;
+    for line in table
+        .lines()
+        .filter(|line| line.contains(&format!("{name}-req")))
+    {
+        for number in line.split_whitespace().skip(1).take(cpus) {
+            sum += number.parse::<u64>()?;
+        }
+    }
+    Ok(sum)
+}
+
+fn polled_rings_need_no_interrupt() -> Result<()> {
+    const COUNT: usize = 500;
+    let device = open_direct()?;
+    let data = bytes::random(1, 64 * KIB);
+    device.file().write_all_at(&data, 0)?;
+    let region = Region::anonymous(64 * KIB)?;
+    let mut ring = Uring::polled(64)?;
+    let before = device.file_statistics()?;
+    let interrupts_before = interrupts()?;
+    let mut left = COUNT;
+    while left > 0 {
+        let batch = left.min(50);
+        let entries: Vec<_> = (0..batch)
+            .map(|index| {
+                opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
+                    .offset((index * KIB) as u64)
+                    .build()
+            })
+            .collect();
+        // SAFETY: The region outlives the wait.
+        unsafe { ring.submit(&entries) }?;
+        for completion in ring.wait(batch)? {
+            ensure!(completion.result == 1024, "{completion:?}");
+        }
+        left -= batch;
+    }
+    bytes::expect(
+        &region.read(0..50 * KIB)?,
+        &data[..50 * KIB],
+        "what was read",
+    )?;
+    let after = device.file_statistics()?;
+    ensure!(
+        after.polled - before.polled > 0,
+        "nothing was found by looking: {after:?}"
+    );
+    let interrupts = interrupts()? - interrupts_before;
+    ensure!(
+        interrupts <= COUNT as u64 / 10,
+        "{interrupts} interrupts for {COUNT} polled reads"
+    );
+    Ok(())
+}
+
+fn polled_and_other_requests_mix() -> Result<()> {
+    let device = open_direct()?;
+    let region = Region::anonymous(64 * KIB)?;
+    let mut polled = Uring::polled(64)?;
+    let mut plain = Uring::new(64)?;
+    for _ in 0..20 {
+        let entries = |from: usize| -> Vec<_> {
+            (0..16)
+                .map(|index| {
+                    opcode::Read::new(fd(device.file()), region.at((from + index) * KIB), 1024)
+                        .offset(0)
+                        .build()
+                })
+                .collect()
+        };
+        // SAFETY: The region outlives the waits.
+        unsafe { polled.submit(&entries(0)) }?;
+        // SAFETY: As above.
+        unsafe { plain.submit(&entries(16)) }?;
+        device.file().read_exact_at(&mut [0; 512], 0)?;
+        // Those that wait for interrupts do not depend on somebody who looks.
+        plain.wait(16)?;
+        polled.wait(16)?;
+    }
+    Ok(())
+}
+
+fn hipri_reads_look_for_themselves() -> Result<()> {
+    let device = open_direct()?;
+    let data = bytes::random(2, PAGE);
+    device.file().write_all_at(&data, 0)?;
+    let region = Region::anonymous(PAGE)?;
+    let before = device.file_statistics()?;
+    for _ in 0..100 {
+        let vector = libc::iovec {
+            iov_base: region.at(0).cast(),
+            iov_len: PAGE,
+        };
+        // SAFETY: The vector names the region, which is mapped.
+        let moved = unsafe {
+            libc::preadv2(
+                std::os::fd::AsRawFd::as_raw_fd(device.file()),
+                &raw const vector,
+                1,
+                0,
+                libc::RWF_HIPRI,
+            )
+        };
+        ensure!(
+            moved == PAGE as isize,
+            "preadv2: {moved}, {}",
+            std::io::Error::last_os_error()
+        );
+    }
+    bytes::expect(&region.read(0..PAGE)?, &data, "what was read")?;
+    let polled = device.file_statistics()?.polled - before.polled;
+    ensure!(polled >= 90, "{polled} of 100 were found by looking");
+    Ok(())
+}
+
+fn plain_reads_look_when_told_to() -> Result<()> {
+    let _driver = Reloaded::with(&["poll_us=100000"])?;
+    let device = open()?;
+    let before = device.file_statistics()?;
+    for _ in 0..100 {
+        device.file().read_exact_at(&mut [0; 512], 0)?;
+    }
+    let polled = device.file_statistics()?.polled - before.polled;
+    ensure!(polled >= 90, "{polled} of 100 were found by looking");
+    Ok(())
+}
+
+/// The driver's time-out finds them done, and takes nothing for lost.
+fn polled_requests_that_nobody_reaps_do_no_harm() -> Result<()> {
+    let _driver = Reloaded::with(&["timeout_ms=300"])?;
+    let device = open_direct()?;
+    let region = Region::anonymous(PAGE)?;
+    let mut ring = Uring::polled(8)?;
+    let read = opcode::Read::new(fd(device.file()), region.at(0), 512)
+        .offset(0)
+        .build();
+    // SAFETY: The region outlives the wait.
+    unsafe { ring.submit(&[read]) }?;
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let completion = ring.wait(1)?[0];
+    ensure!(completion.result == 512, "{completion:?}");
+    device.nop()?;
+    Ok(())
+}

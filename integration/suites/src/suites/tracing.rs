@@ -1,0 +1,263 @@
+//! What happened: the trace in shared memory, tracepoints, debugfs.
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use std::fs;
+use std::os::fd::FromRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use vdma::Operation;
+
+use crate::support::child::Child;
+use crate::support::driver::tool;
+use crate::support::faults;
+use crate::support::region::Region;
+use crate::support::{PAGE, become_nobody, errno, open};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "the_trace_shows_what_completed",
+        the_trace_shows_what_completed,
+    ),
+    Test::new(
+        "the_trace_shows_failures_and_latencies",
+        the_trace_shows_failures_and_latencies,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "slow_readers_know_what_they_lost",
+        slow_readers_know_what_they_lost,
+    )
+    .timeout(120),
+    Test::new(
+        "the_trace_is_vmalloc_memory_and_read_only",
+        the_trace_is_vmalloc_memory_and_read_only,
+    ),
+    Test::new(
+        "the_trace_is_for_administrators",
+        the_trace_is_for_administrators,
+    ),
+    Test::new(
+        "the_trace_outlives_the_device_file",
+        the_trace_outlives_the_device_file,
+    ),
+    Test::new("tracepoints_fire", tracepoints_fire),
+    Test::new("debugfs_shows_the_counts", debugfs_shows_the_counts),
+    Test::new(
+        "vdma_trace_and_top_show_requests",
+        vdma_trace_and_top_show_requests,
+    ),
+];
+
+fn the_trace_shows_what_completed() -> Result<()> {
+    let device = open()?;
+    device.nop()?;
+    let mut trace = device.trace()?;
+    ensure!(trace.read()?.records.is_empty(), "records of before");
+    device.file().write_all_at(&[1; 5000], 12_345)?;
+    device.file().read_exact_at(&mut [0; 100], 7)?;
+    device.fill(64, 1 << 20, 0)?;
+    let read = trace.read()?;
+    ensure!(read.lost == 0, "{} lost", read.lost);
+    let seen: Vec<_> = read
+        .records
+        .iter()
+        .map(|record| {
+            (
+                record.operation,
+                record.offset,
+                record.length,
+                record.transferred,
+                record.result,
+            )
+        })
+        .collect();
+    let expected = [
+        (Operation::Write.code(), 12_345, 5000, 5000, 0),
+        (Operation::Read.code(), 7, 100, 100, 0),
+        (Operation::Fill.code(), 64, 1 << 20, 1 << 20, 0),
+    ];
+    ensure!(seen == expected, "{seen:?} instead of {expected:?}");
+    let write = &read.records[0];
+    ensure!(
+        (2..=3).contains(&write.pages) && write.segments >= 1,
+        "{write:?}"
+    );
+    for pair in read.records.windows(2) {
+        ensure!(pair[0].time <= pair[1].time, "time goes backwards");
+        ensure!(pair[1].stamp == pair[0].stamp + 2, "a number is missing");
+    }
+    Ok(())
+}
+
+fn the_trace_shows_failures_and_latencies() -> Result<()> {
+    let device = open()?;
+    let mut trace = device.trace()?;
+    errno::expect(
+        device.file().read_at(&mut [0; 10], faults::IO_ERROR),
+        Errno::IO,
+        "a failing read",
+    )?;
+    device
+        .file()
+        .read_exact_at(&mut [0; 10], faults::SLOW.start)?;
+    let records = trace.read()?.records;
+    ensure!(records.len() == 2, "{records:?}");
+    ensure!(
+        records[0].result == -Errno::IO.raw_os_error(),
+        "{:?}",
+        records[0]
+    );
+    ensure!(
+        records[1].latency >= 250_000_000,
+        "a quarter of a second, and {:?}",
+        records[1]
+    );
+    Ok(())
+}
+
+fn slow_readers_know_what_they_lost() -> Result<()> {
+    let device = open()?;
+    let mut trace = device.trace()?;
+    for _ in 0..5000 {
+        device.nop()?;
+    }
+    let read = trace.read()?;
+    ensure!(
+        read.records.len() as u64 + read.lost == 5000 && read.lost > 0,
+        "{} records and {} lost",
+        read.records.len(),
+        read.lost
+    );
+    device.nop()?;
+    let read = trace.read()?;
+    ensure!(read.records.len() == 1 && read.lost == 0, "{read:?}");
+    Ok(())
+}
+
+/// A trace's file, as the driver makes it.
+fn trace_file() -> Result<(fs::File, usize)> {
+    let device = open()?;
+    let mut trace = vdma::protocol::Trace::default();
+    let request = libc::Ioctl::from(vdma::protocol::IOCTL_TRACE);
+    // SAFETY: The driver fills the structure, which is valid.
+    let result = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(device.file()),
+            request,
+            &raw mut trace,
+        )
+    };
+    ensure!(
+        result == 0,
+        "ioctl TRACE: {}",
+        std::io::Error::last_os_error()
+    );
+    // SAFETY: The driver has just made the file for this process.
+    let file = unsafe { fs::File::from_raw_fd(i32::try_from(trace.file)?) };
+    Ok((file, usize::try_from(trace.length)?))
+}
+
+fn the_trace_is_vmalloc_memory_and_read_only() -> Result<()> {
+    let (file, length) = trace_file()?;
+    let list = fs::read_to_string("/proc/vmallocinfo").context("/proc/vmallocinfo")?;
+    let line = list
+        .lines()
+        .find(|line| line.contains("virtio_dma") && line.contains("user"));
+    ensure!(line.is_some(), "/proc/vmallocinfo does not show the trace");
+    let writable = Region::file(&file, 0, length, MapFlags::SHARED).map(drop);
+    ensure!(writable.is_err(), "the trace can be mapped for writing");
+    let region = Region::file_with(&file, 0, length, ProtFlags::READ, MapFlags::SHARED)?;
+    ensure!(
+        region
+            .protect(MprotectFlags::READ | MprotectFlags::WRITE)
+            .is_err(),
+        "mprotect"
+    );
+    region.read(0..length)?;
+    let longer = Region::file_with(&file, 0, length + PAGE, ProtFlags::READ, MapFlags::SHARED);
+    errno::expect(longer.map(drop), Errno::INVAL, "more than the trace")
+}
+
+fn the_trace_is_for_administrators() -> Result<()> {
+    let device = open()?;
+    Child::fork(|| {
+        become_nobody()?;
+        errno::expect_vdma(
+            device.trace().map(drop),
+            Errno::PERM,
+            "the trace for a user",
+        )?;
+        let mut memory = [0; 10];
+        errno::expect_vdma(
+            device.explain(&mut memory, 0),
+            Errno::PERM,
+            "addresses for a user",
+        )
+    })?
+    .succeed()
+}
+
+fn the_trace_outlives_the_device_file() -> Result<()> {
+    let mut trace = open()?.trace()?;
+    open()?.nop()?;
+    ensure!(trace.read()?.records.len() == 1, "a record of another file");
+    Ok(())
+}
+
+fn tracepoints_fire() -> Result<()> {
+    const TRACING: &str = "/sys/kernel/tracing";
+    let events = format!("{TRACING}/events/virtio_dma");
+    if !std::path::Path::new(&events).exists() {
+        tool(&["mount", "-t", "tracefs", "tracefs", TRACING])
+            .context("this kernel shows no tracepoints")?;
+    }
+    fs::write(format!("{events}/enable"), "1")?;
+    let device = open()?;
+    let done = device.file().write_all_at(&[1; 300], 4096);
+    fs::write(format!("{events}/enable"), "0")?;
+    done?;
+    let trace = fs::read_to_string(format!("{TRACING}/trace"))?;
+    fs::write(format!("{TRACING}/trace"), "")?;
+    for wanted in [
+        "vdma_submit: vdma0 queue=0 operation=write offset=0x1000 length=300",
+        "vdma_complete: vdma0 queue=0 operation=write offset=0x1000 length=300 result=0",
+    ] {
+        ensure!(trace.contains(wanted), "no \"{wanted}\" in:\n{trace}");
+    }
+    Ok(())
+}
+
+fn debugfs_shows_the_counts() -> Result<()> {
+    let device = open()?;
+    let path = "/sys/kernel/debug/virtio_dma/vdma0";
+    device.nop()?;
+    let text = fs::read_to_string(format!("{path}/statistics")).context("is debugfs mounted?")?;
+    let statistics = device.device_statistics()?;
+    for (name, value) in vdma::Statistics::NAMES.into_iter().zip(statistics.values()) {
+        ensure!(
+            text.contains(&format!("{name} {value}\n")),
+            "no {name} {value} in:\n{text}"
+        );
+    }
+    let queues = fs::read_to_string(format!("{path}/queues"))?;
+    ensure!(queues.contains("0 in_flight 0"), "{queues}");
+    Ok(())
+}
+
+fn vdma_trace_and_top_show_requests() -> Result<()> {
+    let shell = "vdma trace -c 3 -s 20 -o json >/tmp/trace.json & vdma top -i 2 -r 1 >/tmp/top.txt & \
+                 sleep 0.5; dd if=/dev/zero of=/dev/vdma0 bs=64K count=10 2>/dev/null; wait";
+    tool(&["sh", "-c", shell])?;
+    let trace = fs::read_to_string("/tmp/trace.json")?;
+    ensure!(trace.lines().count() == 3, "{trace}");
+    let first: serde_json::Value = serde_json::from_str(trace.lines().next().context("no line")?)?;
+    ensure!(
+        first["operation"] == "write" && first["length"] == 65536,
+        "{first}"
+    );
+    let top = fs::read_to_string("/tmp/top.txt")?;
+    ensure!(top.lines().any(|line| line.starts_with("write ")), "{top}");
+    Ok(())
+}

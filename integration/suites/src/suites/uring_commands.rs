@@ -1,0 +1,293 @@
+//! Operations as io_uring commands (`URING_CMD`).
+
+use anyhow::{Result, ensure};
+use io_uring::opcode;
+use io_uring::squeue::Entry;
+use rustix::io::Errno;
+use rustix::process::Signal;
+use std::os::unix::fs::FileExt as _;
+use vdma::protocol::{COMMAND_INCOMING_BUFFER, Command, URING_RUN};
+use vdma::{Device, Operation};
+
+use crate::support::child::Child;
+use crate::support::faults::{self, SLOW};
+use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
+use crate::support::{KIB, MIB, PAGE, bytes, open, procfs, wait};
+use crate::test::Test;
+use crate::watch::pinned_pages;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "commands_complete_with_their_results",
+        commands_complete_with_their_results,
+    ),
+    Test::new("many_commands_at_once", many_commands_at_once),
+    Test::new("long_commands_are_split", long_commands_are_split),
+    Test::new("values_are_in_the_structure", values_are_in_the_structure),
+    Test::new(
+        "bad_commands_fail_as_completions",
+        bad_commands_fail_as_completions,
+    ),
+    Test::new(
+        "a_submitting_kernel_thread_can_run_them",
+        a_submitting_kernel_thread_can_run_them,
+    ),
+    Test::new("they_need_no_worker_threads", they_need_no_worker_threads)
+        .device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "submitting_a_command_does_not_wait",
+        submitting_a_command_does_not_wait,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new("kill_with_commands_in_flight", kill_with_commands_in_flight)
+        .device_arguments(faults::ARGUMENTS),
+];
+
+fn entry(device: &Device, command: &mut Command, data: u64) -> Entry {
+    opcode::UringCmd16::new(fd(device.file()), URING_RUN)
+        .addr(Some(std::ptr::from_mut(command) as u64))
+        .build()
+        .user_data(data)
+}
+
+fn command(operation: Operation, offset: u64, length: usize) -> Command {
+    Command {
+        operation: operation.code(),
+        offset,
+        length: length as u64,
+        ..Command::default()
+    }
+}
+
+/// Runs commands at once; the results are in them, and are those of the completions.
+fn run(ring: &mut Uring, device: &Device, commands: &mut [Command]) -> Result<()> {
+    let entries: Vec<Entry> = commands
+        .iter_mut()
+        .enumerate()
+        .map(|(index, command)| entry(device, command, index as u64))
+        .collect();
+    // SAFETY: The commands, and what they name, outlive the wait below.
+    unsafe { ring.submit(&entries) }?;
+    for completion in ring.wait(commands.len())? {
+        let command = &commands[usize::try_from(completion.user_data)?];
+        ensure!(
+            i64::from(completion.result) == command.result,
+            "{completion:?} for {command:?}"
+        );
+    }
+    ring.expect_none()
+}
+
+fn commands_complete_with_their_results() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(1, 3 * PAGE);
+    let region = Region::anonymous(8 * PAGE)?;
+    region.write(5, &data)?;
+    let mut ring = Uring::new(8)?;
+    let mut write = command(Operation::Write, 1234, data.len());
+    write.outgoing = region.at(5) as u64;
+    let mut commands = [write];
+    run(&mut ring, &device, &mut commands)?;
+    ensure!(commands[0].result == data.len() as i64, "{:?}", commands[0]);
+    let mut back = vec![0; data.len()];
+    device.file().read_exact_at(&mut back, 1234)?;
+    bytes::expect(&back, &data, "what a command wrote")?;
+    let mut copy = command(Operation::Copy, 0, data.len());
+    copy.outgoing = region.at(5) as u64;
+    copy.incoming = region.at(4 * PAGE + 7) as u64;
+    run(&mut ring, &device, &mut [copy])?;
+    let copied = region.read(4 * PAGE + 7..4 * PAGE + 7 + data.len())?;
+    bytes::expect(&copied, &data, "what a command copied")
+}
+
+fn many_commands_at_once() -> Result<()> {
+    const COUNT: usize = 200;
+    let device = open()?;
+    let mut ring = Uring::new(256)?;
+    let mut commands: Vec<Command> = (0..COUNT)
+        .map(|index| {
+            let mut fill = command(Operation::Fill, (index * KIB) as u64, KIB);
+            fill.argument = index as u64 * 0x0101_0101_0101_0101;
+            fill
+        })
+        .collect();
+    run(&mut ring, &device, &mut commands)?;
+    let mut back = vec![0; COUNT * KIB];
+    device.file().read_exact_at(&mut back, 0)?;
+    for (index, chunk) in back.chunks(KIB).enumerate() {
+        let expected = u8::try_from(index)?;
+        ensure!(chunk.iter().all(|byte| *byte == expected), "part {index}");
+    }
+    Ok(())
+}
+
+fn long_commands_are_split() -> Result<()> {
+    const LENGTH: usize = 5 * MIB + 321;
+    let device = open()?;
+    let data = bytes::random(2, LENGTH);
+    let region = Region::anonymous(6 * MIB)?;
+    region.write(99, &data)?;
+    let mut ring = Uring::new(8)?;
+    let mut write = command(Operation::WriteCrc32c, 50, LENGTH);
+    write.outgoing = region.at(99) as u64;
+    let mut checksum = command(Operation::Crc32c, 50, LENGTH);
+    checksum.argument = 0;
+    let mut commands = [write];
+    run(&mut ring, &device, &mut commands)?;
+    let written = commands[0];
+    let mut commands = [checksum];
+    run(&mut ring, &device, &mut commands)?;
+    ensure!(written.result == LENGTH as i64, "{written:?}");
+    ensure!(
+        written.value == commands[0].value,
+        "{written:?} and {:?}",
+        commands[0]
+    );
+    let mut back = vec![0; LENGTH];
+    device.file().read_exact_at(&mut back, 50)?;
+    bytes::expect(&back, &data, "what a long command wrote")
+}
+
+fn values_are_in_the_structure() -> Result<()> {
+    let device = open()?;
+    device.fill(0, 1 << 20, 0)?;
+    let region = Region::anonymous(2 * PAGE)?;
+    region.write(5000, &[1])?;
+    let mut compare = command(Operation::Compare, 0, 2 * PAGE);
+    compare.outgoing = region.at(0) as u64;
+    let mut commands = [compare];
+    run(&mut Uring::new(4)?, &device, &mut commands)?;
+    ensure!(commands[0].value == 5000, "{:?}", commands[0]);
+    Ok(())
+}
+
+fn bad_commands_fail_as_completions() -> Result<()> {
+    let device = open()?;
+    let mut ring = Uring::new(8)?;
+    let mut unknown = command(Operation::Nop, 0, 0);
+    unknown.operation = 77;
+    let mut missing = command(Operation::Read, 0, 10);
+    missing.flags = COMMAND_INCOMING_BUFFER;
+    let mut nowhere = command(Operation::Read, 0, 10);
+    nowhere.incoming = 16;
+    let cases = [
+        (unknown, Errno::INVAL),
+        (missing, Errno::NOENT),
+        (nowhere, Errno::FAULT),
+    ];
+    for (mut command, expected) in cases {
+        let entry = entry(&device, &mut command, 0);
+        // SAFETY: The command outlives the wait below.
+        unsafe { ring.submit(&[entry]) }?;
+        let completion = ring.wait(1)?[0];
+        ensure!(
+            completion.result == -expected.raw_os_error(),
+            "{completion:?}, not {expected:?}"
+        );
+    }
+    let no_structure = opcode::UringCmd16::new(fd(device.file()), URING_RUN)
+        .addr(Some(16))
+        .build();
+    // SAFETY: There is no memory behind this one.
+    unsafe { ring.submit(&[no_structure]) }?;
+    ensure!(
+        ring.wait(1)?[0].result == -Errno::FAULT.raw_os_error(),
+        "no structure"
+    );
+    let unknown = opcode::UringCmd16::new(fd(device.file()), 5).build();
+    // SAFETY: As above.
+    unsafe { ring.submit(&[unknown]) }?;
+    ensure!(
+        ring.wait(1)?[0].result == -Errno::NOTTY.raw_os_error(),
+        "an unknown command"
+    );
+    device.nop()?;
+    Ok(())
+}
+
+fn a_submitting_kernel_thread_can_run_them() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(3, 9 * PAGE);
+    let region = Region::anonymous(10 * PAGE)?;
+    region.write(0, &data)?;
+    let mut ring = Uring::with_kernel_thread(8)?;
+    let mut write = command(Operation::Write, 0, data.len());
+    write.outgoing = region.at(0) as u64;
+    run(&mut ring, &device, &mut [write])?;
+    let mut back = vec![0; data.len()];
+    device.file().read_exact_at(&mut back, 0)?;
+    bytes::expect(&back, &data, "what a command wrote")
+}
+
+fn they_need_no_worker_threads() -> Result<()> {
+    let device = open()?;
+    let mut ring = Uring::new(64)?;
+    let region = Region::anonymous(64 * KIB)?;
+    let mut commands: Vec<Command> = (0..64)
+        .map(|index| {
+            let mut read = command(Operation::Read, SLOW.start, KIB);
+            read.incoming = region.at(index * KIB) as u64;
+            read
+        })
+        .collect();
+    let entries: Vec<Entry> = commands
+        .iter_mut()
+        .map(|command| entry(&device, command, 0))
+        .collect();
+    // SAFETY: The commands, and the region, outlive the wait below.
+    unsafe { ring.submit(&entries) }?;
+    let workers = procfs::io_workers()?;
+    ensure!(workers.is_empty(), "workers: {workers:?}");
+    ring.wait(64)?;
+    let workers = procfs::io_workers()?;
+    ensure!(workers.is_empty(), "workers: {workers:?}");
+    Ok(())
+}
+
+fn submitting_a_command_does_not_wait() -> Result<()> {
+    let device = open()?;
+    let mut ring = Uring::new(4)?;
+    let region = Region::anonymous(PAGE)?;
+    let mut slow = command(Operation::Read, SLOW.start, PAGE);
+    slow.incoming = region.at(0) as u64;
+    let entry = entry(&device, &mut slow, 0);
+    // SAFETY: The command, and the region, outlive the wait below.
+    unsafe { ring.submit(&[entry]) }?;
+    ensure!(
+        device.file_statistics()?.in_flight == 1,
+        "the command is not with the device"
+    );
+    ring.wait(1)?;
+    ensure!(slow.result == PAGE as i64, "{slow:?}");
+    Ok(())
+}
+
+fn kill_with_commands_in_flight() -> Result<()> {
+    let device = open()?;
+    let pinned = pinned_pages()?;
+    let child = Child::fork(|| {
+        let mut ring = Uring::new(64)?;
+        let region = Region::anonymous(64 * PAGE)?;
+        let mut commands: Vec<Command> = (0..64)
+            .map(|index| {
+                let mut read = command(Operation::Read, SLOW.start, PAGE);
+                read.incoming = region.at(index * PAGE) as u64;
+                read
+            })
+            .collect();
+        let entries: Vec<Entry> = commands
+            .iter_mut()
+            .map(|command| entry(&device, command, 0))
+            .collect();
+        // SAFETY: The process ends before they do; the pages are pinned.
+        unsafe { ring.submit(&entries) }?;
+        ring.wait(64)?;
+        Ok(())
+    })?;
+    wait::until_busy(&device)?;
+    child.signal(Signal::KILL)?;
+    child.die_of(Signal::KILL)?;
+    wait::until_idle(&device)?;
+    wait::until("the pages are let go", || Ok(pinned_pages()? == pinned))
+}
