@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod bar;
+mod command_line;
 mod configuration;
 mod device;
 mod faults;

@@ -1,0 +1,310 @@
+//! The command line: what it refuses, sockets, and the kinds of device memory.
+
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use vdma_protocol::Operation;
+
+use crate::support::{DATA, Daemon, FrontEnd, Request};
+
+#[test]
+fn the_daemon_fails_early_with_one_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let socket = path("socket");
+    std::fs::write(path("file"), b"not a socket").unwrap();
+    std::fs::write(path("odd"), vec![0; 5000]).unwrap();
+    std::fs::write(path("small"), vec![0; 8192]).unwrap();
+    let fails = |arguments: &[&str], reason: &str| {
+        let output = Daemon::command().args(arguments).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(text.contains(reason), "{arguments:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!std::path::Path::new(&socket).exists());
+    };
+    fails(&["-s", "/nonexistent/directory/socket"], "cannot listen at");
+    fails(&["-s", &path("file")], "is not a socket");
+    fails(&["-s", &socket, "--memory-size", "100"], "try 4K");
+    fails(&["-s", &socket, "--memory-size", "0"], "try 4K");
+    fails(
+        &["-s", &socket, "--memory-size", "8388607T"],
+        "device memory",
+    );
+    fails(
+        &["-s", &socket, "--memory-file", &path("odd")],
+        "not a multiple",
+    );
+    let small = path("small");
+    fails(
+        &[
+            "-s",
+            &socket,
+            "--memory-file",
+            &small,
+            "--memory-size",
+            "1M",
+        ],
+        "holds 8192 bytes",
+    );
+    fails(
+        &["-s", &socket, "--memory-file", "/dev/null"],
+        "not a regular file",
+    );
+    fails(&["--fd", "1"], "not a listening");
+    fails(&["--fd", "900"], "not a listening");
+    let daemon = Daemon::start(&[]);
+    let taken = daemon.socket();
+    fails(
+        &["-s", taken.to_str().unwrap()],
+        "in use by another process",
+    );
+}
+
+#[test]
+fn usage_errors_end_with_two_and_name_the_remedy() {
+    for (arguments, remedy) in [
+        (&[][..], "--socket-path <PATH>|--fd <N>"),
+        (&["-s", "x", "--fd", "3"], "cannot be used with"),
+        (&["-s", "x", "--num-queues", "0"], "1..=16"),
+        (&["-s", "x", "--num-queues", "17"], "1..=16"),
+        (
+            &["-s", "x", "--queue-size", "100"],
+            "power of two from 2 to 1024",
+        ),
+        (
+            &["-s", "x", "--queue-size", "2048"],
+            "power of two from 2 to 1024",
+        ),
+        (&["-s", "x", "--memory-size", "1Q"], "write digits"),
+        (&["-s", "x", "--share"], "--memory-file"),
+        (&["-s", "x", "--threads", "0"], "1..=16"),
+        (
+            &["-s", "x", "--threads", "2"],
+            "choose at most --num-queues (1)",
+        ),
+        (&["-s", "x", "--fault", "drop,queue=1"], "queues are 0 to 0"),
+        (&["-s", "x", "--seccomp", "some"], "none, log, kill"),
+        (
+            &["-s", "x", "--log-level", "loud"],
+            "write error, warn, info",
+        ),
+        (
+            &["-s", "x", "--log-level", "info,vhost=loud"],
+            "write error, warn, info",
+        ),
+        (&["-s", "x", "--log-level", ""], "write error, warn, info"),
+    ] {
+        let output = Daemon::command().args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(remedy), "{arguments:?}: {text}");
+    }
+    let mut command = Daemon::command();
+    command
+        .args(["-s", "x"])
+        .env("RUST_LOG", "vhost_device_dma");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn help_groups_options_and_shows_a_line_for_qemu() {
+    let output = Daemon::command().arg("--help").output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "Front end:",
+        "Device memory:",
+        "Queues:",
+        "Faults:",
+        "Sandbox:",
+        "Observation:",
+        "-device vhost-user-test-device-pci,chardev=c0,virtio-id=37",
+        "FAULT is KIND[=VALUE][,SELECTOR=VALUE]...",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+}
+
+/// QEMU's conventions for back ends: other arguments are ignored.
+#[test]
+fn capabilities_are_printed_whatever_else_is_given() {
+    let alone = Daemon::command()
+        .arg("--print-capabilities")
+        .output()
+        .unwrap();
+    assert!(alone.status.success());
+    for others in [
+        &["-s", "x"][..],
+        &["--no-such-option"],
+        &["--fd", "77", "-c", "3"],
+    ] {
+        let mut command = Daemon::command();
+        let output = command
+            .args(others)
+            .arg("--print-capabilities")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{others:?}");
+        assert_eq!(output.stdout, alone.stdout);
+    }
+}
+
+#[test]
+fn a_socket_that_nobody_listens_on_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vdma.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let mut command = Daemon::command();
+    command.arg("-s").arg(&socket);
+    let daemon = Daemon::spawn(command, directory);
+    let begin = Instant::now();
+    while UnixStream::connect(&socket).is_err() {
+        assert!(begin.elapsed() < crate::support::DEADLINE);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(daemon.end().0.success());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn an_inherited_socket_is_listened_on() {
+    use std::os::fd::AsRawFd;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("inherited");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // The child gets a duplicate without close-on-exec.
+    let fd = rustix::io::fcntl_dupfd_cloexec(&listener, 10).unwrap();
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
+    let mut command = Daemon::command();
+    command.args(["--fd", &fd.as_raw_fd().to_string(), "--memory-size=1M"]);
+    let daemon = Daemon::spawn(command, tempfile::tempdir().unwrap());
+    drop((fd, listener));
+    let mut front = FrontEnd::connect(&socket);
+    front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    drop(front);
+    assert!(daemon.end().0.success());
+    assert!(socket.exists(), "the parent's socket is the parent's");
+}
+
+#[test]
+fn several_devices_have_memories_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = [0, 1].map(|index| directory.path().join(format!("s{index}")));
+    let mut command = Daemon::command();
+    command
+        .arg("-s")
+        .arg(directory.path().join("s"))
+        .args(["-c", "2", "--memory-size=1M"]);
+    let mut daemon = Daemon::spawn(command, directory);
+    sockets.iter().for_each(|socket| daemon.await_file(socket));
+    let mut fronts = sockets.map(|socket| FrontEnd::connect(&socket));
+    for (front, byte) in fronts.iter_mut().zip(1u8..) {
+        front.guest.write(DATA, &[byte]);
+        front.call(
+            0,
+            &Request::new(Operation::Write, 0, 1, 0).outgoing(DATA, 1),
+        );
+    }
+    for (front, byte) in fronts.iter_mut().zip(1u8..) {
+        front.call(
+            0,
+            &Request::new(Operation::Read, 0, 1, 0).incoming(DATA + 8, 1),
+        );
+        assert_eq!(front.guest.bytes(DATA + 8, 1), [byte]);
+    }
+}
+
+#[test]
+fn a_memory_file_survives_and_is_locked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("memory").to_str().unwrap().to_owned();
+    let other = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_in(directory, &["--memory-file", &path, "--memory-size=1M"]);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    front.guest.write(DATA, b"kept");
+    front.call(
+        0,
+        &Request::new(Operation::Write, 77, 4, 0).outgoing(DATA, 4),
+    );
+    // STATE_PERSISTENT and STATE_BAR_MAPPED.
+    assert_eq!(front.config_word(36), 3);
+    for share in [&[][..], &["--share"]] {
+        let socket = other.path().join("socket");
+        let mut command = Daemon::command();
+        command
+            .arg("-s")
+            .arg(socket)
+            .args(["--memory-file", &path])
+            .args(share);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            String::from_utf8(output.stderr)
+                .unwrap()
+                .contains("in use by another")
+        );
+    }
+    drop(front);
+    let kept = other.path().join("kept");
+    std::fs::hard_link(&path, &kept)
+        .or_else(|_| std::fs::copy(&path, &kept).map(drop))
+        .unwrap();
+    assert!(daemon.end().0.success());
+    // Two daemons share it; what one writes the other reads.
+    let kept = kept.to_str().unwrap();
+    let daemons = [(), ()].map(|()| Daemon::start(&["--memory-file", kept, "--share"]));
+    let mut fronts = daemons
+        .each_ref()
+        .map(|daemon| FrontEnd::connect(&daemon.socket()));
+    for front in &mut fronts {
+        front.call(
+            0,
+            &Request::new(Operation::Read, 77, 4, 0).incoming(DATA, 4),
+        );
+        assert_eq!(front.guest.bytes(DATA, 4), b"kept");
+        assert_eq!(front.config_word(36), 7);
+    }
+    fronts[0].guest.write(DATA, b"both");
+    fronts[0].call(
+        0,
+        &Request::new(Operation::Write, 0, 4, 0).outgoing(DATA, 4),
+    );
+    fronts[1].call(0, &Request::new(Operation::Read, 0, 4, 0).incoming(DATA, 4));
+    assert_eq!(fronts[1].guest.bytes(DATA, 4), b"both");
+}
+
+#[test]
+fn huge_pages_are_reserved_at_the_start_or_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vdma.sock");
+    let mut command = Daemon::command();
+    command
+        .arg("-s")
+        .arg(&socket)
+        .args(["--hugepages", "--memory-size=1G", "--once"]);
+    let mut daemon = Daemon::spawn(command, directory);
+    let begin = Instant::now();
+    while !socket.exists() && daemon.is_running() && begin.elapsed() < crate::support::DEADLINE {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    if socket.exists() {
+        let mut front = FrontEnd::connect(&socket);
+        let fill = Request::new(Operation::Fill, 0, 1 << 30, u64::MAX);
+        assert_eq!(front.call(0, &fill).0.status(), vdma_protocol::Status::OK);
+        let discard = Request::new(Operation::Discard, 1, (1 << 30) - 2, 0);
+        assert_eq!(
+            front.call(0, &discard).0.status(),
+            vdma_protocol::Status::OK
+        );
+        drop(front);
+        assert!(daemon.wait().0.success());
+    } else {
+        let (status, log) = daemon.wait();
+        println!("huge pages themselves not checked: this machine has not enough of them");
+        assert_eq!(status.code(), Some(1));
+        assert!(log.contains("huge page"), "{log}");
+        assert_eq!(log.lines().count(), 1, "{log}");
+    }
+}
