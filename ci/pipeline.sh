@@ -27,7 +27,10 @@ run_packages() {
         { apt-get update && apt-get install --yes --no-install-recommends "${missing[@]}"; }
 }
 
-run_format() { cargo fmt --all --check; }
+# The kernel module is no package.
+run_format() {
+    cargo fmt --all --check && rustfmt --edition 2021 --check guest-driver/module/main.rs
+}
 
 run_clippy() { cargo clippy --workspace --all-targets -- --deny warnings; }
 

@@ -59,7 +59,11 @@ impl NewFile {
     pub(crate) fn new<T: AnonymousFile>(state: T, writable: bool) -> Result<Self> {
         let operations = T::table().0.as_ref().ok_or(ENODEV)?;
         let state = KBox::into_raw(KBox::new(state, GFP_KERNEL)?);
-        let access = if writable { bindings::O_RDWR } else { bindings::O_RDONLY };
+        let access = if writable {
+            bindings::O_RDWR
+        } else {
+            bindings::O_RDONLY
+        };
         // SAFETY: The name and the table are static; the file owns the state from here on, if there
         // is a file.
         let file = from_err_ptr(unsafe {
@@ -85,7 +89,10 @@ impl NewFile {
         // SAFETY: No precondition.
         let descriptor = unsafe { bindings::get_unused_fd_flags(VDMA_O_CLOEXEC) };
         kernel::error::to_result(descriptor)?;
-        Ok(ReservedFile { descriptor: descriptor as u32, file: self })
+        Ok(ReservedFile {
+            descriptor: descriptor as u32,
+            file: self,
+        })
     }
 }
 

@@ -41,7 +41,10 @@ impl IoMemory {
         let size = usize::try_from(size)?;
         // SAFETY: The range is a BAR of a device that the driver is bound to.
         let address = unsafe { vdma_ioremap(address, size, cache) };
-        Ok(Self { address: NonNull::new(address).ok_or(EBUSY)?, size })
+        Ok(Self {
+            address: NonNull::new(address).ok_or(EBUSY)?,
+            size,
+        })
     }
 
     fn at(&self, offset: u64, length: usize) -> Result<*mut c_void> {
@@ -104,7 +107,11 @@ impl Bar {
         let size = region.size.min(memory_size) & !(page - 1);
         let kernel = IoMemory::map(region.address, size, CACHE_WRITE_BACK)?;
         let kernel = Some(Arc::new(kernel, GFP_KERNEL)?);
-        let state = State { cache: CACHE_WRITE_BACK, kernel, mappings: 0 };
+        let state = State {
+            cache: CACHE_WRITE_BACK,
+            kernel,
+            mappings: 0,
+        };
         Ok(pin_init!(Self {
             address: region.address,
             size,
@@ -163,7 +170,11 @@ impl Bar {
     /// Counts a mapping of user space that has come (`true`) or gone. May sleep.
     pub(crate) fn count_mapping(&self, come: bool) {
         let mut state = self.state.lock();
-        state.mappings = if come { state.mappings + 1 } else { state.mappings.saturating_sub(1) };
+        state.mappings = if come {
+            state.mappings + 1
+        } else {
+            state.mappings.saturating_sub(1)
+        };
     }
 
     /// Maps the window, or the part that the mapping asks for, into user space, as `mode` (one of the

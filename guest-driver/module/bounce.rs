@@ -59,12 +59,18 @@ pub(crate) struct Bounced {
 impl Bounced {
     /// Pages for those of `list` that are out of reach; `None` when there are none. May sleep.
     pub(crate) fn new(list: &SgList, reach: Reach) -> Result<Option<KBox<Self>>> {
-        if list.page_runs().all(|(first, count)| reach.includes(first.nth(count.max(1) - 1))) {
+        if list
+            .page_runs()
+            .all(|(first, count)| reach.includes(first.nth(count.max(1) - 1)))
+        {
             return Ok(None);
         }
         let pieces = list.pieces().count();
         let mut bounced = KBox::new(
-            Self { pairs: KVVec::with_capacity(pieces, GFP_KERNEL)?, list: SgList::with_room(pieces)? },
+            Self {
+                pairs: KVVec::with_capacity(pieces, GFP_KERNEL)?,
+                list: SgList::with_room(pieces)?,
+            },
             GFP_KERNEL,
         )?;
         for (page, offset, length) in list.pieces() {
@@ -72,14 +78,27 @@ impl Bounced {
                 page
             } else {
                 // SAFETY: Process context, where sleeping is allowed.
-                let low = unsafe { vdma_alloc_pages(bindings::GFP_KERNEL | bindings::__GFP_ZERO | reach.zone(), 0) };
+                let low = unsafe {
+                    vdma_alloc_pages(
+                        bindings::GFP_KERNEL | bindings::__GFP_ZERO | reach.zone(),
+                        0,
+                    )
+                };
                 if low.is_null() {
                     return Err(ENOMEM);
                 }
                 // SAFETY: The allocator returned a page.
                 let low = unsafe { Page::from_ptr(low) };
-                let pair = Pair { high: page, low, offset, length };
-                bounced.pairs.push(pair, GFP_KERNEL).inspect_err(|_| low.put())?;
+                let pair = Pair {
+                    high: page,
+                    low,
+                    offset,
+                    length,
+                };
+                bounced
+                    .pairs
+                    .push(pair, GFP_KERNEL)
+                    .inspect_err(|_| low.put())?;
                 low
             };
             // Pieces stay entries of their own: `usize::MAX` would join what the list kept apart.
@@ -101,7 +120,11 @@ impl Bounced {
     /// The pages of the list that this was made of are held.
     unsafe fn copy(&self, to_device: bool) {
         for pair in &self.pairs {
-            let (from, to) = if to_device { (pair.high, pair.low) } else { (pair.low, pair.high) };
+            let (from, to) = if to_device {
+                (pair.high, pair.low)
+            } else {
+                (pair.low, pair.high)
+            };
             // SAFETY: The caller holds one page, this object the other; the pieces are inside. The
             // pages are different ones.
             unsafe {

@@ -7,7 +7,9 @@
 
 use crate::{
     anonfile::{self, AnonymousFile},
-    bindings::{split_page, vdma_alloc_pages, VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL},
+    bindings::{
+        split_page, vdma_alloc_pages, VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL,
+    },
     chardev::mmap_prepare,
     pages::Page,
     scatterlist::SgList,
@@ -69,7 +71,14 @@ unsafe impl Sync for Buffer {}
 
 impl Buffer {
     fn empty(offset: usize, length: usize, origin: Origin) -> Self {
-        Self { runs: KVVec::new(), pages: 0, offset, length, origin, next: None }
+        Self {
+            runs: KVVec::new(),
+            pages: 0,
+            offset,
+            length,
+            origin,
+            next: None,
+        }
     }
 
     /// Pins `length` bytes of the current task's memory at `address`, for good. May sleep.
@@ -89,11 +98,17 @@ impl Buffer {
         if end.checked_add(PAGE_SIZE).is_none() {
             return Err(EFAULT);
         }
-        let mm: ARef<Mm> = kernel::current!().mm().map(|mm| (&**mm).into()).ok_or(EFAULT)?;
+        let mm: ARef<Mm> = kernel::current!()
+            .mm()
+            .map(|mm| (&**mm).into())
+            .ok_or(EFAULT)?;
         // SAFETY: The address space is held.
         kernel::error::to_result(unsafe { bindings::account_locked_vm(mm.as_raw(), count, true) })?;
         // From here on dropping the buffer unpins what it has, and gives the charge back.
-        let charge = Charge { mm: mm.clone(), pages: count };
+        let charge = Charge {
+            mm: mm.clone(),
+            pages: count,
+        };
         let mut buffer = Self::empty(offset, length, Origin::Registered(mm));
         while buffer.pages < count {
             let mut batch = [ptr::null_mut::<bindings::page>(); BATCH];
@@ -142,7 +157,11 @@ impl Buffer {
             order = order.min((count - buffer.pages).ilog2());
             // Large runs are a convenience that is not worth reclaiming memory for. Single pages are
             // needed, but nobody else's process.
-            let patience = if order > 0 { VDMA_GFP_NORETRY } else { VDMA_GFP_RETRY_MAYFAIL };
+            let patience = if order > 0 {
+                VDMA_GFP_NORETRY
+            } else {
+                VDMA_GFP_RETRY_MAYFAIL
+            };
             // SAFETY: Process context, where sleeping is allowed.
             let first = unsafe { vdma_alloc_pages(VDMA_GFP_BUFFER | patience, order) };
             if first.is_null() {
@@ -168,7 +187,14 @@ impl Buffer {
     fn push(&mut self, first: Page, count: usize) -> Result {
         match self.runs.last_mut() {
             Some(last) if last.first.is_followed_by(last.count, first) => last.count += count,
-            _ => self.runs.push(Run { first, index: self.pages, count }, GFP_KERNEL)?,
+            _ => self.runs.push(
+                Run {
+                    first,
+                    index: self.pages,
+                    count,
+                },
+                GFP_KERNEL,
+            )?,
         }
         self.pages += count;
         Ok(())
@@ -186,7 +212,9 @@ impl Buffer {
 
     /// The run with the page of this number.
     fn run_of(&self, page: usize) -> usize {
-        self.runs.partition_point(|run| run.index <= page).saturating_sub(1)
+        self.runs
+            .partition_point(|run| run.index <= page)
+            .saturating_sub(1)
     }
 
     /// The page with this number.
@@ -211,7 +239,9 @@ impl Buffer {
         let mut left = max_bytes.min(self.length - offset);
         let mut at = self.offset + offset;
         let mut index = self.run_of(at / PAGE_SIZE);
-        let entries = (self.runs.len() - index).min(max_entries).min(left.div_ceil(PAGE_SIZE) + 1);
+        let entries = (self.runs.len() - index)
+            .min(max_entries)
+            .min(left.div_ceil(PAGE_SIZE) + 1);
         // Runs that are longer than an entry may be take several.
         let entries = entries.max((left.div_ceil(max_entry) + 1).min(max_entries));
         let mut list = SgList::with_room(entries)?;
@@ -219,7 +249,12 @@ impl Buffer {
             let run = self.runs.get(index).ok_or(EINVAL)?;
             let within = at - run.index * PAGE_SIZE;
             let length = left.min(run.count * PAGE_SIZE - within).min(max_entry);
-            list.push(run.first.nth(within / PAGE_SIZE), within % PAGE_SIZE, length, max_entry)?;
+            list.push(
+                run.first.nth(within / PAGE_SIZE),
+                within % PAGE_SIZE,
+                length,
+                max_entry,
+            )?;
             left -= length;
             at += length;
             if at == (run.index + run.count) * PAGE_SIZE {
@@ -302,7 +337,9 @@ impl crate::chardev::Mmap for BufferFile {
         if !mapping.is_shared() {
             return Err(EINVAL);
         }
-        let end = mapping.offset().and_then(|offset| offset.checked_add(mapping.len() as u64));
+        let end = mapping
+            .offset()
+            .and_then(|offset| offset.checked_add(mapping.len() as u64));
         if end.is_none_or(|end| end > self.0.length as u64) {
             return Err(EINVAL);
         }
@@ -365,12 +402,20 @@ impl BufferTable {
 
     /// The buffer with this id; `ENOENT`. May sleep.
     pub(crate) fn get(&self, id: u32) -> Result<Arc<Buffer>> {
-        self.slots.lock().get(id as usize).and_then(Clone::clone).ok_or(ENOENT)
+        self.slots
+            .lock()
+            .get(id as usize)
+            .and_then(Clone::clone)
+            .ok_or(ENOENT)
     }
 
     /// Takes the buffer with this id out; `ENOENT`. May sleep.
     pub(crate) fn remove(&self, id: u32) -> Result<Arc<Buffer>> {
-        self.slots.lock().get_mut(id as usize).and_then(Option::take).ok_or(ENOENT)
+        self.slots
+            .lock()
+            .get_mut(id as usize)
+            .and_then(Option::take)
+            .ok_or(ENOENT)
     }
 
     /// How many there are. May sleep.

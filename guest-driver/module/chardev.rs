@@ -6,8 +6,8 @@
 
 use crate::{
     bindings::{
-        thp_get_unmapped_area, vdma_uring_file, VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ,
-        VDMA_FMODE_WRITE, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT,
+        thp_get_unmapped_area, vdma_uring_file, VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT,
+        VDMA_FMODE_READ, VDMA_FMODE_WRITE, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT,
     },
     pages::Buffers,
     uring::Submission,
@@ -319,7 +319,10 @@ unsafe extern "C" fn release<T: FileOperations>(
 
 /// Runs read or write, and turns its outcome into what the kernel expects.
 fn run_io(iocb: *mut bindings::kiocb, io: impl FnOnce(Iocb<'_>) -> Result<Io>) -> isize {
-    match io(Iocb { raw: iocb, _call: PhantomData }) {
+    match io(Iocb {
+        raw: iocb,
+        _call: PhantomData,
+    }) {
         Ok(Io::Done(bytes)) => {
             // SAFETY: The call is not over and was not queued, so the iocb is still ours.
             unsafe { (*iocb).ki_pos += bytes as i64 };
@@ -382,7 +385,8 @@ pub(crate) unsafe extern "C" fn mmap_prepare<T: Mmap>(
     let file = unsafe { operations::<T>((*description).file) };
     kernel::error::from_result(|| {
         // SAFETY: As above.
-        file.map(unsafe { NewMapping::from_raw(description) }).map(|()| 0)
+        file.map(unsafe { NewMapping::from_raw(description) })
+            .map(|()| 0)
     })
 }
 
@@ -393,7 +397,12 @@ unsafe extern "C" fn poll<T: FileOperations>(
     // SAFETY: The kernel calls operations on open files.
     let state = unsafe { operations::<T>(file) };
     // SAFETY: File and table are valid during the call, and position locks are not held.
-    let poll = unsafe { Poll { file: File::from_raw_file(file), table: PollTable::from_raw(table) } };
+    let poll = unsafe {
+        Poll {
+            file: File::from_raw_file(file),
+            table: PollTable::from_raw(table),
+        }
+    };
     let both = bindings::POLLIN | bindings::POLLRDNORM | bindings::POLLOUT | bindings::POLLWRNORM;
     match state.poll(&poll) {
         Readiness::Busy => 0,

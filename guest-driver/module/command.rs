@@ -15,6 +15,7 @@ use crate::{
 use core::mem::{offset_of, size_of};
 use kernel::{
     bindings,
+    page::PAGE_SIZE,
     prelude::*,
     sync::Arc,
     transmute::{AsBytes, FromBytes},
@@ -34,13 +35,17 @@ unsafe impl FromBytes for Batch {}
 /// Reads a command from user space. May sleep.
 pub(crate) fn read(address: u64) -> Result<Command> {
     let address = usize::try_from(address).map_err(|_| EFAULT)?;
-    UserSlice::new(UserPtr::from_addr(address), size_of::<Command>()).reader().read()
+    UserSlice::new(UserPtr::from_addr(address), size_of::<Command>())
+        .reader()
+        .read()
 }
 
 /// Writes the results of a command to the structure at `address`: `EFAULT`. May sleep.
 pub(crate) fn write_results(address: u64, result: Result<i64>, value: u64) -> Result {
     const { assert!(offset_of!(Command, value) == offset_of!(Command, result) + 8) };
-    let at = address.checked_add(offset_of!(Command, result) as u64).ok_or(EFAULT)?;
+    let at = address
+        .checked_add(offset_of!(Command, result) as u64)
+        .ok_or(EFAULT)?;
     let at = usize::try_from(at).map_err(|_| EFAULT)?;
     let result = result.unwrap_or_else(|error| error.to_errno().into());
     let mut writer = UserSlice::new(UserPtr::from_addr(at), 16).writer();
@@ -57,26 +62,31 @@ pub(crate) struct BatchCommands {
 impl BatchCommands {
     /// Reads a batch: `EINVAL` when there are too many. May sleep.
     pub(crate) fn read(address: usize) -> Result<Self> {
-        let batch: Batch =
-            UserSlice::new(UserPtr::from_addr(address), size_of::<Batch>()).reader().read()?;
+        let batch: Batch = UserSlice::new(UserPtr::from_addr(address), size_of::<Batch>())
+            .reader()
+            .read()?;
         if batch.count > BATCH_MAX {
             return Err(EINVAL);
         }
-        Ok(Self { address: batch.commands, count: batch.count })
+        Ok(Self {
+            address: batch.commands,
+            count: batch.count,
+        })
     }
 
     /// Where each of the commands is.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
         let begin = self.address;
-        (0..u64::from(self.count)).map(move |index| {
-            begin.saturating_add(index * size_of::<Command>() as u64)
-        })
+        (0..u64::from(self.count))
+            .map(move |index| begin.saturating_add(index * size_of::<Command>() as u64))
     }
 
     /// Fills in how many were run.
     pub(crate) fn write_done(address: usize, done: u32) -> Result {
         let at = address.checked_add(offset_of!(Batch, done)).ok_or(EFAULT)?;
-        UserSlice::new(UserPtr::from_addr(at), 4).writer().write(&done)
+        UserSlice::new(UserPtr::from_addr(at), 4)
+            .writer()
+            .write(&done)
     }
 }
 
@@ -116,7 +126,12 @@ impl Shape {
             O::Crc32c => (false, false, true, Access::Read),
             O::Crc32cGuest => (true, false, false, Access::None),
         };
-        Self { outgoing, incoming, range, access }
+        Self {
+            outgoing,
+            incoming,
+            range,
+            access,
+        }
     }
 }
 
@@ -138,6 +153,19 @@ pub(crate) struct Limits {
     pub(crate) entry: usize,
 }
 
+impl Limits {
+    /// Limits for data that take up to `entries` entries whichever pages they are in.
+    pub(crate) fn for_any_pages(self, entries: usize) -> Self {
+        // A part that does not begin at a page touches one page more than it has bytes for.
+        let bytes = (entries.saturating_sub(1) * PAGE_SIZE).min(self.bytes);
+        Self {
+            bytes: bytes.max(1),
+            entries: entries.max(1),
+            ..self
+        }
+    }
+}
+
 impl Memory<'_> {
     /// Takes the pages of the next part, which begins at byte `done`. May sleep.
     pub(crate) fn take(&mut self, done: usize, limits: Limits) -> Result<HeldPages> {
@@ -146,9 +174,13 @@ impl Memory<'_> {
             Self::Caller(buffers) => {
                 HeldPages::take(buffers, limits.bytes, limits.entries, limits.entry)
             }
-            Self::Buffer(buffer, offset) => {
-                HeldPages::of_buffer(buffer, *offset + done, limits.bytes, limits.entries, limits.entry)
-            }
+            Self::Buffer(buffer, offset) => HeldPages::of_buffer(
+                buffer,
+                *offset + done,
+                limits.bytes,
+                limits.entries,
+                limits.entry,
+            ),
         }
     }
 
@@ -225,8 +257,17 @@ impl CallerMemory {
     }
 
     /// `length` bytes at `address`, which the device writes (`Read`) or reads (`Write`).
-    pub(crate) fn set(&mut self, direction: Direction, address: u64, length: usize) -> Result<Buffers<'_>> {
-        let rw = if direction == Direction::Read { bindings::ITER_DEST } else { bindings::ITER_SOURCE };
+    pub(crate) fn set(
+        &mut self,
+        direction: Direction,
+        address: u64,
+        length: usize,
+    ) -> Result<Buffers<'_>> {
+        let rw = if direction == Direction::Read {
+            bindings::ITER_DEST
+        } else {
+            bindings::ITER_SOURCE
+        };
         let address = usize::try_from(address).map_err(|_| EFAULT)?;
         // SAFETY: The iterator is valid for writes; any range may be given.
         kernel::error::to_result(unsafe {
@@ -271,7 +312,9 @@ pub(crate) fn check<'a>(
         return Err(EBADF);
     }
     let within = |offset: u64| {
-        offset.checked_add(command.length).is_some_and(|end| end <= memory_size)
+        offset
+            .checked_add(command.length)
+            .is_some_and(|end| end <= memory_size)
     };
     if shape.range && !within(command.offset)
         || operation == Operation::Move && !within(command.argument)
@@ -289,25 +332,35 @@ pub(crate) fn check<'a>(
         }
         let buffer = buffers.get(id)?;
         let offset = usize::try_from(offset).map_err(|_| EINVAL)?;
-        if offset.checked_add(length).is_none_or(|end| end > buffer.length()) {
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > buffer.length())
+        {
             return Err(EINVAL);
         }
         Ok(Some((buffer, offset)))
     };
     let [first, second] = scratch;
     let memory = |has: bool,
-                      flag: u16,
-                      id: u32,
-                      place: u64,
-                      direction: Direction,
-                      slot: &'a mut CallerMemory|
+                  flag: u16,
+                  id: u32,
+                  place: u64,
+                  direction: Direction,
+                  slot: &'a mut CallerMemory|
      -> Result<Memory<'a>> {
         if !has {
             return Ok(Memory::None);
         }
         match named(flag, id, place)? {
             Some((buffer, offset)) => Ok(Memory::Buffer(buffer, offset)),
-            None => slot.set(direction, place, length).map(Memory::Caller),
+            None => {
+                let buffers = slot.set(direction, place, length)?;
+                // The kernel takes less than 2 GiB of a caller's memory at a time.
+                if buffers.len() < length {
+                    return Err(EINVAL);
+                }
+                Ok(Memory::Caller(buffers))
+            }
         }
     };
     let outgoing = memory(
@@ -332,5 +385,9 @@ pub(crate) fn check<'a>(
         length: command.length,
         argument: command.argument,
     };
-    Ok(Checked { job, outgoing, incoming })
+    Ok(Checked {
+        job,
+        outgoing,
+        incoming,
+    })
 }

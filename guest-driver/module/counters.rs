@@ -108,7 +108,8 @@ impl Counters {
         self.pages_pinned.add(extent.pinned);
         self.segments.add(extent.segments);
         self.pages_bounced.add(extent.bounced);
-        self.in_flight_max.raise(submitted.saturating_sub(self.completed.get()));
+        self.in_flight_max
+            .raise(submitted.saturating_sub(self.completed.get()));
     }
 
     /// A request that was counted by [`Counters::submit`] did not go.

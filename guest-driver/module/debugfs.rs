@@ -2,11 +2,7 @@
 
 //! Counts of each device below `/sys/kernel/debug/virtio_dma`.
 
-use crate::{
-    device::Queues,
-    observe::DeviceObserver,
-    protocol::Statistics,
-};
+use crate::{device::Queues, observe::DeviceObserver, protocol::Statistics};
 use core::ptr;
 use kernel::{
     debugfs::{Dir, Scope},

@@ -19,7 +19,7 @@ use crate::{
         Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
-    queue::{Health, Queue, WhenFull, PERIODS_PER_TIMEOUT},
+    queue::{Health, Looking, Queue, WhenFull, PERIODS_PER_TIMEOUT},
     request::{Draft, Request},
     slab::SlabBox,
     transfer::{Combine, Transfer},
@@ -91,6 +91,15 @@ pub(crate) struct Submit {
     pub(crate) verified: bool,
 }
 
+/// A job on its way to becoming requests.
+struct Parts<'a> {
+    queue: &'a Queue,
+    transfer: &'a ARef<Transfer>,
+    job: &'a Job,
+    limits: Limits,
+    submit: Submit,
+}
+
 /// Bytes that are copied at a time through the BAR; they are on the stack.
 const INLINE_STEP: usize = 256;
 
@@ -99,8 +108,6 @@ const INLINE_STEP: usize = 256;
 #[pin_data]
 pub(crate) struct Vdma {
     queues: Arc<Queues>,
-    /// The queue of each CPU.
-    queue_of_cpu: KVec<usize>,
     info: DeviceInfo,
     limits: Limits,
     reach: Reach,
@@ -129,7 +136,10 @@ impl Vdma {
     }
 
     fn observers(&self) -> Observers {
-        Observers { device: self.observer.clone(), file: None }
+        Observers {
+            device: self.observer.clone(),
+            file: None,
+        }
     }
 
     /// Whether any queue answers a request now. May sleep.
@@ -153,15 +163,17 @@ impl Vdma {
         }
     }
 
-    /// The queue of this CPU, so that CPUs share as few as they can, and completions come to the CPU
-    /// that submitted.
-    fn queue(&self) -> Result<&Queue> {
+    /// The queue of this CPU, so that CPUs share as few as they can. The interrupts of a queue go to
+    /// the CPUs that it belongs to.
+    pub(crate) fn queue(&self) -> Result<&Queue> {
         // SAFETY: No precondition. The task may move to another CPU at once, which costs locality
         // and nothing else.
         let cpu = unsafe { bindings::raw_smp_processor_id() } as usize;
         let count = self.queues.len().max(1);
-        let index = self.queue_of_cpu.get(cpu).copied().unwrap_or(cpu % count);
-        self.queues.get(index).map(|queue| &**queue).ok_or(ENODEV)
+        self.queues
+            .get(cpu % count)
+            .map(|queue| &**queue)
+            .ok_or(ENODEV)
     }
 
     /// Whether `buffers` are certain to fit into one request.
@@ -185,16 +197,13 @@ impl Vdma {
         }
     }
 
-    /// Limits of the parts of `job`: one that has data on both sides needs them to be equally long, so
-    /// its parts are short enough for any pages to fit.
+    /// Limits of the parts of a job: half of the entries for one that has data on both sides, which
+    /// have to be equally long, so that its parts are short enough for any pages to fit.
     fn part_limits(&self, outgoing: &Memory<'_>, incoming: &Memory<'_>) -> Limits {
         if !(outgoing.is_some() && incoming.is_some()) {
             return self.limits;
         }
-        let entries = self.limits.entries / 2;
-        // A part that does not begin at a page touches one page more than it has bytes for.
-        let bytes = (entries.saturating_sub(1) * PAGE_SIZE).min(self.limits.bytes);
-        Limits { bytes: bytes.max(1), entries: entries.max(1), ..self.limits }
+        self.limits.for_any_pages(self.limits.entries / 2)
     }
 
     /// Submits requests for all of `job`.
@@ -203,6 +212,7 @@ impl Vdma {
     /// nothing was, the error is returned, and the transfer completes nothing.
     pub(crate) fn submit(
         &self,
+        queue: &Queue,
         transfer: &ARef<Transfer>,
         job: &Job,
         mut outgoing: Memory<'_>,
@@ -212,30 +222,20 @@ impl Vdma {
         let limits = self.part_limits(&outgoing, &incoming);
         let length = job.length as usize;
         let has_data = (outgoing.is_some() || incoming.is_some()) && length > 0;
-        let submitted = self.queue().and_then(|queue| {
-            if !has_data {
-                self.submit_part(queue, transfer, job, 0, &mut Memory::None, &mut Memory::None, limits, submit)?;
-                return Ok((queue, length));
-            }
-            // Who may not wait may not stop half-way either.
-            let pages = length.div_ceil(PAGE_SIZE) + 1;
-            let splits = length > limits.bytes || pages > limits.entries;
-            let command = !matches!((&outgoing, &incoming), (Memory::Caller(_), Memory::None) | (Memory::None, Memory::Caller(_)));
-            if submit.when_full == WhenFull::Fail && splits && command {
-                return Err(EAGAIN);
-            }
-            let mut done = 0;
-            while done < length {
-                match self.submit_part(queue, transfer, job, done, &mut outgoing, &mut incoming, limits, submit) {
-                    Ok(bytes) => done += bytes,
-                    Err(error) if done == 0 => return Err(error),
-                    Err(_) => break,
-                }
-            }
-            Ok((queue, done))
-        });
+        let parts = Parts {
+            queue,
+            transfer,
+            job,
+            limits,
+            submit,
+        };
+        let submitted = if has_data {
+            self.submit_parts(&parts, &mut outgoing, &mut incoming)
+        } else {
+            self.submit_part(&parts, 0, &mut Memory::None, &mut Memory::None)
+        };
         match submitted {
-            Ok((queue, done)) => {
+            Ok(done) => {
                 queue.kick();
                 transfer.submitted(done);
                 Ok(())
@@ -247,19 +247,48 @@ impl Vdma {
         }
     }
 
-    /// Submits the part of `job` that begins at byte `done`, and returns how many bytes that is.
-    #[allow(clippy::too_many_arguments)]
+    /// Submits all parts of a job with data, as far as nothing fails; returns how many bytes that is.
+    fn submit_parts(
+        &self,
+        parts: &Parts<'_>,
+        outgoing: &mut Memory<'_>,
+        incoming: &mut Memory<'_>,
+    ) -> Result<usize> {
+        let length = parts.job.length as usize;
+        let mut done = 0;
+        while done < length {
+            match self.submit_part(parts, done, outgoing, incoming) {
+                Ok(0) => break,
+                Ok(bytes) => done += bytes,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Whether a job with so many bytes of one piece of data on each side is certain to fit into one
+    /// request.
+    pub(crate) fn fits(&self, length: usize, outgoing: &Memory<'_>, incoming: &Memory<'_>) -> bool {
+        let limits = self.part_limits(outgoing, incoming);
+        length <= limits.bytes && length.div_ceil(PAGE_SIZE) < limits.entries
+    }
+
+    /// Submits the part of a job that begins at byte `done`, and returns how many bytes that is.
     fn submit_part(
         &self,
-        queue: &Queue,
-        transfer: &ARef<Transfer>,
-        job: &Job,
+        parts: &Parts<'_>,
         done: usize,
         outgoing: &mut Memory<'_>,
         incoming: &mut Memory<'_>,
-        mut limits: Limits,
-        submit: Submit,
     ) -> Result<usize> {
+        let Parts {
+            queue,
+            transfer,
+            job,
+            mut limits,
+            submit,
+        } = *parts;
         limits.bytes = limits.bytes.min(job.length as usize - done);
         let mut read = outgoing.take(done, limits)?;
         if outgoing.is_some() && incoming.is_some() {
@@ -290,7 +319,11 @@ impl Vdma {
             polled: submit.polled,
             verified: submit.verified,
         })
-        .and_then(|request| queue.submit(request, submit.when_full).map_err(|(error, _)| error));
+        .and_then(|request| {
+            queue
+                .submit(request, submit.when_full)
+                .map_err(|(error, _)| error)
+        });
         if submitted.is_err() {
             outgoing.revert(bytes);
             incoming.revert(bytes);
@@ -320,7 +353,10 @@ impl Vdma {
         if buffers.len() > compat::number(crate::module_parameters::inline_bytes.value()) as usize {
             return None;
         }
-        let bar = self.bar.as_ref().filter(|bar| position + buffers.len() as u64 <= bar.size())?;
+        let bar = self
+            .bar
+            .as_ref()
+            .filter(|bar| position + buffers.len() as u64 <= bar.size())?;
         Some(bar.io_memory().and_then(|memory| {
             let mut done = 0;
             let mut step = [0; INLINE_STEP];
@@ -352,11 +388,24 @@ impl Vdma {
         self.queues.iter().map(|queue| queue.look()).sum()
     }
 
+    /// Begins to look for what will be submitted to `queue`, if that may pay or the caller wants it
+    /// (`eager`).
+    pub(crate) fn begin_looking<'a>(&self, queue: &'a Queue, eager: bool) -> Option<Looking<'a>> {
+        self.patience.begin(queue, eager)
+    }
+
     /// Looks for the end of `transfer`, of a task that waits: until it comes or a signal does if the
     /// caller wants that (`eager`), otherwise for as long as it has paid lately.
-    pub(crate) fn look_for(&self, transfer: &Transfer, eager: bool, file: &Counters) {
-        let Ok(queue) = self.queue() else { return };
-        let found = self.patience.look_for(transfer, eager, queue, || self.look());
+    pub(crate) fn look_for(
+        &self,
+        transfer: &Transfer,
+        eager: bool,
+        looking: Looking<'_>,
+        file: &Counters,
+    ) {
+        let found = self
+            .patience
+            .look_for(transfer, eager, looking, || self.look());
         file.polled.add(found);
         self.observer.counters.polled.add(found);
     }
@@ -366,7 +415,9 @@ impl Vdma {
         for queue in &*self.queues {
             poll.wait_for(queue.room());
         }
-        let Ok(queue) = self.queue() else { return Readiness::Dead };
+        let Ok(queue) = self.queue() else {
+            return Readiness::Dead;
+        };
         if queue.is_closed() {
             Readiness::Dead
         } else if queue.has_room() {
@@ -389,13 +440,19 @@ impl Vdma {
     pub(crate) unsafe fn map<T: Mappable>(&self, mapping: NewMapping<'_>, mode: u32) -> Result {
         let bar = self.bar.as_ref().ok_or(ENODEV)?;
         // SAFETY: The caller vouches for the file.
-        self.space.while_open(|| unsafe { bar.map::<T>(mapping, mode) }).ok_or(ENODEV)?
+        self.space
+            .while_open(|| unsafe { bar.map::<T>(mapping, mode) })
+            .ok_or(ENODEV)?
     }
 
     /// Maps what a fault asks for, while the device is there.
     pub(crate) fn fault(&self, fault: Fault<'_>) -> FaultResult {
-        let Some(bar) = &self.bar else { return FaultResult::BUS_ERROR };
-        self.space.while_open(|| bar.fault(fault)).unwrap_or(FaultResult::BUS_ERROR)
+        let Some(bar) = &self.bar else {
+            return FaultResult::BUS_ERROR;
+        };
+        self.space
+            .while_open(|| bar.fault(fault))
+            .unwrap_or(FaultResult::BUS_ERROR)
     }
 
     /// Counts a mapping that has come (`true`) or gone.
@@ -428,7 +485,9 @@ fn submit_one(
         polled: false,
         verified: false,
     })?;
-    queue.submit(request, when_full).map_err(|(error, _)| error)?;
+    queue
+        .submit(request, when_full)
+        .map_err(|(error, _)| error)?;
     queue.kick();
     transfer.submitted(0);
     Ok(transfer)
@@ -442,18 +501,24 @@ pub(crate) type Queues = KVec<Pin<KBox<Queue>>>;
 /// On failure the device may have to be stopped.
 fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<DeviceObserver>) -> Result {
     let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(queues.len())?;
+    let count = virtqueues.len();
     for (queue, mut virtqueue) in queues.iter().zip(virtqueues) {
         // SAFETY: The queue is boxed and pinned, and whoever drops it has called `stop` before.
         unsafe { device.attach_handler(&mut virtqueue, &**queue) };
+        virtqueue.spread_interrupts(count);
         queue.open(virtqueue);
     }
     device.set_ready();
     // The device answers only when device memory is mapped, if it can be: see the specification.
     let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
     let queue = queues.first().ok_or(ENODEV)?;
-    let observers = Observers { device: observer.clone(), file: None };
+    let observers = Observers {
+        device: observer.clone(),
+        file: None,
+    };
     submit_one(queue, nop, observers, WhenFull::Fail)?
-        .wait_milliseconds(FIRST_ANSWER_MS).map(|_| ())
+        .wait_milliseconds(FIRST_ANSWER_MS)
+        .map(|_| ())
 }
 
 /// Resets the device, completes what is in its queues, with `error` what it has not used, and deletes
@@ -521,7 +586,11 @@ impl Ward for Recovery {
             return;
         };
         let dev = device.as_device();
-        let what = if broken { "the ring is broken" } else { "a request was not answered in time" };
+        let what = if broken {
+            "the ring is broken"
+        } else {
+            "a request was not answered in time"
+        };
         // A broken ring is a sign of life. Otherwise the device has to give one: to start a device
         // whose back end is gone makes QEMU abort (11.1), and the guest with it.
         if !broken && !self.vdma.answers() {
@@ -537,7 +606,11 @@ impl Ward for Recovery {
         dev_warn!(dev, "{}; resetting the device\n", what);
         match device.restart() {
             Ok(()) => dev_info!(dev, "the device is back\n"),
-            Err(error) => dev_err!(dev, "the device does not come back: {:?}; given up\n", error),
+            Err(error) => dev_err!(
+                dev,
+                "the device does not come back: {:?}; given up\n",
+                error
+            ),
         }
     }
 }
@@ -590,14 +663,24 @@ impl virtio::Driver for Driver {
         let number = Number::allocate()?;
         let observer = DeviceObserver::new(number.0)?;
         let (reach, dma_bits) = dma_reach(device)?;
-        let mut on_error = StopOnError { device, queues: queues.clone(), dismissed: false };
+        let mut on_error = StopOnError {
+            device,
+            queues: queues.clone(),
+            dismissed: false,
+        };
         start(device, &queues, &observer).inspect_err(|error| {
-            dev_err!(dev, "no answer to the first request: {:?}; is the backend alive?\n", error);
+            dev_err!(
+                dev,
+                "no answer to the first request: {:?}; is the backend alive?\n",
+                error
+            );
         })?;
         let queue = queues.first().ok_or(ENODEV)?;
         let config = read_config(device);
 
-        let queue_size = queue.with_virtqueue(|virtqueue| virtqueue.size()).ok_or(ENODEV)?;
+        let queue_size = queue
+            .with_virtqueue(|virtqueue| virtqueue.size())
+            .ok_or(ENODEV)?;
         let mapped = config.state.get() & STATE_BAR_MAPPED != 0;
         let bar = device
             .shared_memory(SHMEM_ID_DEVICE_MEMORY)
@@ -611,7 +694,11 @@ impl virtio::Driver for Driver {
                 dev_warn!(dev, "the BAR cannot be mapped: {:?}\n", error);
                 None
             });
-        let segments = config.max_segments.get().min(queue_size).saturating_sub(FIXED_SEGMENTS);
+        let segments = config
+            .max_segments
+            .get()
+            .min(queue_size)
+            .saturating_sub(FIXED_SEGMENTS);
         let info = DeviceInfo {
             features: device.features(),
             memory_size: config.memory_size.get(),
@@ -626,15 +713,21 @@ impl virtio::Driver for Driver {
             dma_bits,
         };
         let has_bar = bar.is_some();
-        let limits = Limits {
+        let all = Limits {
             bytes: info.max_transfer as usize,
             entries: info.max_segments as usize,
             entry: device.max_segment(),
         };
+        // Bounced pages are entries of their own: an entry of `n` pages has at least `n - 2` whole ones,
+        // so that a quarter of the entries, and as many whole pages, become fewer than all.
+        let limits = if dma_bits < u64::BITS {
+            all.for_any_pages(all.entries / 4)
+        } else {
+            all
+        };
         let vdma = Arc::pin_init(
             try_pin_init!(Vdma {
                 queues: queues.clone(),
-                queue_of_cpu: queues_of_cpus(device, queues.len())?,
                 info,
                 limits,
                 reach,
@@ -646,7 +739,10 @@ impl virtio::Driver for Driver {
             GFP_KERNEL,
         )?;
         let mut bound = Bound::new(device, vdma.clone(), number)?;
-        let recovery = Recovery { device: device.into(), vdma };
+        let recovery = Recovery {
+            device: device.into(),
+            vdma,
+        };
         bound.leash = Some(watchdog.watch(Arc::new(recovery, GFP_KERNEL)?));
         on_error.dismissed = true;
         dev_info!(
@@ -656,7 +752,11 @@ impl virtio::Driver for Driver {
             info.memory_size >> 20,
             info.num_queues,
             info.queue_size,
-            if has_bar { "mapped in a BAR" } else { "no BAR: mmap is not available" }
+            if has_bar {
+                "mapped in a BAR"
+            } else {
+                "no BAR: mmap is not available"
+            }
         );
         Ok(bound)
     }
@@ -694,7 +794,13 @@ impl Bound {
         let node = unsafe { chardev::Registration::new(name, vdma.clone(), parent) };
         let node = KBox::pin_init(node, GFP_KERNEL)?;
         let debugfs = Directory::new(vdma.observer.clone(), vdma.queues.clone())?;
-        let bound = Self { leash: None, node: Some(node), _debugfs: debugfs, vdma, number };
+        let bound = Self {
+            leash: None,
+            node: Some(node),
+            _debugfs: debugfs,
+            vdma,
+            number,
+        };
         Ok(KBox::new(bound, GFP_KERNEL)?)
     }
 }
@@ -704,25 +810,17 @@ impl Bound {
 fn dma_reach(device: &virtio::Device) -> Result<(Reach, u32)> {
     let wanted = compat::number(crate::module_parameters::dma_bits.value());
     let Some(reach) = Reach::of_bits(wanted) else {
-        dev_err!(device.as_device(), "dma_bits is {}, and has to be from 32 to 64\n", wanted);
+        dev_err!(
+            device.as_device(),
+            "dma_bits is {}, and has to be from 32 to 64\n",
+            wanted
+        );
         return Err(EINVAL);
     };
     if device.uses_dma_api() {
         device.set_dma_bits(wanted)?;
     }
     Ok((reach, wanted.min(device.dma_bits())))
-}
-
-/// The queue of each CPU: the one whose interrupt comes to it, where the transport spreads them.
-fn queues_of_cpus(device: &virtio::Device, queues: usize) -> Result<KVec<usize>> {
-    // SAFETY: The number of possible CPUs does not change.
-    let cpus = unsafe { bindings::nr_cpu_ids } as usize;
-    let mut map = KVec::with_capacity(cpus, GFP_KERNEL)?;
-    for cpu in 0..cpus {
-        let queue = device.queue_of_cpu(queues, cpu).unwrap_or(cpu % queues.max(1));
-        map.push(queue, GFP_KERNEL)?;
-    }
-    Ok(map)
 }
 
 fn read_config(device: &virtio::Device) -> Config {

@@ -68,7 +68,11 @@ pub(crate) fn explain(
         let reachable = reach.includes(page);
         let mut flags = 0;
         flags |= if page.is_huge() { PAGE_HUGE } else { 0 };
-        flags |= if page.is_anonymous() { PAGE_ANONYMOUS } else { 0 };
+        flags |= if page.is_anonymous() {
+            PAGE_ANONYMOUS
+        } else {
+            0
+        };
         flags |= if reachable { 0 } else { PAGE_BOUNCED };
         let bus_address = queue
             // SAFETY: The page is held, and the piece is inside.

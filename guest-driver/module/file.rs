@@ -50,14 +50,22 @@ pub(crate) struct OpenFile {
 
 impl OpenFile {
     fn observers(&self) -> Observers {
-        Observers { device: self.device.observer().clone(), file: Some(self.observer.clone()) }
+        Observers {
+            device: self.device.observer().clone(),
+            file: Some(self.observer.clone()),
+        }
     }
 
     /// Moves the caller's buffers to or from device memory.
     ///
     /// The pages are pinned and the requests submitted in the caller's context. An asynchronous call
     /// ends there, a plain one waits.
-    fn transfer(&self, direction: Direction, iocb: Iocb<'_>, mut buffers: Buffers<'_>) -> Result<Io> {
+    fn transfer(
+        &self,
+        direction: Direction,
+        iocb: Iocb<'_>,
+        mut buffers: Buffers<'_>,
+    ) -> Result<Io> {
         let position = iocb.position();
         let left = self.device.memory_size().saturating_sub(position);
         if buffers.len() == 0 {
@@ -79,7 +87,11 @@ impl OpenFile {
             });
             return Ok(Io::Done(bytes));
         }
-        let when_full = if iocb.no_wait() { WhenFull::Fail } else { WhenFull::Wait };
+        let when_full = if iocb.no_wait() {
+            WhenFull::Fail
+        } else {
+            WhenFull::Wait
+        };
         if when_full == WhenFull::Fail && !self.device.fits_one_request(&buffers) {
             // Split transfers may have to wait half-way; a caller that may not wait tries again from
             // where it may.
@@ -91,8 +103,12 @@ impl OpenFile {
         let asynchronous = iocb.asynchronous();
         let queued = asynchronous.is_some();
         let (operation, verified) = self.device.verifying(direction);
-        let job =
-            Job { operation, offset: position, length: buffers.len() as u64, argument: 0 };
+        let job = Job {
+            operation,
+            offset: position,
+            length: buffers.len() as u64,
+            argument: 0,
+        };
         let (combine, value) = job.combination();
         let completer = asynchronous.map(Completer::Iocb);
         let transfer = Transfer::new(completer, self.observers(), combine, value)?;
@@ -103,16 +119,31 @@ impl OpenFile {
         };
         // Only who is asynchronous may leave the looking to others: a plain call looks itself.
         let polled = iocb.polled() && queued;
-        let submit = Submit { when_full, polled, verified };
-        self.device.submit(&transfer, &job, outgoing, incoming, submit)?;
+        let submit = Submit {
+            when_full,
+            polled,
+            verified,
+        };
+        let queue = self.device.queue()?;
+        let looking = if queued || !interruptible {
+            None
+        } else {
+            self.device.begin_looking(queue, iocb.polled())
+        };
+        self.device
+            .submit(queue, &transfer, &job, outgoing, incoming, submit)?;
         if queued {
             return Ok(Io::Queued);
         }
-        if interruptible {
-            self.device.look_for(&transfer, iocb.polled(), &self.observer.counters);
+        if let Some(looking) = looking {
+            self.device
+                .look_for(&transfer, iocb.polled(), looking, &self.observer.counters);
         }
-        let bytes =
-            if interruptible { transfer.wait_interruptible()? } else { transfer.wait()? };
+        let bytes = if interruptible {
+            transfer.wait_interruptible()?
+        } else {
+            transfer.wait()?
+        };
         Ok(Io::Done(bytes))
     }
 
@@ -134,11 +165,32 @@ impl OpenFile {
             &self.buffers,
             &mut scratch,
         )?;
+        // Who may not wait may not stop half-way either.
+        let fits = self.device.fits(
+            checked.job.length as usize,
+            &checked.outgoing,
+            &checked.incoming,
+        );
+        let has_data = checked.outgoing.is_some() || checked.incoming.is_some();
+        if when_full == WhenFull::Fail && has_data && !fits {
+            return Err(EAGAIN);
+        }
         let (combine, value) = checked.job.combination();
         let transfer = Transfer::new(completer, self.observers(), combine, value)?;
-        let submit = Submit { when_full, polled: false, verified: false };
-        self.device
-            .submit(&transfer, &checked.job, checked.outgoing, checked.incoming, submit)?;
+        let submit = Submit {
+            when_full,
+            polled: false,
+            verified: false,
+        };
+        let queue = self.device.queue()?;
+        self.device.submit(
+            queue,
+            &transfer,
+            &checked.job,
+            checked.outgoing,
+            checked.incoming,
+            submit,
+        )?;
         Ok(transfer)
     }
 
@@ -147,7 +199,11 @@ impl OpenFile {
         // The device may not write to memory that the caller believes to have back.
         transfer.wait_killable()?;
         let result = transfer.result();
-        command::write_results(address as u64, result.map(|bytes| bytes as i64), transfer.value())?;
+        command::write_results(
+            address as u64,
+            result.map(|bytes| bytes as i64),
+            transfer.value(),
+        )?;
         Ok(0)
     }
 
@@ -155,14 +211,20 @@ impl OpenFile {
         let commands = BatchCommands::read(address)?;
         let mut started = KVVec::new();
         for address in commands.addresses() {
-            started.push((address, self.start(address, None, WhenFull::Wait)), GFP_KERNEL)?;
+            started.push(
+                (address, self.start(address, None, WhenFull::Wait)),
+                GFP_KERNEL,
+            )?;
         }
         let mut done = 0;
         for (address, started) in &started {
             let (result, value) = match started {
                 Ok(transfer) => {
                     transfer.wait_killable()?;
-                    (transfer.result().map(|bytes| bytes as i64), transfer.value())
+                    (
+                        transfer.result().map(|bytes| bytes as i64),
+                        transfer.value(),
+                    )
                 }
                 Err(error) => (Err(*error), 0),
             };
@@ -182,7 +244,8 @@ impl OpenFile {
 
     fn remove_buffer(&self, id: u32) -> Result {
         drop(self.buffers.remove(id)?);
-        self.observers().count(|counters| counters.buffers.subtract(1));
+        self.observers()
+            .count(|counters| counters.buffers.subtract(1));
         Ok(())
     }
 
@@ -226,8 +289,7 @@ impl OpenFile {
         if allocation.reserved != 0 {
             return Err(EINVAL);
         }
-        let buffer =
-            with_descriptor::<BufferFile, _>(allocation.file, |file| file.0.clone())?;
+        let buffer = with_descriptor::<BufferFile, _>(allocation.file, |file| file.0.clone())?;
         allocation.length = buffer.length() as u64;
         allocation.runs = buffer.runs() as u32;
         allocation.id = self.add_buffer(buffer)?;
@@ -238,9 +300,13 @@ impl OpenFile {
 
     fn open_trace(&self, address: usize) -> Result<isize> {
         ioctl::require_administrator()?;
-        let file = NewFile::new(TraceFile::new(self.device.observer().clone())?, false)?.reserve()?;
-        let trace =
-            Trace { length: TraceFile::LENGTH as u64, file: file.descriptor(), reserved: 0 };
+        let file =
+            NewFile::new(TraceFile::new(self.device.observer().clone())?, false)?.reserve()?;
+        let trace = Trace {
+            length: TraceFile::LENGTH as u64,
+            file: file.descriptor(),
+            reserved: 0,
+        };
         ioctl::answer(&trace, address)?;
         file.install();
         Ok(0)
@@ -259,21 +325,28 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         let buffers = self.buffers.count();
-        self.observers().count(|counters| counters.buffers.subtract(buffers));
+        self.observers()
+            .count(|counters| counters.buffers.subtract(buffers));
     }
 }
 
 impl Mmap for OpenFile {
     fn map(&self, mapping: NewMapping<'_>) -> Result {
         // SAFETY: This is the state of the file that is being mapped.
-        unsafe { self.device.map::<Self>(mapping, self.map_mode.load(Relaxed)) }
+        unsafe {
+            self.device
+                .map::<Self>(mapping, self.map_mode.load(Relaxed))
+        }
     }
 }
 
 impl Mappable for OpenFile {
     fn mapped(&self) -> Result {
         // Whoever is too late to be found by removal is turned away here.
-        self.device.space().while_open(|| self.duplicated()).ok_or(ENODEV)
+        self.device
+            .space()
+            .while_open(|| self.duplicated())
+            .ok_or(ENODEV)
     }
 
     fn duplicated(&self) {
@@ -283,7 +356,8 @@ impl Mappable for OpenFile {
 
     fn unmapped(&self) {
         self.device.count_mapping(false);
-        self.observers().count(|counters| counters.mappings.subtract(1));
+        self.observers()
+            .count(|counters| counters.mappings.subtract(1));
     }
 
     fn fault(&self, fault: Fault<'_>) -> FaultResult {
@@ -361,9 +435,7 @@ impl FileOperations for OpenFile {
             IOCTL_REGISTER_BUFFER => self.register_buffer(argument),
             IOCTL_ALLOCATE_BUFFER => self.allocate_buffer(argument),
             IOCTL_IMPORT_BUFFER => self.import_buffer(argument),
-            IOCTL_RELEASE_BUFFER => {
-                self.remove_buffer(ioctl::choice(argument)?).map(|()| 0)
-            }
+            IOCTL_RELEASE_BUFFER => self.remove_buffer(ioctl::choice(argument)?).map(|()| 0),
             IOCTL_TRACE => self.open_trace(argument),
             IOCTL_EXPLAIN => {
                 ioctl::require_administrator()?;
@@ -378,14 +450,20 @@ impl FileOperations for OpenFile {
         if submission.operation() != URING_RUN {
             return Err(ENOTTY);
         }
-        let when_full = if submission.no_wait() { WhenFull::Fail } else { WhenFull::Wait };
+        let when_full = if submission.no_wait() {
+            WhenFull::Fail
+        } else {
+            WhenFull::Wait
+        };
         let completer = Completer::Command(submission.queue());
-        self.start(submission.address(), Some(completer), when_full).map(|_| ())
+        self.start(submission.address(), Some(completer), when_full)
+            .map(|_| ())
     }
 
     fn look(&self) -> usize {
         let found = self.device.look();
-        self.observers().count(|counters| counters.polled.add(found));
+        self.observers()
+            .count(|counters| counters.polled.add(found));
         found
     }
 

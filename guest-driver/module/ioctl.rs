@@ -23,17 +23,28 @@ macro_rules! plain {
         )*
     };
 }
-plain!(DeviceInfo, Statistics, Choice, Registration, Allocation, Trace);
+plain!(
+    DeviceInfo,
+    Statistics,
+    Choice,
+    Registration,
+    Allocation,
+    Trace
+);
 
 /// Copies `value` to user space; `EFAULT` if the address is bad. May sleep.
 pub(crate) fn answer<T: AsBytes>(value: &T, address: usize) -> Result<isize> {
-    UserSlice::new(UserPtr::from_addr(address), size_of::<T>()).writer().write(value)?;
+    UserSlice::new(UserPtr::from_addr(address), size_of::<T>())
+        .writer()
+        .write(value)?;
     Ok(0)
 }
 
 /// Copies a structure from user space; `EFAULT` if the address is bad. May sleep.
 pub(crate) fn question<T: FromBytes>(address: usize) -> Result<T> {
-    UserSlice::new(UserPtr::from_addr(address), size_of::<T>()).reader().read()
+    UserSlice::new(UserPtr::from_addr(address), size_of::<T>())
+        .reader()
+        .read()
 }
 
 /// The number in a [`Choice`]; `EINVAL` if what has to be zero is not. May sleep.

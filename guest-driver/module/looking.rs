@@ -6,7 +6,7 @@
 use crate::{
     bindings::{vdma_cond_resched, vdma_cpu_relax},
     observe,
-    queue::Queue,
+    queue::{Looking, Queue},
     transfer::Transfer,
     wait::signal_pending,
 };
@@ -34,19 +34,22 @@ impl Patience {
         }
     }
 
-    /// Looks with `look` until `transfer` has ended; unless `eager` no longer than the limit, and not
-    /// at all for a while after it was in vain. Returns what `look` has found. May sleep a little.
+    /// Begins to look at `queue`, before something is submitted to it, so that no interrupt is asked
+    /// for: always if `eager`, otherwise if it may pay.
+    pub(crate) fn begin<'a>(&self, queue: &'a Queue, eager: bool) -> Option<Looking<'a>> {
+        let looks = eager || self.limit > 0 && !self.skips();
+        looks.then(|| queue.begin_looking())
+    }
+
+    /// Looks with `look` until `transfer` has ended, or a signal comes; unless `eager` no longer than
+    /// the limit. Returns what `look` has found. May sleep a little.
     pub(crate) fn look_for(
         &self,
         transfer: &Transfer,
         eager: bool,
-        queue: &Queue,
+        _looking: Looking<'_>,
         look: impl Fn() -> usize,
     ) -> usize {
-        if !eager && (self.limit == 0 || self.skips()) {
-            return 0;
-        }
-        let _looking = queue.begin_looking();
         let end = observe::now() + self.limit;
         let mut found = 0;
         loop {

@@ -87,7 +87,11 @@ impl kernel::Module for VirtioDma {
     fn init(module: &'static ThisModule) -> Result<Self> {
         // The device reads and writes headers and responses, which are in the requests.
         let narrow = compat::number(module_parameters::dma_bits.value()) < u64::BITS;
-        let zone = if narrow { slab::Zone::Dma32 } else { slab::Zone::Normal };
+        let zone = if narrow {
+            slab::Zone::Dma32
+        } else {
+            slab::Zone::Normal
+        };
         let requests = slab::Registration::new(c"vdma_request", zone)?;
         let transfers = slab::Registration::new(c"vdma_transfer", slab::Zone::Normal)?;
         let deferred = deferred::Worker::new()?;

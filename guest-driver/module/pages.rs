@@ -4,9 +4,9 @@
 
 use crate::{
     bindings::{
-        crc32c, vdma_get_page, vdma_iov_iter_count, vdma_iov_iter_truncate,
-        vdma_iov_iter_will_pin, vdma_page_address, vdma_page_is_anonymous, vdma_page_is_huge,
-        vdma_page_to_phys, vdma_pages_are_dirty, vdma_pages_mark_dirty, vdma_put_page,
+        crc32c, vdma_get_page, vdma_iov_iter_count, vdma_iov_iter_truncate, vdma_iov_iter_will_pin,
+        vdma_page_address, vdma_page_is_anonymous, vdma_page_is_huge, vdma_page_to_phys,
+        vdma_pages_are_dirty, vdma_pages_mark_dirty, vdma_put_page,
     },
     bounce::{Bounced, Reach},
     buffer::Buffer,
@@ -118,7 +118,10 @@ impl Buffers<'_> {
     ///
     /// `raw` is valid, and nobody else uses it, for as long as the result lives.
     pub(crate) unsafe fn from_raw(raw: *mut bindings::iov_iter) -> Self {
-        Self { raw, _call: PhantomData }
+        Self {
+            raw,
+            _call: PhantomData,
+        }
     }
 
     /// Bytes that are left.
@@ -233,7 +236,11 @@ pub(crate) struct HeldPages {
 impl HeldPages {
     /// No pages.
     pub(crate) fn none() -> Result<Self> {
-        Ok(Self { list: SgList::with_room(0)?, hold: Hold::Lent, bounced: None })
+        Ok(Self {
+            list: SgList::with_room(0)?,
+            hold: Hold::Lent,
+            bounced: None,
+        })
     }
 
     /// Takes up to `max_bytes` off `buffers`, in up to `max_entries` entries of up to `max_entry`
@@ -247,7 +254,11 @@ impl HeldPages {
         let list = SgList::with_room(buffers.page_bound(max_entries))?;
         let pins = buffers.will_pin();
         let hold = if pins { Hold::Pinned(0) } else { Hold::Lent };
-        let mut held = Self { list, hold, bounced: None };
+        let mut held = Self {
+            list,
+            hold,
+            bounced: None,
+        };
         let taken = buffers.pin_into(&mut held.list, max_bytes, max_entry);
         let pages = match taken {
             Ok(pages) => pages,
@@ -272,7 +283,11 @@ impl HeldPages {
         max_entry: usize,
     ) -> Result<Self> {
         let list = buffer.sg_list(offset, max_bytes, max_entries, max_entry)?;
-        Ok(Self { list, hold: Hold::Buffer(Some(buffer.clone())), bounced: None })
+        Ok(Self {
+            list,
+            hold: Hold::Buffer(Some(buffer.clone())),
+            bounced: None,
+        })
     }
 
     /// Puts pages that the device can reach in the place of those that it cannot; with `outgoing`, the

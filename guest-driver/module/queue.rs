@@ -11,8 +11,7 @@ use crate::{
     watchdog::Watchdog,
 };
 use kernel::{
-    bindings,
-    new_poll_condvar,
+    bindings, new_poll_condvar,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},

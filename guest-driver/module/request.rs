@@ -111,7 +111,15 @@ fn direction(operation: u16) -> Direction {
 impl SlabBox<Request> {
     /// May sleep: pages that the device will write to are marked dirty now, where that is allowed.
     pub(crate) fn create(draft: Draft) -> Result<Self> {
-        let Draft { header, outgoing, incoming, transfer, position, polled, verified } = draft;
+        let Draft {
+            header,
+            outgoing,
+            incoming,
+            transfer,
+            position,
+            polled,
+            verified,
+        } = draft;
         incoming.mark_dirty();
         let mut request = SlabBox::new::<Error>(try_pin_init!(Request {
             response: DeviceWritable(Response::new(Status::UNWRITTEN, 0, 0)),
@@ -217,13 +225,21 @@ impl SlabBox<Request> {
     /// Marks the pages dirty again and completes with the answer kept by [`Self::enlist`]. May sleep.
     pub(crate) fn redirty_and_finish(self) {
         self.incoming.mark_dirty();
-        let answer = self.deferred.unwrap_or(Answer { result: Err(EIO), moved: 0, value: 0 });
+        let answer = self.deferred.unwrap_or(Answer {
+            result: Err(EIO),
+            moved: 0,
+            value: 0,
+        });
         self.finish(answer);
     }
 
     /// Gives the request up: the device was reset. Any context.
     pub(crate) fn abandon(self, error: Error) {
-        self.finish(Answer { result: Err(error), moved: 0, value: 0 });
+        self.finish(Answer {
+            result: Err(error),
+            moved: 0,
+            value: 0,
+        });
     }
 
     fn finish(self, answer: Answer) {
@@ -244,13 +260,23 @@ impl SlabBox<Request> {
 
     /// Compares the device's checksum of the data with the CPU's.
     fn verify(&self, answer: Answer) -> Answer {
-        self.transfer.observers().count(|counters| counters.verified.add(1));
-        let data = if self.incoming.bytes() > 0 { &self.incoming } else { &self.outgoing };
+        self.transfer
+            .observers()
+            .count(|counters| counters.verified.add(1));
+        let data = if self.incoming.bytes() > 0 {
+            &self.incoming
+        } else {
+            &self.outgoing
+        };
         if u64::from(data.crc32c()) == answer.value {
             return answer;
         }
         log::bad_answer(&self.header, "the data differ from the device's checksum");
-        Answer { result: Err(EIO), moved: 0, value: 0 }
+        Answer {
+            result: Err(EIO),
+            moved: 0,
+            value: 0,
+        }
     }
 
     /// Tells the observers how it ended.
@@ -280,9 +306,15 @@ impl SlabBox<Request> {
         let response = unsafe { ptr::read_volatile(&self.response.0) };
         let length = self.header.length.get();
         let transferred = response.transferred.get();
-        let incoming = if self.incoming.bytes() > 0 { transferred as usize } else { 0 };
+        let incoming = if self.incoming.bytes() > 0 {
+            transferred as usize
+        } else {
+            0
+        };
         let problem = match response.status() {
-            Status::OK if u64::from(transferred) > length => Some((EIO, "more bytes than asked for")),
+            Status::OK if u64::from(transferred) > length => {
+                Some((EIO, "more bytes than asked for"))
+            }
             Status::OK if (written as usize) < Response::SIZE + incoming => {
                 Some((EIO, "fewer bytes written than transferred"))
             }
@@ -303,7 +335,11 @@ impl SlabBox<Request> {
                     && u64::from(transferred) < length
                     && written as usize >= Response::SIZE + incoming;
                 let moved = if valid { transferred as usize } else { 0 };
-                Answer { result: Err(error), moved, value: 0 }
+                Answer {
+                    result: Err(error),
+                    moved,
+                    value: 0,
+                }
             }
         }
     }

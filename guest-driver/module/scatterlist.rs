@@ -7,11 +7,7 @@ use crate::{
     pages::Page,
 };
 use core::mem::size_of;
-use kernel::{
-    bindings::scatterlist,
-    page::PAGE_SIZE,
-    prelude::*,
-};
+use kernel::{bindings::scatterlist, page::PAGE_SIZE, prelude::*};
 
 /// Entries that fit into the list itself; longer lists get an allocation of their own.
 const INLINE: usize = 4;
@@ -61,11 +57,21 @@ impl SgList {
         if limit > INLINE {
             spill.extend_with(limit, scatterlist::default(), GFP_KERNEL)?;
         }
-        Ok(Self { inline: [scatterlist::default(); INLINE], spill, used: 0, limit, bytes: 0 })
+        Ok(Self {
+            inline: [scatterlist::default(); INLINE],
+            spill,
+            used: 0,
+            limit,
+            bytes: 0,
+        })
     }
 
     fn entries(&self) -> &[scatterlist] {
-        let all = if self.limit > INLINE { &self.spill[..] } else { &self.inline[..] };
+        let all = if self.limit > INLINE {
+            &self.spill[..]
+        } else {
+            &self.inline[..]
+        };
         &all[..self.used]
     }
 
@@ -97,7 +103,13 @@ impl SgList {
     /// The bytes join the last entry when they follow it in physical memory at a page boundary and
     /// the entry stays within `max_entry` bytes. Bytes that continue inside a page do not join it:
     /// each entry holds one pin for every page it touches, and such a page has been pinned twice.
-    pub(crate) fn push(&mut self, page: Page, offset: usize, length: usize, max_entry: usize) -> Result {
+    pub(crate) fn push(
+        &mut self,
+        page: Page,
+        offset: usize,
+        length: usize,
+        max_entry: usize,
+    ) -> Result {
         if let Some(last) = self.used.checked_sub(1) {
             let slot = &mut self.slots()[last];
             let end = slot.offset as usize + slot.length as usize;

@@ -2,7 +2,6 @@
 
 #include <linux/cpumask.h>
 #include <linux/dma-mapping.h>
-#include <linux/interrupt.h>
 #include <linux/io.h>
 #include <linux/pagemap.h>
 #include <linux/pci.h>
@@ -16,9 +15,7 @@
 int vdma_virtio_find_vqs(struct virtio_device *vdev, unsigned int count, struct virtqueue **queues,
 			 struct virtqueue_info *info)
 {
-	struct irq_affinity spread = { };
-
-	return virtio_find_vqs(vdev, count, queues, info, &spread);
+	return virtio_find_vqs(vdev, count, queues, info, NULL);
 }
 
 void vdma_virtio_del_vqs(struct virtio_device *vdev)
@@ -214,18 +211,21 @@ unsigned int vdma_virtqueue_free(const struct virtqueue *queue)
 	return queue->num_free;
 }
 
-/* The queue whose interrupt is closest to the CPU, or -1 where the transport does not say. */
-int vdma_virtqueue_of_cpu(struct virtio_device *vdev, unsigned int queues, unsigned int cpu)
+/* Asks for the interrupts of a queue on each `queues`th CPU; they may move when CPUs go. */
+void vdma_virtqueue_spread_interrupts(struct virtqueue *queue, unsigned int queues)
 {
-	if (!vdev->config->get_vq_affinity)
-		return -1;
-	for (unsigned int i = 0; i < queues; i++) {
-		const struct cpumask *mask = vdev->config->get_vq_affinity(vdev, i);
+	cpumask_var_t cpus;
+	unsigned int cpu;
 
-		if (mask && cpumask_test_cpu(cpu, mask))
-			return i;
+	if (!zalloc_cpumask_var(&cpus, GFP_KERNEL))
+		return;
+	for_each_online_cpu(cpu) {
+		if (cpu % queues == queue->index)
+			cpumask_set_cpu(cpu, cpus);
 	}
-	return -1;
+	if (!cpumask_empty(cpus))
+		virtqueue_set_affinity(queue, cpus);
+	free_cpumask_var(cpus);
 }
 
 int vdma_set_dma_mask(struct virtio_device *vdev, unsigned int bits)

@@ -55,7 +55,7 @@ bool vdma_page_is_huge(struct page *page);
 bool vdma_page_is_anonymous(struct page *page);
 
 unsigned int vdma_virtqueue_free(const struct virtqueue *queue);
-int vdma_virtqueue_of_cpu(struct virtio_device *vdev, unsigned int queues, unsigned int cpu);
+void vdma_virtqueue_spread_interrupts(struct virtqueue *queue, unsigned int queues);
 int vdma_set_dma_mask(struct virtio_device *vdev, unsigned int bits);
 dma_addr_t vdma_dma_map_page(struct virtqueue *queue, struct page *page, unsigned int offset,
 			     unsigned int size, bool write);

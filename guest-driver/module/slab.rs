@@ -27,7 +27,10 @@ pub(crate) struct Cache<T> {
 
 impl<T> Cache<T> {
     pub(crate) const fn new() -> Self {
-        Self { raw: Atomic::new(ptr::null_mut()), _objects: PhantomData }
+        Self {
+            raw: Atomic::new(ptr::null_mut()),
+            _objects: PhantomData,
+        }
     }
 }
 
@@ -52,7 +55,11 @@ pub(crate) enum Zone {
 impl<T: Cached> Registration<T> {
     /// Creates the cache. `SLAB_NO_MERGE` keeps it from being folded into another of the same size.
     pub(crate) fn new(name: &'static CStr, zone: Zone) -> Result<Self> {
-        let zone = if zone == Zone::Dma32 { VDMA_SLAB_CACHE_DMA32 } else { 0 };
+        let zone = if zone == Zone::Dma32 {
+            VDMA_SLAB_CACHE_DMA32
+        } else {
+            0
+        };
         let mut args = bindings::kmem_cache_args {
             align: align_of::<T>() as u32,
             ..Default::default()

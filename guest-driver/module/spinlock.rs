@@ -25,11 +25,7 @@ unsafe impl Backend for IrqSaveBackend {
     type State = bindings::spinlock_t;
     type GuardState = c_ulong;
 
-    unsafe fn init(
-        ptr: *mut Self::State,
-        name: *const c_char,
-        key: *mut bindings::lock_class_key,
-    ) {
+    unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut bindings::lock_class_key) {
         // SAFETY: `ptr` is valid for writes, `name` and `key` live on, by the trait's contract.
         unsafe { bindings::__spin_lock_init(ptr, name, key) }
     }
@@ -58,7 +54,11 @@ unsafe impl Backend for IrqSaveBackend {
 /// Initializer for an [`IrqSpinLock`] with a lock class of its own.
 macro_rules! new_irq_spinlock {
     ($inner:expr, $name:literal) => {
-        $crate::spinlock::IrqSpinLock::new($inner, ::kernel::c_str!($name), ::kernel::static_lock_class!())
+        $crate::spinlock::IrqSpinLock::new(
+            $inner,
+            ::kernel::c_str!($name),
+            ::kernel::static_lock_class!(),
+        )
     };
 }
 pub(crate) use new_irq_spinlock;

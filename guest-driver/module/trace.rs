@@ -74,7 +74,13 @@ impl TraceRing {
         let number = head.fetch_add(1, Relaxed);
         let index = (number % CAPACITY) as usize;
         // SAFETY: The slots begin a page after the header, and the index is inside.
-        let slot = unsafe { self.0.as_ptr().byte_add(PAGE_SIZE).cast::<TraceRecord>().add(index) };
+        let slot = unsafe {
+            self.0
+                .as_ptr()
+                .byte_add(PAGE_SIZE)
+                .cast::<TraceRecord>()
+                .add(index)
+        };
         // SAFETY: As above, for the first word of the slot.
         let stamp = unsafe { Atomic::<u64>::from_ptr(slot.cast()) };
         // The mark has to be seen before any of the record.
@@ -95,7 +101,10 @@ impl TraceRing {
     unsafe fn map(&self, vma: *mut bindings::vm_area_struct) -> Result {
         // SAFETY: The mapping is valid, and not in use yet; both views of the union hold the borders.
         let (writable, offset) = unsafe {
-            ((*vma).__bindgen_anon_2.vm_flags & VDMA_VM_WRITE != 0, vdma_vma_pgoff(vma))
+            (
+                (*vma).__bindgen_anon_2.vm_flags & VDMA_VM_WRITE != 0,
+                vdma_vma_pgoff(vma),
+            )
         };
         if writable {
             return Err(EPERM);
@@ -150,10 +159,7 @@ impl AnonymousFile for TraceFile {
     }
 }
 
-unsafe extern "C" fn mmap(
-    file: *mut bindings::file,
-    vma: *mut bindings::vm_area_struct,
-) -> c_int {
+unsafe extern "C" fn mmap(file: *mut bindings::file, vma: *mut bindings::vm_area_struct) -> c_int {
     // SAFETY: Files with this operation have a `TraceFile`.
     let state = unsafe { &*(*file).private_data.cast::<TraceFile>() };
     from_result(|| {

@@ -158,7 +158,8 @@ impl Transfer {
     /// A request is back. Any context.
     pub(crate) fn request_completed(&self, request: Completed) {
         let ok = request.result.is_ok();
-        self.observers.count(|counters| counters.complete(request.direction, request.moved, ok));
+        self.observers
+            .count(|counters| counters.complete(request.direction, request.moved, ok));
         match request.result {
             Ok(_) => {
                 let end = (request.position + request.moved) as u64;

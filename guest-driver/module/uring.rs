@@ -8,9 +8,9 @@
 
 use crate::{
     bindings::{
-        __io_uring_cmd_done, vdma_task_has_memory, vdma_uring_address,
-        vdma_uring_complete_in_task, vdma_uring_head, vdma_uring_operation, vdma_uring_private,
-        VDMA_URING_CQE32, VDMA_URING_NONBLOCK,
+        __io_uring_cmd_done, vdma_task_has_memory, vdma_uring_address, vdma_uring_complete_in_task,
+        vdma_uring_head, vdma_uring_operation, vdma_uring_private, VDMA_URING_CQE32,
+        VDMA_URING_NONBLOCK,
     },
     command,
     transfer::Transfer,
@@ -99,7 +99,9 @@ impl UringCommand {
         // SAFETY: The command is valid until it has ended.
         let private = unsafe { vdma_uring_private(self.raw.as_ptr()) }.cast::<Private>();
         let content = Private {
-            head: vdma_uring_head { finish: Some(finish) },
+            head: vdma_uring_head {
+                finish: Some(finish),
+            },
             transfer: ARef::into_raw(transfer),
             address: self.address,
             large: self.large,
@@ -114,8 +116,12 @@ impl UringCommand {
 /// Runs in the submitter's task, or, when that is going away, in somebody's who has not its memory.
 unsafe extern "C" fn finish(raw: *mut bindings::io_uring_cmd, issue_flags: c_uint) {
     // SAFETY: The command is valid until it has ended; `finish_in_task` has filled the space in.
-    let Private { transfer, address, large, .. } =
-        unsafe { vdma_uring_private(raw).cast::<Private>().read() };
+    let Private {
+        transfer,
+        address,
+        large,
+        ..
+    } = unsafe { vdma_uring_private(raw).cast::<Private>().read() };
     // SAFETY: It comes from `into_raw`, and is taken back once.
     let transfer = unsafe { ARef::from_raw(transfer) };
     let mut result = transfer.result().map(|bytes| bytes as i64);

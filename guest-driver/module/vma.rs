@@ -48,7 +48,9 @@ impl<'a> NewMapping<'a> {
     /// `raw` is the argument of `->mmap_prepare`, and the result ends with that call.
     pub(crate) unsafe fn from_raw(raw: *mut bindings::vm_area_desc) -> Self {
         // SAFETY: The caller vouches for it; nobody else uses the description during the call.
-        Self { raw: unsafe { &mut *raw } }
+        Self {
+            raw: unsafe { &mut *raw },
+        }
     }
 
     /// Bytes of the mapping.
@@ -174,7 +176,11 @@ impl Fault<'_> {
         };
         let frames = base + offset;
         if start < vma_start || start + size > vma_end || offset + size as u64 > end {
-            return if self.order > 0 { FaultResult::FALLBACK } else { FaultResult::BUS_ERROR };
+            return if self.order > 0 {
+                FaultResult::FALLBACK
+            } else {
+                FaultResult::BUS_ERROR
+            };
         }
         if frames & (size as u64 - 1) != 0 {
             return FaultResult::FALLBACK;
@@ -312,7 +318,10 @@ struct SpaceState {
 
 impl SharedSpace {
     pub(crate) fn new() -> impl PinInit<Self> {
-        let state = SpaceState { first: None, closed: false };
+        let state = SpaceState {
+            first: None,
+            closed: false,
+        };
         pin_init!(Self { state <- kernel::new_mutex!(state, "vdma_space") })
     }
 

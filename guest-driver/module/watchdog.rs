@@ -58,7 +58,9 @@ impl Watchdog {
     fn schedule(&self) {
         if self.period_ms > 0 {
             // SAFETY: Only called while a ward is there, and so a `Leash`.
-            unsafe { vdma_schedule_delayed_work(self.work.get(), msecs_to_jiffies(self.period_ms)) };
+            unsafe {
+                vdma_schedule_delayed_work(self.work.get(), msecs_to_jiffies(self.period_ms))
+            };
         }
     }
 

@@ -4,10 +4,11 @@
 
 use super::{Buffer, VirtQueue};
 use crate::bindings::{
-    vdma_device_trylock, vdma_device_unlock, vdma_set_dma_mask, vdma_virtqueue_of_cpu,
-    vdma_virtio_cread_words, vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features,
-    vdma_virtio_find_vqs, vdma_virtio_get_shm_region, virtio_device, virtio_device_reset_done, virtio_device_reset_prepare, virtio_max_dma_size,
-    virtio_reset_device, virtio_shm_region, virtqueue, virtqueue_info,
+    vdma_device_trylock, vdma_device_unlock, vdma_set_dma_mask, vdma_virtio_cread_words,
+    vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features, vdma_virtio_find_vqs,
+    vdma_virtio_get_shm_region, virtio_device, virtio_device_reset_done,
+    virtio_device_reset_prepare, virtio_max_dma_size, virtio_reset_device, virtio_shm_region,
+    virtqueue, virtqueue_info,
 };
 use core::{mem::size_of, ptr};
 use kernel::{
@@ -124,13 +125,6 @@ impl Device {
         kernel::error::to_result(unsafe { vdma_set_dma_mask(self.raw(), bits) })
     }
 
-    /// The one of the first `queues` queues whose interrupt comes to `cpu`, where the transport says.
-    pub(crate) fn queue_of_cpu(&self, queues: usize, cpu: usize) -> Option<usize> {
-        // SAFETY: Valid by the type's invariant; that many queues exist.
-        let queue = unsafe { vdma_virtqueue_of_cpu(self.raw(), queues as u32, cpu as u32) };
-        usize::try_from(queue).ok()
-    }
-
     /// The negotiated feature bits 0 to 63.
     pub(crate) fn features(&self) -> u64 {
         // SAFETY: Valid by the type's invariant.
@@ -153,7 +147,10 @@ impl Device {
         let mut region = virtio_shm_region::default();
         // SAFETY: `region` is valid for writes.
         let found = unsafe { vdma_virtio_get_shm_region(self.raw(), &mut region, id) };
-        found.then_some(SharedMemory { address: region.addr, size: region.len })
+        found.then_some(SharedMemory {
+            address: region.addr,
+            size: region.len,
+        })
     }
 
     /// Most bytes that one DMA segment may have.
@@ -185,7 +182,12 @@ impl Device {
         let mut queues = KVec::with_capacity(count, GFP_KERNEL)?;
         // SAFETY: Both arrays have `count` elements; the names are static.
         kernel::error::to_result(unsafe {
-            vdma_virtio_find_vqs(self.raw(), count as u32, raw.as_mut_ptr(), info.as_mut_ptr())
+            vdma_virtio_find_vqs(
+                self.raw(),
+                count as u32,
+                raw.as_mut_ptr(),
+                info.as_mut_ptr(),
+            )
         })?;
         for queue in raw {
             // SAFETY: The call above filled in valid queues, each of which is wrapped once.
@@ -217,7 +219,10 @@ impl Device {
         let (device, index) = unsafe { ((*queue).vdev, (*queue).index as usize) };
         // SAFETY: As above; the private part stays until the queues are deleted.
         let private = unsafe { &*(*device).priv_.cast::<Private>() };
-        let handler = private.handlers.get(index).map_or(ptr::null_mut(), |slot| slot.load(Acquire));
+        let handler = private
+            .handlers
+            .get(index)
+            .map_or(ptr::null_mut(), |slot| slot.load(Acquire));
         // SAFETY: Null, or attached and alive by the contract of `attach_handler`.
         if let Some(handler) = unsafe { handler.cast::<H>().as_ref() } {
             handler.on_used();

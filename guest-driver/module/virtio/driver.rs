@@ -40,8 +40,14 @@ const ANY_VENDOR: u32 = 0xffff_ffff;
 /// the module's alias from it. A zero entry ends the table.
 #[export_name = concat!("__mod_device_table__", line!(), "__kmod_", module_path!(), "__virtio__ID_TABLE")]
 static ID_TABLE: [virtio_device_id; 2] = [
-    virtio_device_id { device: crate::protocol::DEVICE_ID, vendor: ANY_VENDOR },
-    virtio_device_id { device: 0, vendor: 0 },
+    virtio_device_id {
+        device: crate::protocol::DEVICE_ID,
+        vendor: ANY_VENDOR,
+    },
+    virtio_device_id {
+        device: 0,
+        vendor: 0,
+    },
 ];
 
 /// The registration of `T`; dropping it unbinds every device.
@@ -59,7 +65,10 @@ unsafe impl<T: Driver> Send for Registration<T> {}
 
 impl<T: Driver> Registration<T> {
     /// Registers `T`. Devices are probed before this returns.
-    pub(crate) fn new(name: &'static CStr, module: &'static ThisModule) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(
+        name: &'static CStr,
+        module: &'static ThisModule,
+    ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             raw <- Opaque::try_ffi_init(|slot: *mut virtio_driver| {
                 let mut driver = virtio_driver {

@@ -3,15 +3,16 @@
 //! Virtqueues that own the buffers in them.
 
 use crate::bindings::{
-    vdma_dma_map_page, vdma_virtqueue_free, virtqueue, virtqueue_add_sgs, virtqueue_detach_unused_buf, virtqueue_disable_cb,
-    virtqueue_enable_cb, virtqueue_get_buf, virtqueue_get_vring_size, virtqueue_is_broken,
-    virtqueue_kick_prepare, virtqueue_notify,
+    vdma_dma_map_page, vdma_virtqueue_free, vdma_virtqueue_spread_interrupts, virtqueue,
+    virtqueue_add_sgs, virtqueue_detach_unused_buf, virtqueue_disable_cb, virtqueue_enable_cb,
+    virtqueue_get_buf, virtqueue_get_vring_size, virtqueue_is_broken, virtqueue_kick_prepare,
+    virtqueue_notify,
 };
+use crate::pages::Page;
 use core::{
     marker::PhantomData,
     ptr::{self, NonNull},
 };
-use crate::pages::Page;
 use kernel::{bindings, ffi::c_void, prelude::*};
 
 /// The scatter-gather lists of one buffer: first those that the device reads, then those that it
@@ -26,7 +27,11 @@ impl SgLists {
     const MAX: usize = 4;
 
     pub(crate) fn new() -> Self {
-        Self { lists: [ptr::null_mut(); Self::MAX], readable: 0, writable: 0 }
+        Self {
+            lists: [ptr::null_mut(); Self::MAX],
+            readable: 0,
+            writable: 0,
+        }
     }
 
     fn push(&mut self, list: *mut bindings::scatterlist) {
@@ -91,7 +96,10 @@ impl<B: Buffer> VirtQueue<B> {
     /// `raw` is a valid queue with no buffer in it, and is wrapped once.
     pub(super) unsafe fn from_raw(raw: *mut virtqueue) -> Self {
         // SAFETY: A valid queue is not null.
-        Self { raw: unsafe { NonNull::new_unchecked(raw) }, _buffers: PhantomData }
+        Self {
+            raw: unsafe { NonNull::new_unchecked(raw) },
+            _buffers: PhantomData,
+        }
     }
 
     /// The number of the queue.
@@ -106,6 +114,12 @@ impl<B: Buffer> VirtQueue<B> {
         unsafe { virtqueue_get_vring_size(self.raw.as_ptr()) }
     }
 
+    /// Asks for the interrupts of this queue, one of `queues`, on each `queues`th CPU. May sleep.
+    pub(crate) fn spread_interrupts(&mut self, queues: usize) {
+        // SAFETY: Valid by the type's invariant.
+        unsafe { vdma_virtqueue_spread_interrupts(self.raw.as_ptr(), queues as u32) }
+    }
+
     /// Descriptors that are free.
     pub(crate) fn free(&self) -> u32 {
         // SAFETY: Valid by the type's invariant.
@@ -118,10 +132,21 @@ impl<B: Buffer> VirtQueue<B> {
     /// # Safety
     ///
     /// The caller holds the page; the bytes are inside.
-    pub(crate) unsafe fn bus_address(&self, page: Page, offset: usize, length: usize) -> Option<u64> {
+    pub(crate) unsafe fn bus_address(
+        &self,
+        page: Page,
+        offset: usize,
+        length: usize,
+    ) -> Option<u64> {
         // SAFETY: The caller vouches for the page, and the queue is valid.
         let address = unsafe {
-            vdma_dma_map_page(self.raw.as_ptr(), page.as_ptr(), offset as u32, length as u32, true)
+            vdma_dma_map_page(
+                self.raw.as_ptr(),
+                page.as_ptr(),
+                offset as u32,
+                length as u32,
+                true,
+            )
         };
         (address != u64::MAX).then_some(address)
     }
