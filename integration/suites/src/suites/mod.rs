@@ -15,6 +15,7 @@ mod parameters;
 mod polling;
 mod queues;
 mod read_write;
+mod reclaim;
 mod removal;
 mod splice;
 mod statistics;
@@ -51,4 +52,5 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("polling", polling::TESTS),
     ("parameters", parameters::TESTS),
     ("queues", queues::TESTS),
+    ("reclaim", reclaim::TESTS),
 ];

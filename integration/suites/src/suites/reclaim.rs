@@ -1,0 +1,70 @@
+//! Pinned pages stay where they are when memory is taken back.
+
+use anyhow::{Result, ensure};
+use io_uring::opcode;
+use rustix::mm::MapFlags;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use crate::support::faults::{self, VERY_SLOW};
+use crate::support::file_system::{FileSystem, drop_caches};
+use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
+use crate::support::{PAGE, bytes, open};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[Test::new(
+    "pinned_pages_stay_and_their_neighbours_go",
+    pinned_pages_stay_and_their_neighbours_go,
+)
+.device_arguments(faults::ARGUMENTS)];
+
+/// Which pages of the mapping are in memory.
+fn resident(region: &Region) -> Result<Vec<bool>> {
+    let mut pages = vec![0_u8; region.len() / PAGE];
+    // SAFETY: The region is mapped, and there is a byte for each of its pages.
+    let result = unsafe { libc::mincore(region.at(0).cast(), region.len(), pages.as_mut_ptr()) };
+    ensure!(result == 0, "mincore: {}", io::Error::last_os_error());
+    Ok(pages.iter().map(|page| page & 1 != 0).collect())
+}
+
+fn pinned_pages_stay_and_their_neighbours_go() -> Result<()> {
+    const PAGES: usize = 16;
+    const PINNED: std::ops::Range<usize> = 5..8;
+    let device = open()?;
+    let content = bytes::random(1, PAGES * PAGE);
+    let file_system = FileSystem::mount(content.clone())?;
+    let file = file_system.open()?;
+    let mut ring = Uring::new(1)?;
+    let region = Region::file(&file, 0, PAGES * PAGE, MapFlags::SHARED)?;
+    bytes::expect(&region.read(0..PAGES * PAGE)?, &content, "the file")?;
+    let length = u32::try_from(PINNED.len() * PAGE)?;
+    let write = opcode::Write::new(fd(device.file()), region.at(PINNED.start * PAGE), length)
+        .offset(VERY_SLOW.start)
+        .build();
+    // SAFETY: The memory is only read by the device, and pinned while it does.
+    unsafe { ring.submit(&[write]) }?;
+    // What is mapped is not dropped: only the pins hold anything from here on.
+    drop(region);
+    drop_caches()?;
+    let in_flight = device.file_statistics()?.in_flight;
+    let region = Region::file(&file, 0, PAGES * PAGE, MapFlags::SHARED)?;
+    let resident = resident(&region)?;
+    ensure!(
+        in_flight == 1,
+        "the device was done too early: nothing was tested"
+    );
+    for (page, resident) in resident.iter().enumerate() {
+        ensure!(
+            *resident == PINNED.contains(&page),
+            "page {page} is {}in memory; pinned are {PINNED:?}",
+            if *resident { "" } else { "not " }
+        );
+    }
+    let completion = ring.wait(1)?[0];
+    ensure!(completion.result == length.cast_signed(), "{completion:?}");
+    let mut written = vec![0; length as usize];
+    device.file().read_exact_at(&mut written, VERY_SLOW.start)?;
+    let expected = &content[PINNED.start * PAGE..PINNED.end * PAGE];
+    bytes::expect(&written, expected, "what the device read")
+}
