@@ -158,11 +158,11 @@ impl<'m> Ring<'m> {
     /// Writes a used entry; the driver sees it after [`Ring::publish`].
     pub(super) fn write_used(&self, index: u16, id: u32, written: u32) {
         let at = ENTRIES + 8 * self.slot(index);
-        let mut entry = [0; 8];
-        entry[..4].copy_from_slice(&id.to_le_bytes());
-        entry[4..].copy_from_slice(&written.to_le_bytes());
-        let stored = self.used.write_slice(&entry, at);
-        debug_assert!(stored.is_ok(), "checked in new");
+        for (at, value) in [(at, id), (at + 4, written)] {
+            // Two words rather than eight bytes, which are copied one by one.
+            let stored = self.used.store(value.to_le(), at, Ordering::Relaxed);
+            debug_assert!(stored.is_ok(), "checked in new");
+        }
     }
 
     /// Shows the driver all used entries before `next`.

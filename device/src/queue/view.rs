@@ -123,6 +123,9 @@ impl GuestView {
 
     /// As many of the `length` bytes at `address` as the region there has; at least one, unless
     /// `length` is 0.
+    // Inlined: returned through memory, the slice is stored in words and at once loaded in pairs of
+    // them, which waits for the stores.
+    #[inline(always)]
     fn prefix(&self, address: u64, length: u64) -> Result<VolatileSlice<'_>, AddressError> {
         let region = self.find(address).ok_or(AddressError(address))?;
         let inside = address - region.start;
