@@ -82,7 +82,7 @@ impl<'s, 'm> Request<'s, 'm> {
     /// Carries the request out and writes its response. Without room for a response nothing is done
     /// and nothing written.
     pub fn serve(&self, engine: &mut Engine) -> Served {
-        self.finish(|header| engine.execute(header, self.outgoing, self.incoming))
+        self.finish(|header| engine.execute(header, &self.outgoing, &self.incoming))
     }
 
     /// The same with what `plan` does to the work itself and to the response's contents.
@@ -100,7 +100,7 @@ impl<'s, 'm> Request<'s, 'm> {
                 cut.outgoing.truncate(bytes);
                 cut.incoming.truncate(bytes);
             }
-            let outcome = engine.execute(&header, cut.outgoing, cut.incoming);
+            let outcome = engine.execute(&header, &cut.outgoing, &cut.incoming);
             match plan.flip {
                 Some((bits, seed)) if outcome.status == Status::OK => {
                     cut.flip(engine, &header, outcome, bits, seed)

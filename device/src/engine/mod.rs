@@ -112,8 +112,8 @@ impl Engine {
     pub fn execute(
         &mut self,
         header: &RequestHeader,
-        outgoing: Segments<'_, '_>,
-        incoming: Segments<'_, '_>,
+        outgoing: &Segments<'_, '_>,
+        incoming: &Segments<'_, '_>,
     ) -> Outcome {
         let outcome = self
             .checked(header, outgoing, incoming)
@@ -130,8 +130,8 @@ impl Engine {
     fn checked(
         &mut self,
         header: &RequestHeader,
-        outgoing: Segments<'_, '_>,
-        incoming: Segments<'_, '_>,
+        outgoing: &Segments<'_, '_>,
+        incoming: &Segments<'_, '_>,
     ) -> Result<Outcome, Status> {
         let operation = Operation::from_code(header.operation.get()).ok_or(Status::UNSUPPORTED)?;
         if header.flags.get() != 0 {
@@ -242,7 +242,7 @@ fn fill<'m>(
 fn compare(
     bounce: &mut [u8],
     other: &mut [u8],
-    outgoing: Segments<'_, '_>,
+    outgoing: &Segments<'_, '_>,
     device: &VolatileSlice<'_>,
 ) -> u64 {
     let mut equal = 0;
@@ -315,7 +315,7 @@ fn part<'m>(slice: &VolatileSlice<'m>, at: usize, count: usize) -> VolatileSlice
     inside.unwrap_or_else(|_| VolatileSlice::from(&mut [][..]))
 }
 
-fn copy_out(device: &VolatileSlice<'_>, incoming: Segments<'_, '_>) -> u64 {
+fn copy_out(device: &VolatileSlice<'_>, incoming: &Segments<'_, '_>) -> u64 {
     let mut at = 0;
     for piece in incoming.pieces() {
         part(device, at, piece.len()).copy_to_volatile_slice(piece);
@@ -324,7 +324,7 @@ fn copy_out(device: &VolatileSlice<'_>, incoming: Segments<'_, '_>) -> u64 {
     0
 }
 
-fn copy_in(outgoing: Segments<'_, '_>, device: &VolatileSlice<'_>) -> u64 {
+fn copy_in(outgoing: &Segments<'_, '_>, device: &VolatileSlice<'_>) -> u64 {
     let mut at = 0;
     for piece in outgoing.pieces() {
         piece.copy_to_volatile_slice(part(device, at, piece.len()));
@@ -333,7 +333,7 @@ fn copy_in(outgoing: Segments<'_, '_>, device: &VolatileSlice<'_>) -> u64 {
     0
 }
 
-fn copy_across(outgoing: Segments<'_, '_>, incoming: Segments<'_, '_>) -> u64 {
+fn copy_across(outgoing: &Segments<'_, '_>, incoming: &Segments<'_, '_>) -> u64 {
     let mut targets = incoming.pieces();
     let mut target: Option<VolatileSlice<'_>> = None;
     for source in outgoing.pieces() {

@@ -223,8 +223,8 @@ impl Bench {
         let (outgoing, incoming) = (slices(&step.outgoing), slices(&step.incoming));
         self.engine.execute(
             &step.header,
-            Segments::new(&outgoing),
-            Segments::new(&incoming),
+            &Segments::new(&outgoing),
+            &Segments::new(&incoming),
         )
     }
 
@@ -360,7 +360,7 @@ fn discard_gives_memory_back() {
     let mut engine = Engine::new(Arc::clone(&memory));
     let mut run = |operation, offset, length| {
         let header = RequestHeader::new(operation, offset, length, u64::MAX);
-        engine.execute(&header, Segments::new(&[]), Segments::new(&[]))
+        engine.execute(&header, &Segments::new(&[]), &Segments::new(&[]))
     };
     let blocks = || memory.file().metadata().unwrap().blocks();
     assert_eq!(run(Operation::Fill, 0, 1 << 20).status, Status::OK);
