@@ -3,6 +3,7 @@
 mod asynchronous;
 mod buffers;
 mod commands;
+mod crowd;
 mod device_errors;
 mod explain;
 mod guest;
@@ -53,4 +54,5 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("parameters", parameters::TESTS),
     ("queues", queues::TESTS),
     ("reclaim", reclaim::TESTS),
+    ("crowd", crowd::TESTS),
 ];
