@@ -66,10 +66,15 @@ impl Buffer {
             },
             length,
         };
-        if let Memory::Huge = kind {
+        let advice = match kind {
+            Memory::Huge => Some(Advice::LinuxHugepage),
+            Memory::Anonymous => Some(Advice::LinuxNoHugepage),
+            _ => None,
+        };
+        if let Some(advice) = advice {
             // SAFETY: The range is part of the mapping. It is advice only.
-            unsafe { madvise(begin as *mut c_void, mapped - HUGE, Advice::LinuxHugepage) }
-                .context("this kernel has no transparent huge pages")?;
+            unsafe { madvise(begin as *mut c_void, mapped - HUGE, advice) }
+                .context("this kernel has no transparent huge pages; choose another --memory")?;
         }
         Ok(buffer)
     }

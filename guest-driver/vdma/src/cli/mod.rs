@@ -160,7 +160,7 @@ enum Command {
 /// A kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Memory {
-    /// Private memory without a file, as malloc gives it
+    /// Private memory without a file, in small pages
     Anonymous,
     /// The same in transparent huge pages
     Huge,
