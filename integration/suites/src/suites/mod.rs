@@ -6,6 +6,7 @@ mod commands;
 mod crowd;
 mod device_errors;
 mod explain;
+mod fio;
 mod guest;
 mod interrupted;
 mod lazy;
@@ -33,6 +34,7 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("guest", guest::TESTS),
     ("read_write", read_write::TESTS),
     ("asynchronous", asynchronous::TESTS),
+    ("fio", fio::TESTS),
     ("loading", loading::TESTS),
     ("mapping", mapping::TESTS),
     ("memory", memory::TESTS),

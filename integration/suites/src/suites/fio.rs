@@ -1,0 +1,180 @@
+//! fio, as its users run it: every way to submit, blocks of any size, contents verified.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::os::unix::fs::FileExt as _;
+use std::process::{Command, Output};
+
+use crate::support::{NODE, open, wait};
+use crate::test::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    with_fio("psync", || verified(&["--ioengine=psync"])),
+    with_fio("pvsync2", || verified(&["--ioengine=pvsync2"])),
+    with_fio("pvsync2_hipri", || {
+        verified(&["--ioengine=pvsync2", "--hipri"])
+    }),
+    with_fio("libaio", || {
+        verified(&["--ioengine=libaio", "--iodepth=16"])
+    }),
+    with_fio("io_uring", || {
+        verified(&["--ioengine=io_uring", "--iodepth=16"])
+    }),
+    with_fio("io_uring_fixed_buffers", || {
+        verified(&[
+            "--ioengine=io_uring",
+            "--iodepth=16",
+            "--fixedbufs",
+            "--registerfiles",
+        ])
+    }),
+    with_fio("io_uring_sqpoll", || {
+        verified(&["--ioengine=io_uring", "--iodepth=16", "--sqthread_poll"])
+    }),
+    with_fio("mmap", pages_by_mapping),
+    with_fio("a_changed_byte_is_found", a_changed_byte_is_found),
+];
+
+const fn with_fio(name: &'static str, run: fn() -> Result<()>) -> Test {
+    Test::new(name, run)
+        .packages(&["fio", "stress-ng", "xxd"])
+        .timeout(120)
+}
+
+/// Bytes that a job covers.
+const SIZE: u64 = 8 << 20;
+
+/// Where it begins: at no boundary of anything.
+const OFFSET: u64 = 12_345;
+
+/// Bytes around what a job writes that have to stay as they are.
+const MARGIN: usize = 5000;
+
+fn fio(arguments: &[&str]) -> Result<Output> {
+    Command::new("fio")
+        .args([
+            "--name=job",
+            "--output-format=json",
+            "--thread",
+            "--direct=1",
+        ])
+        .arg(format!("--filename={NODE}"))
+        .arg(format!("--size={SIZE}"))
+        .arg(format!("--offset={OFFSET}"))
+        .args(arguments)
+        .output()
+        .context("cannot run fio")
+}
+
+/// Runs fio, which has to succeed; gives what it says of its job.
+fn job(arguments: &[&str]) -> Result<Value> {
+    let output = fio(arguments)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "fio {arguments:?} failed ({}): {text}{errors}",
+        output.status
+    );
+    // Notes may come before it.
+    let json = text.find('{').map_or("", |start| &text[start..]);
+    let report: Value = serde_json::from_str(json).with_context(|| format!("fio said {text}"))?;
+    let job = report["jobs"][0].clone();
+    ensure!(job["error"] == 0, "{job}");
+    Ok(job)
+}
+
+fn bytes_of(job: &Value, direction: &str) -> u64 {
+    job[direction]["io_bytes"].as_u64().unwrap_or_default()
+}
+
+/// Writes with checksums and reads them back, then again with blocks from one byte on.
+fn verified(how: &[&str]) -> Result<()> {
+    let device = open()?;
+    let before = device.device_statistics()?;
+    let checked = checked(how, "--bsrange=512-1M")?;
+    // A block of a few bytes has no room for a checksum: the same byte everywhere, and looked at here.
+    let size = usize::try_from(SIZE)?;
+    let mut content = vec![0xee; size + 2 * MARGIN];
+    let begin = OFFSET - MARGIN as u64;
+    device.file().write_all_at(&content, begin)?;
+    let odd = ["--bsrange=1-1M", "--bs_unaligned", "--buffer_pattern=0x76"];
+    let job_of = |direction| job(&[how, &[direction], &odd].concat());
+    let written = bytes_of(&job_of("--rw=write")?, "write");
+    let read = bytes_of(&job_of("--rw=read")?, "read");
+    ensure!(
+        written.min(read) > SIZE / 2,
+        "{written} bytes written, {read} read"
+    );
+    device.file().read_exact_at(&mut content, begin)?;
+    let end = MARGIN + usize::try_from(written)?;
+    let wrong = content.iter().enumerate().position(|(index, &byte)| {
+        let inside = (MARGIN..end).contains(&index);
+        byte != if inside { 0x76 } else { 0xee }
+    });
+    ensure!(wrong.is_none(), "byte {wrong:?} is not what it should be");
+    wait::until_idle(&device)?;
+    let after = device.device_statistics()?;
+    // What this test moved itself is there as well.
+    let mine = content.len() as u64;
+    ensure!(
+        after.bytes_written - before.bytes_written == checked + written + mine
+            && after.bytes_read - before.bytes_read == checked + read + mine,
+        "{checked}, {written} and {mine} bytes were written, {read} read; the driver counts \
+         {before:?} {after:?}"
+    );
+    ensure!(after.failed == before.failed, "{before:?} {after:?}");
+    Ok(())
+}
+
+/// Blocks at random places, each with its checksum; gives the bytes that were written and verified.
+fn checked(how: &[&str], blocks: &str) -> Result<u64> {
+    let random = [
+        "--rw=randwrite",
+        blocks,
+        "--verify=crc32c",
+        "--verify_fatal=1",
+    ];
+    let job = job(&[how, &random].concat())?;
+    let written = bytes_of(&job, "write");
+    // Where what is left is smaller than the next block, fio stops.
+    ensure!(
+        written > SIZE / 2 && bytes_of(&job, "read") == written,
+        "{job}"
+    );
+    Ok(written)
+}
+
+fn pages_by_mapping() -> Result<()> {
+    let how = ["--ioengine=mmap", "--offset=8192"];
+    let before = open()?.device_statistics()?;
+    checked(&how, "--bsrange=4k-1M")?;
+    let after = open()?.device_statistics()?;
+    ensure!(
+        before.bytes_written == after.bytes_written && before.bytes_read == after.bytes_read,
+        "loads and stores became transfers: {before:?} {after:?}"
+    );
+    Ok(())
+}
+
+fn a_changed_byte_is_found() -> Result<()> {
+    const ARGUMENTS: [&str; 5] = [
+        "--ioengine=psync",
+        "--rw=write",
+        "--bs=4k",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+    ];
+    job(&[&ARGUMENTS[..], &["--do_verify=0"]].concat())?;
+    job(&[&ARGUMENTS[..], &["--verify_only"]].concat())?;
+    let place = OFFSET + 5 * 4096 + 2000;
+    let mut byte = [0];
+    let device = open()?;
+    device.file().read_exact_at(&mut byte, place)?;
+    device.file().write_all_at(&[!byte[0]], place)?;
+    let output = fio(&[&ARGUMENTS[..], &["--verify_only"]].concat())?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "fio does not verify");
+    ensure!(text.contains("crc32c: verify failed"), "{text}");
+    Ok(())
+}
