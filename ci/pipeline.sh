@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${CARGO_TARGET_DIR:-$PWD/target}
 
-stages=(packages format clippy docs coverage fuzz test)
+stages=(packages format clippy docs coverage fuzz test debug-kernel)
 
 # Host packages that building and testing need. As an ordinary user: only say what is missing.
 run_packages() {
@@ -97,11 +97,20 @@ run_sanitizers() {
 # shellcheck disable=SC2086 # several arguments are meant
 run_test() { cargo vm test ${VM_TEST_ARGUMENTS:-}; }
 
+# Suites, and devices that go and come, on the kernel with KASAN, lockdep and kmemleak, which is built
+# first if it is not in the cache: ten minutes on two processors. Any complaint of that kernel fails
+# the stage. DEBUG_TEST_ARGUMENTS as VM_TEST_ARGUMENTS.
+# shellcheck disable=SC2086 # several arguments are meant
+run_debug-kernel() {
+    cargo vm test --kernel debug --only suites ${DEBUG_TEST_ARGUMENTS:-} &&
+        cargo vm test --kernel debug --only scenarios hotplug::
+}
+
 [ $# -eq 0 ] || stages=("$@")
 summary=() skips=()
 for stage in "${stages[@]}"; do
     case $stage in
-        packages | format | clippy | docs | coverage | fuzz | sanitizers | test) ;;
+        packages | format | clippy | docs | coverage | fuzz | sanitizers | test | debug-kernel) ;;
         *) echo "ci/pipeline.sh: no stage $stage" >&2; exit 2 ;;
     esac
     echo "== $stage"

@@ -1,14 +1,14 @@
 //! The debug kernel: KASAN, lockdep, kmemleak and fault injection, built from Debian's sources.
 
-use anyhow::{Context, Result};
-use std::fs;
+use anyhow::Result;
 use std::path::PathBuf;
 
 use crate::cache::{self, Cache};
 use crate::kernel::StockKernel;
-use crate::packages::{self, Snapshot};
+use crate::kernel_source::{self, PARTS, Recipe};
+use crate::packages::Snapshot;
+use crate::progress;
 use crate::tools::Tools;
-use crate::{process, progress};
 
 /// What is switched on.
 const FRAGMENT: &str = include_str!("../../ci/kernel/debug.config");
@@ -33,36 +33,18 @@ pub(crate) fn provide(
     ]);
     let name = format!("{}-debug-{key}", kernel.version);
     cache.entry("kernel-trees", &name, |directory| {
-        let debs = snapshot.download(std::slice::from_ref(&kernel.source))?;
-        let log = cache
-            .directory("logs")?
-            .join(format!("kernel-debug-{}.log", kernel.version));
+        let recipe = Recipe {
+            what: format!("building the debug kernel {}", kernel.version),
+            log: format!("kernel-debug-{}.log", kernel.version),
+            script: BUILD,
+            packages: Vec::new(),
+            files: vec![("debug.config", FRAGMENT.as_bytes().to_vec())],
+            arguments: vec![format!("{PARTS}/debug.config")],
+        };
         progress::say(&format!(
             "vdma: building the debug kernel takes about ten minutes, once; its log is {}",
-            log.display()
+            cache.directory("logs")?.join(&recipe.log).display()
         ));
-        let _step = progress::step(format!("building the debug kernel {}", kernel.version));
-        let parts = tempfile::tempdir_in(cache.directory("scratch")?)
-            .context("cannot create a scratch directory")?;
-        packages::unpack(&debs, parts.path())?;
-        fs::write(parts.path().join("debug.config"), FRAGMENT).context("cannot write a file")?;
-        fs::write(parts.path().join("build-debug.sh"), BUILD).context("cannot write a file")?;
-        process::run_logged(
-            tools
-                .sandbox()
-                .without_network()
-                .read(parts.path(), "/mnt/parts")
-                .write(directory, "/mnt/kernel")
-                .command("sh")
-                .arg("/mnt/parts/build-debug.sh")
-                .arg(format!(
-                    "/mnt/parts/usr/src/linux-source-{}.tar.xz",
-                    kernel.series
-                ))
-                .arg("/mnt/parts/debug.config")
-                .arg("/mnt/kernel"),
-            "building the debug kernel",
-            &log,
-        )
+        kernel_source::build(cache, snapshot, tools, kernel, &recipe, directory)
     })
 }

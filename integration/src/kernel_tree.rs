@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::cache::{self, Cache};
 use crate::kernel::StockKernel;
 use crate::kernel_files::{self, KernelFiles};
-use crate::packages::{self, Snapshot};
+use crate::kernel_source::{self, PARTS, Recipe};
+use crate::packages::Snapshot;
 use crate::tools::Tools;
-use crate::{process, progress};
 
 /// A kernel tree that modules can be built against.
 #[derive(Clone, Debug)]
@@ -38,43 +38,27 @@ impl KernelTree {
         ]);
         let name = format!("{}-{key}", kernel.release);
         let directory = cache.entry("kernel-trees", &name, |directory| {
-            let debs = snapshot.download(&[kernel.source.clone(), kernel.headers.clone()])?;
-            let _step = progress::step(format!(
-                "preparing the source tree of kernel {} for modules",
-                kernel.version
-            ));
-            let parts = tempfile::tempdir_in(cache.directory("scratch")?)
-                .context("cannot create a scratch directory")?;
-            packages::unpack(&debs, parts.path())?;
-            fs::copy(kernel_files::config_of(files), parts.path().join("config"))
+            let config = fs::read(kernel_files::config_of(files))
                 .context("the kernel image brings no configuration")?;
-            fs::write(parts.path().join("prepare-tree.sh"), PREPARE)
-                .context("cannot write a script")?;
-            let log = cache
-                .directory("logs")?
-                .join(format!("kernel-tree-{}.log", kernel.release));
-            process::run_logged(
-                tools
-                    .sandbox()
-                    .without_network()
-                    .read(parts.path(), "/mnt/parts")
-                    .write(directory, "/mnt/kernel")
-                    .command("sh")
-                    .arg("/mnt/parts/prepare-tree.sh")
-                    .arg(format!(
-                        "/mnt/parts/usr/src/linux-source-{}.tar.xz",
-                        kernel.series
-                    ))
-                    .arg("/mnt/parts/config")
-                    .arg(format!(
-                        "/mnt/parts/usr/src/linux-headers-{}/Module.symvers",
+            let recipe = Recipe {
+                what: format!(
+                    "preparing the source tree of kernel {} for modules",
+                    kernel.version
+                ),
+                log: format!("kernel-tree-{}.log", kernel.release),
+                script: PREPARE,
+                packages: vec![kernel.headers.clone()],
+                files: vec![("config", config)],
+                arguments: vec![
+                    format!("{PARTS}/config"),
+                    format!(
+                        "{PARTS}/usr/src/linux-headers-{}/Module.symvers",
                         kernel.release
-                    ))
-                    .arg(kernel.local_version())
-                    .arg("/mnt/kernel"),
-                "preparing the kernel tree",
-                &log,
-            )
+                    ),
+                    kernel.local_version().to_owned(),
+                ],
+            };
+            kernel_source::build(cache, snapshot, tools, kernel, &recipe, directory)
         })?;
         Ok(Self {
             directory,

@@ -20,6 +20,7 @@ mod kernel;
 mod kernel_choice;
 mod kernel_files;
 mod kernel_log;
+mod kernel_source;
 mod kernel_tree;
 mod mirror;
 mod module_build;

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -44,10 +43,7 @@ pub(crate) fn backend(workspace: &Path) -> Result<PathBuf> {
     let mut command = cargo(workspace);
     command.args(["build", "--release", "--package", "vhost-device-dma"]);
     let built = build(&mut command, "building the backend")?;
-    built
-        .get("vhost-device-dma")
-        .cloned()
-        .context("the package vhost-device-dma builds no program of that name")
+    named(&built, "vhost-device-dma")
 }
 
 /// Builds the programs that run in guests.
@@ -68,17 +64,11 @@ pub(crate) fn for_guests(workspace: &Path) -> Result<Programs> {
             "-C target-feature=+crt-static",
         );
     let built = build(&mut command, "building the guest's programs")?;
-    let find = |name: &str| {
-        built
-            .get(name)
-            .cloned()
-            .with_context(|| format!("the workspace builds no program called {name}"))
-    };
     Ok(Programs {
-        agent: find("guest-agent")?,
-        suites: find("guest-suites")?,
-        demo: find("vdma-demo")?,
-        tool: find("vdma")?,
+        agent: named(&built, "guest-agent")?,
+        suites: named(&built, "guest-suites")?,
+        demo: named(&built, "vdma-demo")?,
+        tool: named(&built, "vdma")?,
     })
 }
 
@@ -97,10 +87,24 @@ pub(crate) fn cargo(workspace: &Path) -> Command {
     command
 }
 
+/// A program that cargo has made.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Artifact {
+    /// Name of its target.
+    pub(crate) name: String,
+    pub(crate) executable: PathBuf,
+    /// The manifest of its package.
+    pub(crate) manifest: PathBuf,
+    /// Whether it holds tests, rather than what the target is for.
+    pub(crate) is_test: bool,
+}
+
 #[derive(Deserialize)]
 struct Message {
     reason: String,
     target: Option<Target>,
+    profile: Option<Profile>,
+    manifest_path: Option<PathBuf>,
     executable: Option<PathBuf>,
 }
 
@@ -109,8 +113,13 @@ struct Target {
     name: String,
 }
 
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
 /// Runs a cargo build; gives the programs it made. Compiler messages go to standard error.
-fn build(command: &mut Command, what: &str) -> Result<HashMap<String, PathBuf>> {
+pub(crate) fn build(command: &mut Command, what: &str) -> Result<Vec<Artifact>> {
     command
         .args(["--quiet", "--message-format=json-render-diagnostics"])
         .stdout(Stdio::piped());
@@ -126,30 +135,45 @@ fn build(command: &mut Command, what: &str) -> Result<HashMap<String, PathBuf>> 
     if !status.success() {
         bail!("{what} failed; cargo's messages are above");
     }
-    Ok(programs_in(&text))
+    Ok(text.lines().filter_map(artifact).collect())
 }
 
-fn programs_in(messages: &str) -> HashMap<String, PathBuf> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
-        .filter(|message| message.reason == "compiler-artifact")
-        .filter_map(|message| Some((message.target?.name, message.executable?)))
-        .collect()
+/// The program that a line of cargo's tells of.
+fn artifact(line: &str) -> Option<Artifact> {
+    let message: Message = serde_json::from_str(line).ok()?;
+    (message.reason == "compiler-artifact").then_some(())?;
+    Some(Artifact {
+        name: message.target?.name,
+        executable: message.executable?,
+        manifest: message.manifest_path.unwrap_or_default(),
+        is_test: message.profile.is_some_and(|profile| profile.test),
+    })
+}
+
+/// The program called `name` among those that were built.
+fn named(built: &[Artifact], name: &str) -> Result<PathBuf> {
+    built
+        .iter()
+        .find(|artifact| artifact.name == name)
+        .map(|artifact| artifact.executable.clone())
+        .with_context(|| format!("the workspace builds no program called {name}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::programs_in;
+    use super::{artifact, named};
+    use std::path::Path;
 
     #[test]
     fn finds_programs_among_cargos_messages() {
         let text = r#"{"reason":"compiler-artifact","target":{"name":"lib"},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"vdma"},"executable":"/t/vdma","fresh":true}
+{"reason":"compiler-artifact","target":{"name":"vdma"},"executable":"/t/vdma","fresh":true,"manifest_path":"/w/Cargo.toml","profile":{"test":true}}
 not json
 {"reason":"build-finished","success":true}"#;
-        let programs = programs_in(text);
-        assert_eq!(programs.len(), 1);
-        assert_eq!(programs["vdma"], std::path::Path::new("/t/vdma"));
+        let built: Vec<_> = text.lines().filter_map(artifact).collect();
+        assert_eq!(built.len(), 1);
+        assert!(built[0].is_test && built[0].manifest == Path::new("/w/Cargo.toml"));
+        assert_eq!(named(&built, "vdma").unwrap(), Path::new("/t/vdma"));
+        assert!(named(&built, "lib").is_err());
     }
 }

@@ -1,7 +1,6 @@
 //! The workspace's unit tests, as cargo builds them and libtest runs them.
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,62 +23,17 @@ pub(crate) struct UnitTest {
     directory: PathBuf,
 }
 
-#[derive(Deserialize)]
-struct Message {
-    reason: String,
-    target: Option<Target>,
-    profile: Option<Profile>,
-    manifest_path: Option<PathBuf>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Profile {
-    test: bool,
-}
-
 /// Builds the workspace's tests and lists them.
 pub(crate) fn list(workspace: &Path) -> Result<Vec<UnitTest>> {
     let mut command = programs::cargo(workspace);
-    command
-        .args(["test", "--workspace", "--no-run", "--quiet"])
-        .arg("--message-format=json-render-diagnostics")
-        .stdout(Stdio::piped());
-    let messages = {
-        let _step = progress::step("building the unit tests");
-        let mut cargo = Process::spawn(&mut command)?;
-        let mut text = String::new();
-        if let Some(mut stdout) = cargo.take_stdout() {
-            std::io::Read::read_to_string(&mut stdout, &mut text)
-                .context("cannot read cargo's output")?;
-        }
-        let status = cargo.wait()?;
-        interrupt::check()?;
-        if !status.success() {
-            bail!("the unit tests do not build; cargo's messages are above");
-        }
-        text
-    };
+    command.args(["test", "--workspace", "--no-run"]);
     let mut tests = Vec::new();
-    for line in messages.lines() {
-        let Ok(message) = serde_json::from_str::<Message>(line) else {
-            continue;
-        };
-        let (Some(target), Some(program), Some(manifest)) =
-            (message.target, message.executable, message.manifest_path)
-        else {
-            continue;
-        };
-        let is_test = message.profile.is_some_and(|profile| profile.test);
-        if message.reason != "compiler-artifact" || !is_test {
+    for built in programs::build(&mut command, "building the unit tests")? {
+        if !built.is_test {
             continue;
         }
-        let directory = manifest.parent().unwrap_or(workspace).to_owned();
+        let program = built.executable;
+        let directory = built.manifest.parent().unwrap_or(workspace).to_owned();
         let listing = process::output(
             Command::new(&program)
                 .current_dir(&directory)
@@ -87,7 +41,7 @@ pub(crate) fn list(workspace: &Path) -> Result<Vec<UnitTest>> {
             "listing unit tests",
         )?;
         tests.extend(names_in(&listing).map(|inner| UnitTest {
-            name: format!("{PREFIX}::{}::{inner}", target.name.replace('-', "_")),
+            name: format!("{PREFIX}::{}::{inner}", built.name.replace('-', "_")),
             inner: inner.to_owned(),
             program: program.clone(),
             directory: directory.clone(),
