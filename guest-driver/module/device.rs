@@ -236,7 +236,9 @@ impl Vdma {
         };
         match submitted {
             Ok(done) => {
-                queue.kick();
+                if done < length {
+                    queue.kick();
+                }
                 transfer.submitted(done);
                 Ok(())
             }
@@ -320,8 +322,9 @@ impl Vdma {
             verified: submit.verified,
         })
         .and_then(|request| {
+            let last = done + bytes >= job.length as usize;
             queue
-                .submit(request, submit.when_full)
+                .submit(request, submit.when_full, last)
                 .map_err(|(error, _)| error)
         });
         if submitted.is_err() {
@@ -486,9 +489,8 @@ fn submit_one(
         verified: false,
     })?;
     queue
-        .submit(request, when_full)
+        .submit(request, when_full, true)
         .map_err(|(error, _)| error)?;
-    queue.kick();
     transfer.submitted(0);
     Ok(transfer)
 }

@@ -4,7 +4,7 @@
 //! tracepoints, the eventfd.
 
 use crate::{
-    bindings::{vdma_trace_complete, vdma_trace_complete_enabled, vdma_trace_submit},
+    bindings::{vdma_trace_complete, vdma_trace_submit, vdma_tracing},
     counters::Counters,
     eventfd::EventFd,
     protocol::{RequestHeader, TraceRecord},
@@ -73,24 +73,20 @@ impl DeviceObserver {
         self.readers.load(Relaxed) != 0
     }
 
-    /// The time, if anybody wants to know how long requests take, otherwise 0.
-    pub(crate) fn submission_time(&self) -> u64 {
+    /// Whether anybody wants to hear of requests.
+    pub(crate) fn is_observed(&self) -> bool {
         // SAFETY: No precondition.
-        if self.is_traced() || unsafe { vdma_trace_complete_enabled() } {
-            now()
-        } else {
-            0
-        }
+        self.is_traced() || unsafe { vdma_tracing() }
     }
 
-    /// A request goes to the device. Any context.
+    /// A request goes to the device; returns the time. Any context.
     pub(crate) fn submitted(
         &self,
         queue: u32,
         header: &RequestHeader,
         pages: usize,
         segments: usize,
-    ) {
+    ) -> u64 {
         // SAFETY: Numbers only.
         unsafe {
             vdma_trace_submit(
@@ -102,7 +98,8 @@ impl DeviceObserver {
                 pages as u32,
                 segments as u32,
             )
-        }
+        };
+        now()
     }
 
     /// A request that was submitted at the time `since` came back. Any context.

@@ -168,8 +168,8 @@ impl Queue {
         self.ring.lock().queue.as_mut().map(f)
     }
 
-    /// Hands a request to the device, which hears of it with the next [`Queue::kick`] at the latest.
-    /// Sleeps only with [`WhenFull::Wait`].
+    /// Hands a request to the device, and tells it so if this is the `last` for now; otherwise it hears
+    /// of it with the next that is, or [`Queue::kick`]. Sleeps only with [`WhenFull::Wait`].
     ///
     /// On failure the request comes back: `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when
     /// the device is gone, `EIO` when it broke the rules of the ring, `ENOMEM`.
@@ -177,6 +177,7 @@ impl Queue {
         &self,
         mut request: SlabBox<Request>,
         when_full: WhenFull,
+        last: bool,
     ) -> Result<(), (Error, SlabBox<Request>)> {
         // Counted before the device sees the request, for it may come back at once.
         request.transfer().request_submitted(request.extent());
@@ -211,7 +212,11 @@ impl Queue {
                     state.polled += usize::from(polled);
                     state.ages[state.epoch] += 1;
                     let missed = first && state.settle();
-                    drop(ring);
+                    if last {
+                        self.send_kick(ring);
+                    } else {
+                        drop(ring);
+                    }
                     if missed {
                         self.reap();
                     }
@@ -240,7 +245,8 @@ impl Queue {
             // Nobody else may be about to kick what makes room when it is done.
             if !kicked {
                 kicked = true;
-                ring = self.send_kick(ring);
+                self.send_kick(ring);
+                ring = self.ring.lock();
                 continue;
             }
             match self.wait(ring) {
@@ -255,7 +261,11 @@ impl Queue {
     /// Tells the device of what was submitted, if it wants to be told. Any context; costs an exit from
     /// the guest.
     pub(crate) fn kick(&self) {
-        let mut ring = self.ring.lock();
+        self.send_kick(self.ring.lock());
+    }
+
+    /// [`Queue::kick`], which lets the lock go.
+    fn send_kick(&self, mut ring: Guard<'_, Ring, IrqSaveBackend>) {
         let kick = ring.queue.as_mut().and_then(VirtQueue::prepare_kick);
         if let Some(kick) = kick {
             self.kicks.add(1, Relaxed);
@@ -264,16 +274,6 @@ impl Queue {
             unsafe { kick.send() };
             let _ = self.kicks.fetch_sub(1, Release);
         }
-    }
-
-    /// [`Queue::kick`], with the lock let go meanwhile.
-    fn send_kick<'a>(
-        &'a self,
-        ring: Guard<'a, Ring, IrqSaveBackend>,
-    ) -> Guard<'a, Ring, IrqSaveBackend> {
-        drop(ring);
-        self.kick();
-        self.ring.lock()
     }
 
     /// Takes back what was counted for a request that did not go.

@@ -163,16 +163,20 @@ impl SlabBox<Request> {
         self.polled
     }
 
-    /// Notes that the request goes to the queue of this number, and tells the observers.
+    /// Notes that the request goes to the queue of this number, and tells the observers, if there are
+    /// any.
     pub(crate) fn announce(&mut self, queue: u32) {
-        let device = self.transfer.observers().device.clone();
-        let extent = self.extent();
-        let pages = self.outgoing.pages() + self.incoming.pages();
-        device.submitted(queue, &self.header, pages, extent.segments);
+        let device = &self.transfer.observers().device;
+        let submitted_at = if device.is_observed() {
+            let pages = self.outgoing.pages() + self.incoming.pages();
+            device.submitted(queue, &self.header, pages, self.extent().segments)
+        } else {
+            0
+        };
         // SAFETY: Nothing is moved out of the request.
         let request = unsafe { self.as_mut().get_unchecked_mut() };
         request.queue = queue;
-        request.submitted_at = device.submission_time();
+        request.submitted_at = submitted_at;
     }
 
     /// When the request went to the device, in the reckoning of its queue.

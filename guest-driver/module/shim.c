@@ -299,9 +299,9 @@ void vdma_trace_complete(u32 device, u32 queue, u16 operation, u64 offset, u64 l
 	trace_vdma_complete(device, queue, operation, offset, length, result, latency);
 }
 
-bool vdma_trace_complete_enabled(void)
+bool vdma_tracing(void)
 {
-	return trace_vdma_complete_enabled();
+	return trace_vdma_submit_enabled() || trace_vdma_complete_enabled();
 }
 
 void vdma_cond_resched(void)

@@ -71,7 +71,7 @@ void vdma_trace_submit(u32 device, u32 queue, u16 operation, u64 offset, u64 len
 		       u32 segments);
 void vdma_trace_complete(u32 device, u32 queue, u16 operation, u64 offset, u64 length, int result,
 			 u64 latency);
-bool vdma_trace_complete_enabled(void);
+bool vdma_tracing(void);
 void vdma_cpu_relax(void);
 void vdma_cond_resched(void);
 

@@ -55,10 +55,32 @@ fn release(device: &Device, id: u32) {
     let _ = unsafe { ioctl(device.file().as_fd(), call) };
 }
 
-/// A part of a buffer of `length` bytes; more than there is is refused by the driver.
-fn part(length: u64, range: Option<Range<u64>>) -> (u64, u64) {
-    let range = range.unwrap_or(0..length);
-    (range.start, range.end.saturating_sub(range.start))
+/// A part of the buffer `id`, which has `length` bytes. What is not there is refused by the driver.
+struct Part {
+    id: u32,
+    offset: u64,
+    length: u64,
+}
+
+impl Part {
+    fn new(id: u32, length: usize, range: Option<Range<u64>>) -> Self {
+        let range = range.unwrap_or(0..length as u64);
+        Self {
+            id,
+            offset: range.start,
+            length: range.end.saturating_sub(range.start),
+        }
+    }
+
+    fn source(self) -> Source<'static> {
+        let Self { id, offset, length } = self;
+        Source::Buffer { id, offset, length }
+    }
+
+    fn target(self) -> Target<'static> {
+        let Self { id, offset, length } = self;
+        Target::Buffer { id, offset, length }
+    }
 }
 
 impl Device {
@@ -151,23 +173,13 @@ impl RegisteredBuffer<'_> {
     /// The buffer, or a part of it, for the device to read.
     #[must_use]
     pub fn source(&self, range: Option<Range<u64>>) -> Source<'static> {
-        let (offset, length) = part(self.length as u64, range);
-        Source::Buffer {
-            id: self.id,
-            offset,
-            length,
-        }
+        Part::new(self.id, self.length, range).source()
     }
 
     /// The buffer, or a part of it, for the device to write.
     #[must_use]
     pub fn target(&self, range: Option<Range<u64>>) -> Target<'static> {
-        let (offset, length) = part(self.length as u64, range);
-        Target::Buffer {
-            id: self.id,
-            offset,
-            length,
-        }
+        Part::new(self.id, self.length, range).target()
     }
 }
 
@@ -243,23 +255,13 @@ impl AllocatedBuffer<'_> {
     /// The buffer, or a part of it, for the device to read.
     #[must_use]
     pub fn source(&self, range: Option<Range<u64>>) -> Source<'static> {
-        let (offset, length) = part(self.mapping.len() as u64, range);
-        Source::Buffer {
-            id: self.id,
-            offset,
-            length,
-        }
+        Part::new(self.id, self.mapping.len(), range).source()
     }
 
     /// The buffer, or a part of it, for the device to write.
     #[must_use]
     pub fn target(&self, range: Option<Range<u64>>) -> Target<'static> {
-        let (offset, length) = part(self.mapping.len() as u64, range);
-        Target::Buffer {
-            id: self.id,
-            offset,
-            length,
-        }
+        Part::new(self.id, self.mapping.len(), range).target()
     }
 }
 

@@ -1,10 +1,13 @@
 //! The guest's side of `cargo vm demo`: shows every part at work, on real data, and ends with a
 //! failure if any of it is not as it should be.
 
+mod addresses;
 mod balance;
 mod bar;
 mod buffer;
+mod fault;
 mod function;
+mod operations;
 mod transfer;
 
 use anyhow::{Context as _, Result};
@@ -36,8 +39,20 @@ const STEPS: &[Step] = &[
         bar::backend_to_guest,
     ),
     (
+        "device memory is mapped when it is touched, in huge pages where that is possible",
+        fault::show,
+    ),
+    (
+        "what memory of this program is called on its way to the device",
+        addresses::show,
+    ),
+    (
         "a file goes from pinned user pages to device memory and back, through io_uring",
         transfer::show,
+    ),
+    (
+        "operations on buffers that are made ready for DMA once",
+        operations::show,
     ),
     ("everything is back to what it was", balance::show),
 ];

@@ -79,6 +79,17 @@ fn run(ring: &mut Uring, device: &Device, commands: &mut [Command]) -> Result<()
     ring.expect_none()
 }
 
+/// Reads that take a while, one for each of 64 pages.
+fn slow_reads(region: &Region) -> Vec<Command> {
+    (0..64)
+        .map(|index| {
+            let mut read = command(Operation::Read, SLOW.start, PAGE);
+            read.incoming = region.at(index * PAGE) as u64;
+            read
+        })
+        .collect()
+}
+
 fn commands_complete_with_their_results() -> Result<()> {
     let device = open()?;
     let data = bytes::random(1, 3 * PAGE);
@@ -223,14 +234,8 @@ fn a_submitting_kernel_thread_can_run_them() -> Result<()> {
 fn they_need_no_worker_threads() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(64)?;
-    let region = Region::anonymous(64 * KIB)?;
-    let mut commands: Vec<Command> = (0..64)
-        .map(|index| {
-            let mut read = command(Operation::Read, SLOW.start, KIB);
-            read.incoming = region.at(index * KIB) as u64;
-            read
-        })
-        .collect();
+    let region = Region::anonymous(64 * PAGE)?;
+    let mut commands = slow_reads(&region);
     let entries: Vec<Entry> = commands
         .iter_mut()
         .map(|command| entry(&device, command, 0))
@@ -269,13 +274,7 @@ fn kill_with_commands_in_flight() -> Result<()> {
     let child = Child::fork(|| {
         let mut ring = Uring::new(64)?;
         let region = Region::anonymous(64 * PAGE)?;
-        let mut commands: Vec<Command> = (0..64)
-            .map(|index| {
-                let mut read = command(Operation::Read, SLOW.start, PAGE);
-                read.incoming = region.at(index * PAGE) as u64;
-                read
-            })
-            .collect();
+        let mut commands = slow_reads(&region);
         let entries: Vec<Entry> = commands
             .iter_mut()
             .map(|command| entry(&device, command, 0))
