@@ -105,6 +105,30 @@ fn a_c_compiler_reads_the_same_numbers() {
 }
 
 #[test]
+fn the_examples_in_c_compile() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-driver/examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(&examples).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "c") {
+            count += 1;
+            let output = Command::new("cc")
+                .args(["-fsyntax-only", "-Wall", "-Werror", "-I"])
+                .arg(header_path().parent().unwrap())
+                .arg(&path)
+                .output()
+                .expect("a C compiler: install gcc");
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+    }
+    assert!(count > 0, "no example in {}", examples.display());
+}
+
+#[test]
 fn a_cpp_compiler_accepts_the_header() {
     let output = Command::new("c++")
         .args(["-x", "c++", "-fsyntax-only", "-Wall", "-Werror"])
