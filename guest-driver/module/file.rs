@@ -450,6 +450,10 @@ impl FileOperations for OpenFile {
         if submission.operation() != URING_RUN {
             return Err(ENOTTY);
         }
+        // Buffers that are registered with the ring, for one: there are others here.
+        if submission.flags() != 0 {
+            return Err(EINVAL);
+        }
         let when_full = if submission.no_wait() {
             WhenFull::Fail
         } else {

@@ -259,6 +259,11 @@ u32 vdma_uring_operation(const struct io_uring_cmd *cmd)
 	return cmd->cmd_op;
 }
 
+u32 vdma_uring_flags(const struct io_uring_cmd *cmd)
+{
+	return cmd->flags & IORING_URING_CMD_MASK;
+}
+
 u64 vdma_uring_address(const struct io_uring_cmd *cmd)
 {
 	return READ_ONCE(cmd->sqe->addr);

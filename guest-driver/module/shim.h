@@ -62,6 +62,7 @@ dma_addr_t vdma_dma_map_page(struct virtqueue *queue, struct page *page, unsigne
 
 struct file *vdma_uring_file(const struct io_uring_cmd *cmd);
 u32 vdma_uring_operation(const struct io_uring_cmd *cmd);
+u32 vdma_uring_flags(const struct io_uring_cmd *cmd);
 u64 vdma_uring_address(const struct io_uring_cmd *cmd);
 void *vdma_uring_private(struct io_uring_cmd *cmd);
 void vdma_uring_complete_in_task(struct io_uring_cmd *cmd);

@@ -9,8 +9,8 @@
 use crate::{
     bindings::{
         __io_uring_cmd_done, vdma_task_has_memory, vdma_uring_address, vdma_uring_complete_in_task,
-        vdma_uring_head, vdma_uring_operation, vdma_uring_private, VDMA_URING_CQE32,
-        VDMA_URING_NONBLOCK,
+        vdma_uring_flags, vdma_uring_head, vdma_uring_operation, vdma_uring_private,
+        VDMA_URING_CQE32, VDMA_URING_NONBLOCK,
     },
     command,
     transfer::Transfer,
@@ -64,6 +64,12 @@ impl Submission {
     pub(crate) fn operation(&self) -> u32 {
         // SAFETY: Valid during the call.
         unsafe { vdma_uring_operation(self.raw.as_ptr()) }
+    }
+
+    /// The `uring_cmd_flags` of the submission.
+    pub(crate) fn flags(&self) -> u32 {
+        // SAFETY: Valid during the call.
+        unsafe { vdma_uring_flags(self.raw.as_ptr()) }
     }
 
     /// The `addr` of the submission.

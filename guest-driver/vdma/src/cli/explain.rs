@@ -153,10 +153,7 @@ pub(super) fn explain(request: &Request<'_>) -> Result<()> {
                 "flags": flags(page),
             })).collect::<Vec<_>>(),
         })),
-        Output::Text => {
-            print_text(&vma, length, &pages);
-            Ok(())
-        }
+        Output::Text => print_text(&vma, length, &pages),
     }
 }
 
@@ -172,18 +169,24 @@ fn flags(page: &ExplainedPage) -> Vec<&'static str> {
     .collect()
 }
 
-fn print_text(vma: &str, length: usize, pages: &[ExplainedPage]) {
+fn print_text(vma: &str, length: usize, pages: &[ExplainedPage]) -> Result<()> {
     let entries = pages.last().map_or(0, |page| page.entry + 1);
-    println!("VMA: {vma}");
-    println!(
+    print_line!("VMA: {vma}")?;
+    print_line!(
         "{length} bytes: {} pages, as many scatter-gather entries before coalescing, {entries} after",
         pages.len()
-    );
-    println!();
-    println!(
+    )?;
+    print_line!("")?;
+    print_line!(
         "{:>5} {:>18} {:>18} {:>14} {:>14} {:>10} {:>5}  flags",
-        "entry", "user virtual", "kernel virtual", "physical", "bus (DMA)", "device", "bytes"
-    );
+        "entry",
+        "user virtual",
+        "kernel virtual",
+        "physical",
+        "bus (DMA)",
+        "device",
+        "bytes"
+    )?;
     let mut last = None;
     for page in pages {
         let entry = if last == Some(page.entry) {
@@ -192,7 +195,7 @@ fn print_text(vma: &str, length: usize, pages: &[ExplainedPage]) {
             page.entry.to_string()
         };
         last = Some(page.entry);
-        println!(
+        print_line!(
             "{entry:>5} {:>18x} {:>18x} {:>14x} {:>14x} {:>10x} {:>5}  {}",
             page.address,
             page.kernel_address,
@@ -201,6 +204,7 @@ fn print_text(vma: &str, length: usize, pages: &[ExplainedPage]) {
             page.offset,
             page.length,
             flags(page).join(" ")
-        );
+        )?;
     }
+    Ok(())
 }

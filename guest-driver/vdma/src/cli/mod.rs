@@ -1,3 +1,13 @@
+/// Prints a line to standard output; an error, not a panic, where nobody reads.
+macro_rules! print_line {
+    ($($text:tt)*) => {
+        std::io::Write::write_fmt(
+            &mut std::io::stdout(),
+            format_args!("{}\n", format_args!($($text)*)),
+        )
+    };
+}
+
 mod explain;
 mod operate;
 mod show;

@@ -46,7 +46,7 @@ pub(super) fn checksum(
     let length = length_from(&device, offset, length);
     let crc = device.crc32c(offset, length, 0)?;
     match output {
-        Output::Text => println!("{crc:08x}"),
+        Output::Text => print_line!("{crc:08x}")?,
         Output::Json => print_json(&json!({
             "version": JSON_VERSION,
             "offset": offset,

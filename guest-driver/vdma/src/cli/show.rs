@@ -30,10 +30,14 @@ pub(super) fn list(output: Output) -> anyhow::Result<()> {
             eprintln!("no vdma device; is the module virtio_dma loaded, and a device plugged?");
         }
         Output::Text => {
-            println!(
+            print_line!(
                 "{:<12} {:<14} {:<9} {:>10}  {:<6} BAR",
-                "Node", "PCI", "Virtio", "Memory", "Queues"
-            );
+                "Node",
+                "PCI",
+                "Virtio",
+                "Memory",
+                "Queues"
+            )?;
             for (node, device) in &devices {
                 let place = format!(
                     "{:<12} {:<14} {:<9}",
@@ -44,14 +48,14 @@ pub(super) fn list(output: Output) -> anyhow::Result<()> {
                 match device {
                     Ok(device) => {
                         let info = device.info();
-                        println!(
+                        print_line!(
                             "{place} {:>10}  {:<6} {}",
                             size(info.memory_size),
                             format!("{}x{}", info.num_queues, info.queue_size),
                             bar(info)
-                        );
+                        )?;
                     }
-                    Err(error) => println!("{place} {error}"),
+                    Err(error) => print_line!("{place} {error}")?,
                 }
             }
         }
@@ -86,14 +90,14 @@ pub(super) fn info(path: &Path, output: Output) -> anyhow::Result<()> {
             "statistics": statistics_json(&statistics),
         }))?,
         Output::Text => {
-            let line = |name: &str, value: String| println!("{name:<20}: {value}");
-            line("node", path.display().to_string());
-            line("device memory", size(info.memory_size));
-            line("BAR", bar(info));
+            let line = |name: &str, value: String| print_line!("{name:<20}: {value}");
+            line("node", path.display().to_string())?;
+            line("device memory", size(info.memory_size))?;
+            line("BAR", bar(info))?;
             line(
                 "queues",
                 format!("{} of {} descriptors", info.num_queues, info.queue_size),
-            );
+            )?;
             line(
                 "largest request",
                 format!(
@@ -101,12 +105,12 @@ pub(super) fn info(path: &Path, output: Output) -> anyhow::Result<()> {
                     size(info.max_transfer.into()),
                     info.max_segments
                 ),
-            );
-            line("DMA addresses", format!("{} bits", info.dma_bits));
-            line("virtio features", format!("{:#x}", info.features));
-            line("operations", operations.join(" "));
+            )?;
+            line("DMA addresses", format!("{} bits", info.dma_bits))?;
+            line("virtio features", format!("{:#x}", info.features))?;
+            line("operations", operations.join(" "))?;
             for (name, value) in statistics_fields(&statistics) {
-                line(&name.replace('_', " "), value.to_string());
+                line(&name.replace('_', " "), value.to_string())?;
             }
         }
     }
@@ -143,7 +147,7 @@ fn statistics_json(statistics: &Statistics) -> Value {
 }
 
 pub(super) fn print_json(value: &Value) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    print_line!("{}", serde_json::to_string_pretty(value)?)?;
     Ok(())
 }
 

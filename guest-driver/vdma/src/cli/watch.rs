@@ -30,10 +30,17 @@ pub(super) fn trace(
     let mut left = count.unwrap_or(u64::MAX);
     let mut lost = 0;
     if output == Output::Text {
-        println!(
+        print_line!(
             "{:>16} {:>5} {:<12} {:>12} {:>10} {:>5} {:>5} {:>10} result",
-            "time", "queue", "operation", "offset", "length", "pages", "segs", "latency"
-        );
+            "time",
+            "queue",
+            "operation",
+            "offset",
+            "length",
+            "pages",
+            "segs",
+            "latency"
+        )?;
     }
     while left > 0 && deadline.is_none_or(|deadline| Instant::now() < deadline) {
         let read = trace.read()?;
@@ -78,10 +85,7 @@ pub(super) fn trace(
                     })
                 ),
             };
-            match printed {
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                printed => printed.context("cannot print")?,
-            }
+            printed.context("cannot print")?;
         }
         drop(out);
         if read.records.is_empty() {

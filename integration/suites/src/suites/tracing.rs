@@ -48,6 +48,10 @@ pub(crate) const TESTS: &[Test] = &[
         "vdma_trace_and_top_show_requests",
         vdma_trace_and_top_show_requests,
     ),
+    Test::new(
+        "tools_end_quietly_when_nobody_reads",
+        tools_end_quietly_when_nobody_reads,
+    ),
 ];
 
 fn the_trace_shows_what_completed() -> Result<()> {
@@ -259,5 +263,18 @@ fn vdma_trace_and_top_show_requests() -> Result<()> {
     );
     let top = fs::read_to_string("/tmp/top.txt")?;
     ensure!(top.lines().any(|line| line.starts_with("write ")), "{top}");
+    Ok(())
+}
+
+fn tools_end_quietly_when_nobody_reads() -> Result<()> {
+    for command in ["vdma info", "vdma list", "vdma explain --length 4M"] {
+        let shell = format!("set -o pipefail; ({command}; sleep 0.1) 2>&1 | head -c 1");
+        let output = tool(&["sh", "-c", &shell])?;
+        ensure!(output.len() == 1, "{command}: {output}");
+        let shell =
+            format!("sh -c 'sleep 0.2; exec {command}' 2>/tmp/errors | true; cat /tmp/errors");
+        let errors = tool(&["sh", "-c", &shell])?;
+        ensure!(errors.is_empty(), "{command}: {errors}");
+    }
     Ok(())
 }
