@@ -37,6 +37,8 @@ pub(crate) enum Command {
     ///
     /// Exit status: 0 if nothing failed, 1 if something did, 2 on wrong usage.
     Test(Test),
+    /// Measure the device beside virtio-blk in one guest; print a table, write JSON and SVG
+    Bench(BenchOptions),
     /// Say what this machine has and lacks, each with its remedy
     Doctor,
     /// Remove everything that the other commands cached
@@ -117,6 +119,31 @@ pub(crate) struct Test {
     pub(crate) environment: EnvironmentOptions,
 
     /// Show QEMU's command lines and the guests' consoles
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// `cargo vm bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchOptions {
+    /// Run each job this many times; jobs take turns
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+
+    /// Seconds for each run of a job
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) seconds: u32,
+
+    /// Write bench.json and bench.svg to this directory
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
+    pub(crate) output: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) environment: EnvironmentOptions,
+
+    /// Show QEMU's command line and the guest's console
     #[arg(short, long)]
     pub(crate) verbose: bool,
 }

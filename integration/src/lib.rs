@@ -22,6 +22,7 @@ mod kernel_files;
 mod kernel_log;
 mod kernel_source;
 mod kernel_tree;
+mod measure;
 mod mirror;
 mod module_build;
 mod packages;

@@ -29,8 +29,8 @@ impl Accel {
     }
 }
 
-/// Where things appear in QEMU's sandbox.
-const RUN: &str = "/mnt/run";
+/// Where a run's directory appears in QEMU's sandbox.
+pub(crate) const RUN: &str = "/mnt/run";
 const KERNEL: &str = "/mnt/vmlinuz";
 const ROOT: &str = "/mnt/root.erofs";
 

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod bench;
 mod clean;
 mod demo;
 mod doctor;
@@ -20,6 +21,7 @@ pub(crate) fn run(command: Command) -> Result<u8> {
         Command::Exec(arguments) => exec::run(arguments),
         Command::Shell(arguments) => shell::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Clean => clean::run(),
     }

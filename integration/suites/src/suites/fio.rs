@@ -33,12 +33,14 @@ pub(crate) const TESTS: &[Test] = &[
     }),
     with_fio("mmap", pages_by_mapping),
     with_fio("a_changed_byte_is_found", a_changed_byte_is_found),
+    with_fio("verified_under_stress", verified_under_stress).timeout(240),
 ];
 
+/// What guests for users' programs have; one list, so that tests share them.
+pub(super) const PACKAGES: &[&str] = &["fio", "stress-ng", "xxd"];
+
 const fn with_fio(name: &'static str, run: fn() -> Result<()>) -> Test {
-    Test::new(name, run)
-        .packages(&["fio", "stress-ng", "xxd"])
-        .timeout(120)
+    Test::new(name, run).packages(PACKAGES).timeout(120)
 }
 
 /// Bytes that a job covers.
@@ -176,5 +178,36 @@ fn a_changed_byte_is_found() -> Result<()> {
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success(), "fio does not verify");
     ensure!(text.contains("crc32c: verify failed"), "{text}");
+    Ok(())
+}
+
+/// Memory runs short and processes come and go while transfers are verified.
+fn verified_under_stress() -> Result<()> {
+    let mut stress = Command::new("stress-ng")
+        .args([
+            "--vm",
+            "1",
+            "--vm-bytes",
+            "70%",
+            "--fork",
+            "1",
+            "--mmap",
+            "1",
+        ])
+        .args(["--madvise", "1", "--iomix", "1", "--temp-path", "/tmp"])
+        .args(["--timeout", "15s", "--oom-avoid", "--quiet"])
+        .spawn()
+        .context("cannot run stress-ng")?;
+    let mut rounds = 0;
+    let ended = loop {
+        verified(&["--ioengine=io_uring", "--iodepth=16"])?;
+        verified(&["--ioengine=libaio", "--iodepth=16"])?;
+        rounds += 1;
+        if let Some(status) = stress.try_wait()? {
+            break status;
+        }
+    };
+    println!("{rounds} rounds");
+    ensure!(ended.success(), "stress-ng ended with {ended}");
     Ok(())
 }

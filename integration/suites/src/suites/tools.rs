@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("dd_stops_at_the_end", dd_stops_at_the_end),
     Test::new("cp_and_cmp", cp_and_cmp),
     Test::new("od_and_tail", od_and_tail),
+    Test::new("xxd_dumps_and_patches", xxd_dumps_and_patches).packages(super::fio::PACKAGES),
     Test::new("pmap_names_the_device", pmap_names_the_device),
     Test::new(
         "lspci_shows_the_function_and_its_bars",
@@ -134,6 +135,23 @@ fn od_and_tail() -> Result<()> {
         .write_all_at(b"the end\n", device.info().memory_size - 8)?;
     let text = tool(&["tail", "-c", "8", NODE])?;
     ensure!(text == "the end\n", "{text}");
+    Ok(())
+}
+
+fn xxd_dumps_and_patches() -> Result<()> {
+    let device = open()?;
+    device.file().write_all_at(b"0123456789abcdef", 4090)?;
+    let text = tool(&["xxd", "-s", "4090", "-l", "16", NODE])?;
+    ensure!(
+        text.starts_with("00000ffa: 3031 3233 3435")
+            && text.trim_end().ends_with("0123456789abcdef"),
+        "{text}"
+    );
+    fs::write(INPUT, "00000ffc: 5859\n")?;
+    tool(&["xxd", "-r", INPUT, NODE])?;
+    let mut back = [0; 16];
+    device.file().read_exact_at(&mut back, 4090)?;
+    ensure!(&back == b"01XY456789abcdef", "{back:?}");
     Ok(())
 }
 
