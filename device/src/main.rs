@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vhost_device_dma::cli::Args;
 use vhost_device_dma::control::{self, Signals};
 use vhost_device_dma::{bus_error, sandbox};
@@ -19,17 +20,46 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("vhost-device-dma: {e:#}");
+            eprintln!("vhost-device-dma: {}", one_line(&e));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    raise_file_limit();
     let signals = Signals::install()?;
     bus_error::install();
     let metrics = args.open_metrics()?;
     let devices = args.open()?;
     sandbox::confine_process(&args.sandbox())?;
     Ok(control::run(signals, devices, metrics, args.seccomp)?)
+}
+
+/// The error and its causes. Most texts end with their cause already.
+fn one_line(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .fold(error.to_string(), |text, cause| {
+            let cause = cause.to_string();
+            if text.contains(&cause) {
+                text
+            } else {
+                format!("{text}: {cause}")
+            }
+        })
+}
+
+/// Each queue of each front end takes descriptors, and the usual soft limit is there for programs that
+/// use `select`.
+fn raise_file_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(e) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("cannot raise the limit on open files: {e}");
+    }
 }

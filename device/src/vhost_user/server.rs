@@ -147,13 +147,14 @@ impl Server {
             connection: Mutex::default(),
         });
         let serving = Arc::clone(&shared);
+        let accepting = Listener::from(shared.listener.try_clone()?);
         let thread = thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || {
                 let confined = confine_thread(Role::FrontEnd, serving.device.settings.seccomp);
                 if let Err(e) = confined
                     .map_err(io::Error::other)
-                    .and_then(|()| serving.serve())
+                    .and_then(|()| serving.serve(accepting))
                 {
                     log::error!("{}: {e}; no more front ends", serving.device.name);
                 }
@@ -185,15 +186,30 @@ impl Shared {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    fn serve(&self) -> io::Result<()> {
-        let mut listener = Listener::from(self.listener.try_clone()?);
+    fn serve(&self, mut listener: Listener) -> io::Result<()> {
         while self.await_connection()? {
-            self.connection(&mut listener)?;
-            if self.device.settings.once {
-                break;
+            match self.connection(&mut listener) {
+                Ok(()) if self.device.settings.once => break,
+                Ok(()) => {}
+                Err(e) => self.recover(&e),
             }
         }
         Ok(())
+    }
+
+    /// After a front end that could not be served: descriptors, threads or memory were short, which
+    /// others may give back.
+    fn recover(&self, error: &io::Error) {
+        if self.device.log_limit.pass().is_some() {
+            log::error!(
+                "{}: cannot serve a front end: {error}; trying again (too many open files? raise the \
+                 limit)",
+                self.device.name
+            );
+        }
+        let mut fds = [PollFd::new(&self.wake, PollFlags::IN)];
+        // Whatever it returns, the caller looks whether the server is to stop.
+        let _ = rustix::event::poll(&mut fds, Some(&RETRY));
     }
 
     /// Waits for a front end; `false` when the server is to stop.
@@ -229,7 +245,7 @@ impl Shared {
 
         let threads = self.device.settings.threads.max(1);
         let mut workers = Vec::with_capacity(usize::from(threads));
-        let mut failure = None;
+        let mut failure: Option<io::Error> = None;
         for thread in 0..threads {
             let queues: Vec<QueueParts> = (0..)
                 .zip(&rings)
@@ -251,8 +267,8 @@ impl Shared {
         }
         if failure.is_none() {
             match daemon.start(listener) {
-                Ok(()) => self.attend(&mut daemon, &session)?,
-                Err(e) => log::warn!("{name}: cannot accept a front end: {e}"),
+                Ok(()) => failure = self.attend(&mut daemon, &session).err(),
+                Err(e) => failure = Some(io::Error::other(e.to_string())),
             }
         }
 
@@ -351,6 +367,12 @@ impl Shared {
         }
     }
 }
+
+/// Pause after a front end that could not be served; it is still waiting in the listener's queue.
+const RETRY: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
 
 /// How long a connection may be silent while another one waits.
 const SILENCE: Timespec = Timespec {

@@ -345,8 +345,13 @@ impl VringT<Memory> for Vring {
 
     fn set_kick(&self, file: Option<File>) {
         // The inner ring only has to know that there is one.
-        self.inner
-            .set_kick(file.as_ref().and_then(|file| file.try_clone().ok()));
+        let known = file.as_ref().map(File::try_clone).transpose();
+        self.inner.set_kick(known.unwrap_or_else(|e| {
+            log::warn!(
+                "kick descriptor: {e}; its queue does not start; raise the limit on open files"
+            );
+            None
+        }));
         if let Some(file) = &file
             && let Err(e) = set_nonblocking(file)
         {

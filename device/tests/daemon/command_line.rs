@@ -21,6 +21,7 @@ fn the_daemon_fails_early_with_one_line() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
         assert!(text.contains(reason), "{arguments:?}: {text}");
         assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.matches("os error").count() <= 1, "{text}");
         assert!(!std::path::Path::new(&socket).exists());
     };
     fails(&["-s", "/nonexistent/directory/socket"], "cannot listen at");
@@ -307,4 +308,25 @@ fn huge_pages_are_reserved_at_the_start_or_refused() {
         assert!(log.contains("huge page"), "{log}");
         assert_eq!(log.lines().count(), 1, "{log}");
     }
+}
+
+/// Sixty-four devices of sixteen queues take thousands of descriptors.
+#[test]
+fn the_soft_limit_on_open_files_is_raised() {
+    let mut command = std::process::Command::new("sh");
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vdma.sock");
+    let script = "ulimit -S -n 50; exec \"$0\" \"$@\"";
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_vhost-device-dma"), "-s"])
+        .arg(&socket);
+    let mut daemon = Daemon::spawn(command, directory);
+    daemon.await_file(&socket);
+    let limits = format!("/proc/{}/limits", daemon.pid().as_raw_nonzero());
+    let limits = std::fs::read_to_string(limits).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let mut numbers = line.unwrap().split_whitespace().skip(3);
+    assert_eq!(numbers.next(), numbers.next(), "{limits}");
 }

@@ -157,9 +157,12 @@ fn wrong_id_and_wrong_length() {
 #[test]
 fn swap_exchanges_neighbours_of_a_batch() {
     let (_daemon, mut front) = start(&["swap,every=3"]);
+    // While the ring stands still, so that all are found at once.
+    front.stop_ring(0);
     for slot in 0..6 {
         front.submit(0, &nop(), slot);
     }
+    front.start_ring(0);
     front.kick(0);
     let ids: Vec<u32> = (0..6).map(|_| front.wait(0).id).collect();
     // The third is swapped with the fourth; the sixth has nobody behind it.

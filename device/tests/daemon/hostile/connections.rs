@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use crate::support::{Connect, DEADLINE, Daemon, FrontEnd, Request};
+use crate::support::{Connect, DEADLINE, Daemon, FrontEnd, Request, curl};
 use vdma_protocol::Operation;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VringConfigData};
@@ -208,4 +208,48 @@ fn front_ends_that_come_and_go_leave_nothing_behind() {
     while look().0 > first.0 || look().1 > first.1 {
         std::thread::yield_now();
     }
+}
+
+/// Descriptors run out, perhaps for what another front end has sent: a new one waits until there are
+/// some again, and nothing ends or spins.
+#[test]
+fn no_descriptors_left_for_a_while() {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let (daemon, metrics) = Daemon::start_with_metrics(&["--memory-size", "1M"]);
+    // Its control loop answers: all is set up that does not belong to a front end.
+    curl(&metrics);
+    // All numbers below are taken. Beyond it there may be some that the test's own process had open.
+    let taken = |number: &u64| {
+        let path = format!("/proc/{}/fd/{number}", daemon.pid().as_raw_nonzero());
+        std::fs::symlink_metadata(path).is_ok()
+    };
+    let open = (0..).find(|number| !taken(number)).unwrap();
+    let limit = |current| {
+        let limit = Rlimit {
+            current: Some(current),
+            maximum: Some(1024),
+        };
+        prlimit(Some(daemon.pid()), Resource::Nofile, limit).unwrap();
+    };
+    limit(open);
+    let unserved = UnixStream::connect(daemon.socket()).unwrap();
+    daemon.await_log("trying again");
+    // Each step of setting up a front end gets its turn to fail.
+    for spare in 0..12 {
+        limit(open + spare);
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        let _ = stream.write_all(&[1; 12]);
+        stream
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let _ = stream.read(&mut [0; 64]);
+    }
+    drop(unserved);
+    limit(1024);
+    let mut front = FrontEnd::connect(&daemon.socket());
+    assert_works(&mut front, 0);
+    drop(front);
+    let (status, log) = daemon.end();
+    assert!(status.success(), "{log}");
+    assert!(log.lines().count() < 100, "{log}");
 }

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::DEADLINE;
@@ -11,6 +12,7 @@ use super::DEADLINE;
 pub struct Daemon {
     child: Child,
     directory: tempfile::TempDir,
+    so_far: Arc<Mutex<Vec<u8>>>,
     log: Option<std::thread::JoinHandle<String>>,
 }
 
@@ -57,15 +59,33 @@ impl Daemon {
             .spawn()
             .unwrap();
         let mut stderr = child.stderr.take().unwrap();
+        let so_far = Arc::new(Mutex::new(Vec::new()));
+        let text = Arc::clone(&so_far);
         let log = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = stderr.read(&mut bytes) {
+                text.lock().unwrap().extend_from_slice(&bytes[..count]);
+            }
+            String::from_utf8_lossy(&text.lock().unwrap()).into_owned()
         });
         Self {
             child,
             directory,
+            so_far,
             log: Some(log),
+        }
+    }
+
+    /// Waits until the daemon has logged `text`.
+    pub fn await_log(&self, text: &str) {
+        let begin = Instant::now();
+        loop {
+            let log = String::from_utf8_lossy(&self.so_far.lock().unwrap()).into_owned();
+            if log.contains(text) {
+                return;
+            }
+            assert!(begin.elapsed() < DEADLINE, "no \"{text}\" in {log}");
+            std::thread::sleep(std::time::Duration::from_millis(2));
         }
     }
 
