@@ -59,7 +59,7 @@ run_coverage() {
 
 # Whether there is a nightly tool chain; if not, the stage counts as skipped.
 nightly() {
-    cargo +nightly --version && return
+    cargo +nightly --version 2>/dev/null && return
     skipped="no nightly tool chain; run: rustup toolchain install nightly --profile minimal"
     return 1
 }
