@@ -39,7 +39,7 @@ const PANIC_REPORT: Duration = Duration::from_secs(3);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long the kernel may look for leaks.
-const LEAK_DEADLINE: Duration = Duration::from_secs(120);
+const LEAK_DEADLINE: Duration = Duration::from_secs(600);
 
 /// How long the guest may take to let go of a device.
 const UNPLUG_DEADLINE: Duration = Duration::from_secs(60);
