@@ -15,6 +15,7 @@ use crate::{
     looking::Patience,
     observe::{DeviceObserver, Observers},
     pages::{Buffers, HeldPages},
+    plug,
     protocol::{
         Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
@@ -89,6 +90,8 @@ pub(crate) struct Submit {
     pub(crate) polled: bool,
     /// Whether the answer's value is a CRC32C of the data to compare with.
     pub(crate) verified: bool,
+    /// Whether the device need not hear of it before the task has submitted all it has.
+    pub(crate) batched: bool,
 }
 
 /// A job on its way to becoming requests.
@@ -142,14 +145,23 @@ impl Vdma {
         }
     }
 
-    /// Whether any queue answers a request now. May sleep.
+    /// Whether the device answers any request now. May sleep.
     fn answers(&self) -> bool {
-        self.queues.iter().any(|queue| {
+        let returned = || self.queues.iter().map(|queue| queue.returned());
+        let before = returned().fold(0, usize::wrapping_add);
+        let answered = self.queues.iter().any(|queue| {
             let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
-            submit_one(queue, nop, self.observers(), WhenFull::Fail)
-                .and_then(|transfer| transfer.wait_milliseconds(SIGN_OF_LIFE_MS))
-                .is_ok()
-        })
+            match submit_one(queue, nop, self.observers(), WhenFull::Fail) {
+                Ok(transfer) => transfer.wait_milliseconds(SIGN_OF_LIFE_MS).is_ok(),
+                Err(_) => {
+                    // There is no room for a question, but the device may be at work all the same.
+                    // SAFETY: The watchdog may sleep.
+                    unsafe { bindings::msleep(SIGN_OF_LIFE_MS) };
+                    false
+                }
+            }
+        });
+        answered || returned().fold(0, usize::wrapping_add) != before
     }
 
     /// Lets no request in any more, and takes device memory out of every mapping. May sleep.
@@ -322,7 +334,8 @@ impl Vdma {
             verified: submit.verified,
         })
         .and_then(|request| {
-            let last = done + bytes >= job.length as usize;
+            let last = done + bytes >= job.length as usize
+                && !(submit.batched && plug::defer_kick(&self.queues, queue));
             queue
                 .submit(request, submit.when_full, last)
                 .map_err(|(error, _)| error)

@@ -123,6 +123,7 @@ impl OpenFile {
             when_full,
             polled,
             verified,
+            batched: queued,
         };
         let queue = self.device.queue()?;
         let looking = if queued || !interruptible {
@@ -175,12 +176,14 @@ impl OpenFile {
         if when_full == WhenFull::Fail && has_data && !fits {
             return Err(EAGAIN);
         }
+        let batched = completer.is_some();
         let (combine, value) = checked.job.combination();
         let transfer = Transfer::new(completer, self.observers(), combine, value)?;
         let submit = Submit {
             when_full,
             polled: false,
             verified: false,
+            batched,
         };
         let queue = self.device.queue()?;
         self.device.submit(

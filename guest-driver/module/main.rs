@@ -27,6 +27,7 @@ mod log;
 mod looking;
 mod observe;
 mod pages;
+mod plug;
 #[path = "../../protocol/src/wire/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod protocol;

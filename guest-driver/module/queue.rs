@@ -65,6 +65,8 @@ struct Ring {
     queue: Option<VirtQueue<SlabBox<Request>>>,
     /// Requests in the ring.
     in_flight: usize,
+    /// Requests that have come back.
+    returned: usize,
     /// How many of them were submitted in each of the last periods.
     ages: [usize; EPOCHS],
     /// The current period.
@@ -115,6 +117,7 @@ impl Queue {
                 Ring {
                     queue: None,
                     in_flight: 0,
+                    returned: 0,
                     ages: [0; EPOCHS],
                     epoch: 0,
                     gate: Gate::Paused,
@@ -316,6 +319,7 @@ impl Queue {
             while count < BATCH {
                 let Some(used) = queue.pop() else { break };
                 state.in_flight -= 1;
+                state.returned = state.returned.wrapping_add(1);
                 state.polled -= usize::from(used.0.is_polled());
                 state.ages[used.0.epoch()] -= 1;
                 batch[count] = Some(used);
@@ -392,6 +396,11 @@ impl Queue {
     /// Where those wait that want room.
     pub(crate) fn room(&self) -> &PollCondVar {
         &self.room
+    }
+
+    /// Requests that have come back, ever.
+    pub(crate) fn returned(&self) -> usize {
+        self.ring.lock().returned
     }
 
     /// Requests in the ring.

@@ -4,6 +4,7 @@
 #ifndef VDMA_SHIM_H
 #define VDMA_SHIM_H
 
+#include <linux/blkdev.h>
 #include <linux/io_uring/cmd.h>
 #include <linux/mm.h>
 #include <linux/scatterlist.h>
@@ -75,6 +76,17 @@ void vdma_trace_complete(u32 device, u32 queue, u16 operation, u64 offset, u64 l
 bool vdma_tracing(void);
 void vdma_cpu_relax(void);
 void vdma_cond_resched(void);
+
+/* A callback for the end of a submission. */
+struct vdma_plug_callback {
+	struct blk_plug_cb plug;
+	void *queue;
+	const void *owner;
+};
+
+/* The task's callback for the queue, a new one if need be, or null where nothing is plugged. */
+struct vdma_plug_callback *vdma_check_plugged(blk_plug_cb_fn unplug, void *queue);
+void vdma_free_plug_callback(struct vdma_plug_callback *callback);
 
 /* What begins the private part of an io_uring command while it is under way. */
 struct vdma_uring_head {

@@ -7,11 +7,16 @@ use std::os::unix::fs::FileExt as _;
 use vdma::Device;
 
 use crate::support::driver::{Reloaded, Unbound};
-use crate::support::faults::{self, SLOW};
 use crate::support::region::Region;
 use crate::support::uring::{Uring, fd};
 use crate::support::{KIB, PAGE, bytes, open, open_direct, wait};
 use crate::test::Test;
+
+/// A queue that is soon full, and requests that stay there for a while: one after another.
+const SHALLOW: &[&str] = &["--queue-size=16", "--fault=delay=250ms,range=16M+1M"];
+
+/// Where they stay.
+const SLOW: u64 = 16 << 20;
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("an_idle_device_is_ready", an_idle_device_is_ready),
@@ -19,7 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
         "a_full_queue_is_busy_until_there_is_room",
         a_full_queue_is_busy_until_there_is_room,
     )
-    .device_arguments(faults::ARGUMENTS),
+    .device_arguments(SHALLOW),
     Test::new("removal_hangs_up", removal_hangs_up),
     Test::new("epoll_takes_the_device", epoll_takes_the_device),
     Test::new("eventfd_counts_completions", eventfd_counts_completions),
@@ -72,7 +77,7 @@ fn fill_queue(device: &Device, ring: &mut Uring, region: &Region, count: usize) 
     let entries: Vec<_> = (0..count)
         .map(|index| {
             opcode::Read::new(fd(device.file()), region.at(index % 64 * KIB), 1024)
-                .offset(SLOW.start)
+                .offset(SLOW)
                 .build()
         })
         .collect();
@@ -86,7 +91,7 @@ fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
     let region = Region::anonymous(64 * KIB)?;
     let mut ring = Uring::new(4096)?;
     // Each takes one descriptor at the least (an indirect one).
-    let count = (info.queue_size * info.num_queues) as usize + 8;
+    let count = (info.queue_size * info.num_queues) as usize + 4;
     fill_queue(&device, &mut ring, &region, count)?;
     let flags = ready(&device)?;
     ensure!(flags.is_empty(), "a full queue is {flags:?}");
@@ -95,7 +100,9 @@ fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
         flags == PollFlags::IN | PollFlags::OUT,
         "{flags:?} in the end"
     );
-    ring.wait(count)?;
+    for completion in ring.wait(count)? {
+        ensure!(completion.result == 1024, "{completion:?}");
+    }
     Ok(())
 }
 
