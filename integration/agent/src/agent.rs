@@ -7,12 +7,10 @@ use guest_agent::{
 use rustix::process::Signal;
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::command::{self, Running};
 use crate::{init, kernel_log, leaks};
@@ -52,10 +50,9 @@ pub(crate) fn serve() -> Result<(), String> {
     };
     // The port can be opened only once; reader and writer share the open file.
     let port = open()?;
-    let mut reader = Reader(
-        port.try_clone()
-            .map_err(|error| format!("{}: {error}", path.display()))?,
-    );
+    let mut reader = port
+        .try_clone()
+        .map_err(|error| format!("{}: {error}", path.display()))?;
     let link = Arc::new(Link {
         port: Mutex::new(port),
         commands: Mutex::default(),
@@ -73,27 +70,6 @@ pub(crate) fn serve() -> Result<(), String> {
         answer(&link, message);
     }
     Err("the harness hung up".to_owned())
-}
-
-/// How long the port may be without a harness.
-const RECONNECT: Duration = Duration::from_secs(30);
-
-/// The reading side of the port. A machine that wakes from sleep has a port at its end until its
-/// console driver and QEMU have found each other again.
-struct Reader(File);
-
-impl Read for Reader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let deadline = Instant::now() + RECONNECT;
-        loop {
-            let count = self.0.read(buffer)?;
-            if count > 0 || buffer.is_empty() || Instant::now() >= deadline {
-                return Ok(count);
-            }
-            // Nothing can be waited for: a port at its end is always readable.
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 fn answer(link: &Arc<Link>, message: ToGuest) {

@@ -21,7 +21,6 @@ mod reclaim;
 mod removal;
 mod splice;
 mod statistics;
-mod suspend;
 mod timeouts;
 mod tools;
 mod tracing;
@@ -43,7 +42,6 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("timeouts", timeouts::TESTS),
     ("statistics", statistics::TESTS),
     ("removal", removal::TESTS),
-    ("suspend", suspend::TESTS),
     ("splice", splice::TESTS),
     ("tools", tools::TESTS),
     ("lazy", lazy::TESTS),
