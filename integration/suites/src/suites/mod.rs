@@ -7,6 +7,7 @@ mod crowd;
 mod device_errors;
 mod explain;
 mod fio;
+mod function_reset;
 mod guest;
 mod interrupted;
 mod lazy;
@@ -55,4 +56,5 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("queues", queues::TESTS),
     ("reclaim", reclaim::TESTS),
     ("crowd", crowd::TESTS),
+    ("function_reset", function_reset::TESTS),
 ];

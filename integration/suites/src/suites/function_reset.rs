@@ -1,0 +1,111 @@
+//! The PCI function is reset under the driver (`/sys/bus/pci/devices/.../reset`): what the driver does
+//! before and after is what it does before and after a sleep of the machine.
+
+use anyhow::{Context as _, Result, ensure};
+use io_uring::opcode;
+use rustix::io::Errno;
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+
+use crate::support::faults::{self, VERY_SLOW};
+use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
+use crate::support::{KIB, MIB, PAGE, bytes, open};
+use crate::test::{Skip, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "device_memory_and_mappings_are_kept",
+        device_memory_and_mappings_are_kept,
+    ),
+    Test::new(
+        "requests_in_flight_end_with_eio",
+        requests_in_flight_end_with_eio,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new("again_and_again", again_and_again),
+];
+
+/// Resets the function of the only device.
+fn reset() -> Result<()> {
+    let nodes = vdma::nodes()?;
+    let node = nodes.first().context("no device")?;
+    let function = node.pci.as_ref().context("the device is no PCI function")?;
+    let path = format!("/sys/bus/pci/devices/{function}/reset");
+    if !std::path::Path::new(&path).exists() {
+        return Err(Skip("this machine cannot reset the function".to_owned()).into());
+    }
+    fs::write(&path, "1").with_context(|| path.clone())
+}
+
+fn device_memory_and_mappings_are_kept() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(1, 3 * MIB + 5);
+    device.file().write_all_at(&data, 777)?;
+    let mapping = device.map(0, PAGE)?;
+    mapping.store(16, 0x00c0_ffee_u32)?;
+    let buffer = device.allocate(data.len())?;
+    reset()?;
+    ensure!(
+        mapping.load::<u32>(16)? == 0x00c0_ffee,
+        "the mapping shows something else"
+    );
+    device.read(777, buffer.target(Some(0..data.len() as u64)))?;
+    let mut back = vec![0; data.len()];
+    buffer.read(0, &mut back)?;
+    bytes::expect(&back, &data, "what was written before the reset")?;
+    mapping.store(16, 0xbeef_u32)?;
+    let mut word = [0; 4];
+    device.file().read_exact_at(&mut word, 16)?;
+    ensure!(u32::from_le_bytes(word) == 0xbeef, "stores go elsewhere");
+    Ok(())
+}
+
+fn requests_in_flight_end_with_eio() -> Result<()> {
+    const COUNT: usize = 200;
+    let device = open()?;
+    let region = Region::anonymous(COUNT * KIB)?;
+    let mut ring = Uring::new(256)?;
+    let entries: Vec<_> = (0..COUNT)
+        .map(|index| {
+            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
+                .offset(VERY_SLOW.start)
+                .build()
+        })
+        .collect();
+    // SAFETY: The region lives until all has completed, below.
+    unsafe { ring.submit(&entries) }?;
+    reset()?;
+    let mut failed = 0;
+    for completion in ring.wait(COUNT)? {
+        let ended = completion.result == 1024;
+        let lost = completion.result == -Errno::IO.raw_os_error();
+        ensure!(ended || lost, "{completion:?}");
+        failed += usize::from(lost);
+    }
+    ensure!(
+        failed > 0,
+        "the device was done before the reset: nothing was tested"
+    );
+    ring.expect_none()?;
+    let data = bytes::random(2, 2 * PAGE);
+    device.file().write_all_at(&data, 5)?;
+    let mut back = vec![0; data.len()];
+    device.file().read_exact_at(&mut back, 5)?;
+    bytes::expect(&back, &data, "what was written afterwards")
+}
+
+fn again_and_again() -> Result<()> {
+    let device = open()?;
+    for round in 0..10 {
+        let data = bytes::random(round, 10 * PAGE);
+        device.file().write_all_at(&data, round)?;
+        reset()?;
+        let mut back = vec![0; data.len()];
+        device.file().read_exact_at(&mut back, round)?;
+        bytes::expect(&back, &data, "what was written before the reset")?;
+    }
+    let statistics = device.device_statistics()?;
+    ensure!(statistics.failed == 0, "{statistics:?}");
+    Ok(())
+}
