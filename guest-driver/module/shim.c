@@ -93,6 +93,9 @@ void vdma_pages_mark_dirty(struct page *page, unsigned long count)
 	struct folio *folio;
 
 	vdma_for_each_folio(folio, page, count) {
+		/* If writeback cleans it from here on, the look after the transfer finds out. */
+		if (folio_test_dirty(folio))
+			continue;
 		folio_lock(folio);
 		folio_mark_dirty(folio);
 		folio_unlock(folio);
