@@ -95,6 +95,7 @@ pub(crate) struct Submit {
 }
 
 /// A job on its way to becoming requests.
+#[derive(Clone, Copy)]
 struct Parts<'a> {
     queue: &'a Queue,
     transfer: &'a ARef<Transfer>,
@@ -102,6 +103,9 @@ struct Parts<'a> {
     limits: Limits,
     submit: Submit,
 }
+
+/// Most requests that a caller submits who may not wait: pinning takes its time as well.
+const MAX_NOWAIT_PARTS: usize = 8;
 
 /// Bytes that are copied at a time through the BAR; they are on the stack.
 const INLINE_STEP: usize = 256;
@@ -188,10 +192,17 @@ impl Vdma {
             .ok_or(ENODEV)
     }
 
-    /// Whether `buffers` are certain to fit into one request.
-    pub(crate) fn fits_one_request(&self, buffers: &Buffers<'_>) -> bool {
-        let most = self.limits.entries;
-        buffers.len() <= self.limits.bytes && buffers.page_bound(most + 1) <= most
+    /// Whether there is room now for all requests that `buffers` may need, few enough to be submitted
+    /// by a caller that may not wait. Others may take the room first: then the caller waits after all,
+    /// rather than stop half-way.
+    pub(crate) fn has_room_for(&self, buffers: &Buffers<'_>) -> bool {
+        let entries = self.limits.entries;
+        let pages = buffers.page_bound(MAX_NOWAIT_PARTS * entries + 1);
+        let parts = pages
+            .div_ceil(entries)
+            .max(buffers.len().div_ceil(self.limits.bytes));
+        parts <= MAX_NOWAIT_PARTS
+            && (parts == 1 || self.queue().is_ok_and(|queue| queue.has_room_for(parts)))
     }
 
     /// The operation that moves data, and whether its checksum is to be verified: with the parameter
@@ -269,11 +280,16 @@ impl Vdma {
         incoming: &mut Memory<'_>,
     ) -> Result<usize> {
         let length = parts.job.length as usize;
+        let mut parts = *parts;
         let mut done = 0;
         while done < length {
-            match self.submit_part(parts, done, outgoing, incoming) {
+            match self.submit_part(&parts, done, outgoing, incoming) {
                 Ok(0) => break,
-                Ok(bytes) => done += bytes,
+                Ok(bytes) => {
+                    done += bytes;
+                    // Who may not wait has looked for room before.
+                    parts.submit.when_full = WhenFull::Wait;
+                }
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }

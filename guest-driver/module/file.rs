@@ -92,9 +92,8 @@ impl OpenFile {
         } else {
             WhenFull::Wait
         };
-        if when_full == WhenFull::Fail && !self.device.fits_one_request(&buffers) {
-            // Split transfers may have to wait half-way; a caller that may not wait tries again from
-            // where it may.
+        if when_full == WhenFull::Fail && !self.device.has_room_for(&buffers) {
+            // A caller that may not wait tries again from where it may.
             return Err(EAGAIN);
         }
         // Pages that are not pinned stay with their owner only until the call ends, so a signal may

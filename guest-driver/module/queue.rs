@@ -388,6 +388,15 @@ impl Queue {
         room
     }
 
+    /// Whether so many requests would find room now.
+    pub(crate) fn has_room_for(&self, requests: usize) -> bool {
+        let ring = self.ring.lock();
+        // One descriptor each: the others are in an indirect table.
+        ring.queue
+            .as_ref()
+            .is_some_and(|queue| queue.free() as usize >= requests)
+    }
+
     /// Whether nothing will ever go through any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.ring.lock().gate == Gate::Closed
