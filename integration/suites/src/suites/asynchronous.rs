@@ -505,6 +505,15 @@ fn uring_needs_no_worker_threads() -> Result<()> {
             "{length} bytes need workers: {workers:?}"
         );
     }
+    // More pages than one request has entries for, in pages that are not huge ones.
+    let scattered = Pieces {
+        count: 4,
+        length: 2 * MIB,
+        position: 3,
+    };
+    plain(&mut ring, scattered)?;
+    let workers = procfs::io_workers()?;
+    ensure!(workers.is_empty(), "long ones need workers: {workers:?}");
     // A request that asks for a worker gets one, and this test sees it.
     let device = open()?;
     let region = Region::anonymous(PAGE)?;
