@@ -6,6 +6,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::fs;
 use std::os::fd::FromRawFd as _;
 use std::os::unix::fs::FileExt as _;
+use std::process::Command;
 use vdma::Operation;
 
 use crate::support::child::Child;
@@ -251,8 +252,12 @@ fn debugfs_shows_the_counts() -> Result<()> {
 }
 
 fn vdma_trace_and_top_show_requests() -> Result<()> {
-    let shell = "vdma trace -c 3 -s 20 -o json >/tmp/trace.json & vdma top -i 2 -r 1 >/tmp/top.txt & \
-                 sleep 0.5; dd if=/dev/zero of=/dev/vdma0 bs=64K count=10 2>/dev/null; wait";
+    // Both have to see requests that are made after they have begun, whenever that is.
+    let shell = "vdma trace -c 3 -s 20 -o json >/tmp/trace.json & trace=$!; \
+                 vdma top -i 2 -r 1 >/tmp/top.txt & top=$!; \
+                 while kill -0 $trace 2>/dev/null || kill -0 $top 2>/dev/null; do \
+                 dd if=/dev/zero of=/dev/vdma0 bs=64K count=10 2>/dev/null; done; \
+                 wait $trace && wait $top";
     tool(&["sh", "-c", shell])?;
     let trace = fs::read_to_string("/tmp/trace.json")?;
     ensure!(trace.lines().count() == 3, "{trace}");
@@ -267,14 +272,19 @@ fn vdma_trace_and_top_show_requests() -> Result<()> {
 }
 
 fn tools_end_quietly_when_nobody_reads() -> Result<()> {
-    for command in ["vdma info", "vdma list", "vdma explain --length 4M"] {
-        let shell = format!("set -o pipefail; ({command}; sleep 0.1) 2>&1 | head -c 1");
-        let output = tool(&["sh", "-c", &shell])?;
-        ensure!(output.len() == 1, "{command}: {output}");
-        let shell =
-            format!("sh -c 'sleep 0.2; exec {command}' 2>/tmp/errors | true; cat /tmp/errors");
-        let errors = tool(&["sh", "-c", &shell])?;
-        ensure!(errors.is_empty(), "{command}: {errors}");
+    for arguments in [&["info"][..], &["list"], &["explain", "--length", "4M"]] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = Command::new("vdma")
+            .args(arguments)
+            .stdout(writer)
+            .output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() && errors.is_empty(),
+            "vdma {arguments:?}: {}: {errors}",
+            output.status
+        );
     }
     Ok(())
 }
