@@ -3,7 +3,7 @@
 //! Driver for the vdma virtio DMA device: DMA between pinned user pages and device memory, and
 //! device memory mapped into user space.
 //!
-//! `ARCHITECTURE.md` beside this file follows one transfer through the modules.
+//! `ARCHITECTURE.md` in the folder above follows one transfer through the modules.
 
 use kernel::prelude::*;
 

@@ -335,6 +335,16 @@ void vdma_free_plug_callback(struct vdma_plug_callback *callback)
 	kfree(callback);
 }
 
+void vdma_preempt_disable(void)
+{
+	preempt_disable();
+}
+
+void vdma_preempt_enable(void)
+{
+	preempt_enable();
+}
+
 void vdma_cpu_relax(void)
 {
 	cpu_relax();

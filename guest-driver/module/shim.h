@@ -74,6 +74,8 @@ void vdma_trace_submit(u32 device, u32 queue, u16 operation, u64 offset, u64 len
 void vdma_trace_complete(u32 device, u32 queue, u16 operation, u64 offset, u64 length, int result,
 			 u64 latency);
 bool vdma_tracing(void);
+void vdma_preempt_disable(void);
+void vdma_preempt_enable(void);
 void vdma_cpu_relax(void);
 void vdma_cond_resched(void);
 

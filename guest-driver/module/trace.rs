@@ -3,14 +3,14 @@
 //! The trace: a ring of completed requests in vmalloc memory, which user space maps and reads without
 //! a call.
 //!
-//! The interrupts of several CPUs write at once: each takes the next number, and marks the slot while
+//! The completions of several CPUs write at once: each takes the next number, and marks the slot while
 //! it writes (see [`TraceRecord`]). Nobody waits for readers; slow ones lose records and notice it.
 
 use crate::{
     anonfile::{self, AnonymousFile},
     bindings::{
-        remap_vmalloc_range, vdma_vma_forbid_writing, vdma_vma_pgoff, vfree, vmalloc_user_noprof,
-        VDMA_VM_WRITE,
+        remap_vmalloc_range, vdma_preempt_disable, vdma_preempt_enable, vdma_vma_forbid_writing,
+        vdma_vma_pgoff, vfree, vmalloc_user_noprof, VDMA_VM_WRITE,
     },
     observe::DeviceObserver,
     protocol::{TraceHeader, TraceRecord},
@@ -71,6 +71,10 @@ impl TraceRing {
         const { assert!(offset_of!(TraceRecord, stamp) == 0) };
         // SAFETY: The header is in place; its first word is only accessed atomically.
         let head = unsafe { Atomic::<u64>::from_ptr(self.0.as_ptr().cast()) };
+        // Tasks that look for completions come here too. One that was put aside half-way would write
+        // over what others have written since.
+        // SAFETY: Undone below, and nothing in between sleeps.
+        unsafe { vdma_preempt_disable() };
         let number = head.fetch_add(1, Relaxed);
         let index = (number % CAPACITY) as usize;
         // SAFETY: The slots begin a page after the header, and the index is inside.
@@ -86,11 +90,12 @@ impl TraceRing {
         // The mark has to be seen before any of the record.
         stamp.xchg(2 * number + 1, ordering::Full);
         record.stamp = 2 * number + 1;
-        // SAFETY: The slot belongs to whoever took the number. (When the ring wraps round between the
-        // two stamps, two write to it at once, and the reader sees a stamp that is not its own or a
-        // torn record of somebody who was stopped for 4096 records: an interrupt handler is not.)
+        // SAFETY: The slot is this CPU's until the ring has come round: interrupts that arrive in
+        // between take other numbers, and 4096 of them do not.
         unsafe { ptr::write_volatile(slot, record) };
         stamp.store(2 * number + 2, Release);
+        // SAFETY: Disabled above.
+        unsafe { vdma_preempt_enable() };
     }
 
     /// Fills `vma` with the ring. `EINVAL` for another size or offset. May sleep.
