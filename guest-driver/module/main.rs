@@ -19,6 +19,7 @@ mod counters;
 mod debugfs;
 mod deferred;
 mod device;
+mod driver;
 mod eventfd;
 mod explain;
 mod file;
@@ -77,7 +78,7 @@ module! {
 /// What the loaded module owns. Fields are dropped in this order: first no device is driven any
 /// more, then no work is left, then no object of a cache is in use.
 struct VirtioDma {
-    _driver: Pin<KBox<virtio::Registration<device::Driver>>>,
+    _driver: Pin<KBox<virtio::Registration<driver::Driver>>>,
     _debugfs: debugfs::Root,
     _deferred: deferred::Worker,
     _transfers: slab::Registration<transfer::Transfer>,
