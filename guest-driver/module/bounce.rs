@@ -26,18 +26,23 @@ impl Reach {
         (32..=64).contains(&bits).then_some(Self { bits })
     }
 
+    /// Whether every page is within reach.
+    fn is_everywhere(self) -> bool {
+        self.bits >= u64::BITS
+    }
+
     /// Whether `page` is within reach.
     pub(crate) fn includes(self, page: Page) -> bool {
         let last = page.physical_address() + (PAGE_SIZE as u64 - 1);
-        self.bits >= u64::BITS || last >> self.bits == 0
+        self.is_everywhere() || last >> self.bits == 0
     }
 
     /// The zone to take pages from.
     fn zone(self) -> bindings::gfp_t {
-        if self.bits < u64::BITS {
-            VDMA_GFP_DMA32
-        } else {
+        if self.is_everywhere() {
             0
+        } else {
+            VDMA_GFP_DMA32
         }
     }
 }
@@ -59,9 +64,10 @@ pub(crate) struct Bounced {
 impl Bounced {
     /// Pages for those of `list` that are out of reach; `None` when there are none. May sleep.
     pub(crate) fn new(list: &SgList, reach: Reach) -> Result<Option<KBox<Self>>> {
-        if list
-            .page_runs()
-            .all(|(first, count)| reach.includes(first.nth(count.max(1) - 1)))
+        if reach.is_everywhere()
+            || list
+                .page_runs()
+                .all(|(first, count)| reach.includes(first.nth(count.max(1) - 1)))
         {
             return Ok(None);
         }
@@ -69,10 +75,11 @@ impl Bounced {
         let mut bounced = KBox::new(
             Self {
                 pairs: KVVec::with_capacity(pieces, GFP_KERNEL)?,
-                list: SgList::with_room(pieces)?,
+                list: SgList::new(),
             },
             GFP_KERNEL,
         )?;
+        bounced.list.make_room(pieces)?;
         for (page, offset, length) in list.pieces() {
             let page = if reach.includes(page) {
                 page

@@ -223,16 +223,17 @@ impl Buffer {
         (page - run.index < run.count).then(|| run.first.nth(page - run.index))
     }
 
-    /// The scatter-gather list for up to `max_bytes` from `offset` on, in up to `max_entries` entries
-    /// of up to `max_entry` bytes: shorter than asked for if it takes more. `EINVAL` for an offset
+    /// Appends up to `max_bytes` from `offset` on to the empty `list`, in up to `max_entries` entries
+    /// of up to `max_entry` bytes: fewer than asked for if it takes more. `EINVAL` for an offset
     /// behind the end.
-    pub(crate) fn sg_list(
+    pub(crate) fn list(
         &self,
+        list: &mut SgList,
         offset: usize,
         max_bytes: usize,
         max_entries: usize,
         max_entry: usize,
-    ) -> Result<SgList> {
+    ) -> Result {
         if offset > self.length {
             return Err(EINVAL);
         }
@@ -244,7 +245,7 @@ impl Buffer {
             .min(left.div_ceil(PAGE_SIZE) + 1);
         // Runs that are longer than an entry may be take several.
         let entries = entries.max((left.div_ceil(max_entry) + 1).min(max_entries));
-        let mut list = SgList::with_room(entries)?;
+        list.make_room(entries)?;
         while left > 0 && list.room() > 0 {
             let run = self.runs.get(index).ok_or(EINVAL)?;
             let within = at - run.index * PAGE_SIZE;
@@ -261,7 +262,7 @@ impl Buffer {
                 index += 1;
             }
         }
-        Ok(list)
+        Ok(())
     }
 
     /// Puts the buffer into the list of `deferred.rs`, in front of `next`.

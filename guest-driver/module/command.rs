@@ -167,14 +167,13 @@ impl Limits {
 }
 
 impl Memory<'_> {
-    /// Takes the pages of the next part, which begins at byte `done`. May sleep.
-    pub(crate) fn take(&mut self, done: usize, limits: Limits) -> Result<HeldPages> {
+    /// Puts the pages of the next part, which begins at byte `done`, into `held`, which has none. May
+    /// sleep.
+    pub(crate) fn take(&mut self, held: &mut HeldPages, done: usize, limits: Limits) -> Result {
         match self {
-            Self::None => HeldPages::none(),
-            Self::Caller(buffers) => {
-                HeldPages::take(buffers, limits.bytes, limits.entries, limits.entry)
-            }
-            Self::Buffer(buffer, offset) => HeldPages::of_buffer(
+            Self::None => Ok(()),
+            Self::Caller(buffers) => held.take(buffers, limits.bytes, limits.entries, limits.entry),
+            Self::Buffer(buffer, offset) => held.take_of(
                 buffer,
                 *offset + done,
                 limits.bytes,

@@ -22,7 +22,10 @@ pub(crate) struct Counter(Atomic<u64>);
 
 impl Counter {
     pub(crate) fn add(&self, more: usize) {
-        self.0.add(more as u64, Relaxed);
+        // Most are zero for most requests, and looking is cheaper than an atomic addition.
+        if more != 0 {
+            self.0.add(more as u64, Relaxed);
+        }
     }
 
     pub(crate) fn subtract(&self, less: usize) {

@@ -12,11 +12,11 @@ use crate::{
     explain,
     looking::Patience,
     observe::{DeviceObserver, Observers},
-    pages::{Buffers, HeldPages},
+    pages::Buffers,
     plug,
     protocol::{DeviceInfo, Operation, RequestHeader},
     queue::{Looking, Queue, WhenFull},
-    request::{Draft, Request},
+    request::Request,
     slab::SlabBox,
     transfer::{Combine, Transfer},
     vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
@@ -297,11 +297,14 @@ impl Vdma {
             submit,
         } = *parts;
         limits.bytes = limits.bytes.min(job.length as usize - done);
-        let mut read = outgoing.take(done, limits)?;
+        let mut request =
+            SlabBox::<Request>::create(transfer.clone(), done, submit.polled, submit.verified)?;
+        let (read, written) = request.data();
+        outgoing.take(read, done, limits)?;
         if outgoing.is_some() && incoming.is_some() {
             limits.bytes = read.bytes();
         }
-        let mut written = incoming.take(done, limits)?;
+        incoming.take(written, done, limits)?;
         let bytes = match (outgoing.is_some(), incoming.is_some()) {
             (false, false) => job.length as usize,
             (true, false) => read.bytes(),
@@ -311,28 +314,17 @@ impl Vdma {
         };
         read.bring_within(self.reach, true)?;
         written.bring_within(self.reach, false)?;
-        let header = RequestHeader::new(
+        request.prepare(RequestHeader::new(
             job.operation,
             job.offset_at(done),
             bytes as u64,
             job.argument_at(done),
-        );
-        let submitted = SlabBox::<Request>::create(Draft {
-            header,
-            outgoing: read,
-            incoming: written,
-            transfer: transfer.clone(),
-            position: done,
-            polled: submit.polled,
-            verified: submit.verified,
-        })
-        .and_then(|request| {
-            let last = done + bytes >= job.length as usize
-                && !(submit.batched && plug::defer_kick(&self.queues, queue));
-            queue
-                .submit(request, submit.when_full, last)
-                .map_err(|(error, _)| error)
-        });
+        ));
+        let last = done + bytes >= job.length as usize
+            && !(submit.batched && plug::defer_kick(&self.queues, queue));
+        let submitted = queue
+            .submit(request, submit.when_full, last)
+            .map_err(|(error, _)| error);
         if submitted.is_err() {
             outgoing.revert(bytes);
             incoming.revert(bytes);
@@ -485,15 +477,8 @@ pub(crate) fn submit_one(
     when_full: WhenFull,
 ) -> Result<ARef<Transfer>> {
     let transfer = Transfer::new(None, observers, Combine::Only, 0)?;
-    let request = SlabBox::<Request>::create(Draft {
-        header,
-        outgoing: HeldPages::none()?,
-        incoming: HeldPages::none()?,
-        transfer: transfer.clone(),
-        position: 0,
-        polled: false,
-        verified: false,
-    })?;
+    let mut request = SlabBox::<Request>::create(transfer.clone(), 0, false, false)?;
+    request.prepare(header);
     queue
         .submit(request, when_full, true)
         .map_err(|(error, _)| error)?;

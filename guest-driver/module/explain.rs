@@ -49,7 +49,8 @@ pub(crate) fn explain(
     let length = length.min(room * PAGE_SIZE - start % PAGE_SIZE);
     let mut memory = CallerMemory::empty();
     let mut buffers = memory.set(Direction::Read, explanation.address, length)?;
-    let held = HeldPages::take(&mut buffers, length, room, max_segment)?;
+    let mut held = HeldPages::none();
+    held.take(&mut buffers, length, room, max_segment)?;
 
     let array = usize::try_from(explanation.pages).map_err(|_| EFAULT)?;
     let mut out =

@@ -12,8 +12,9 @@ use crate::{
 };
 use kernel::sync::atomic::{Atomic, Relaxed};
 
-/// Looks that are skipped after each that was in vain, at the most.
-const MAX_SKIP: u32 = 64;
+/// Looks that are skipped after each that was in vain, at the most: a device that is always slower than
+/// a look is long costs a task less than a sixteenth of its time.
+const MAX_SKIP: u32 = 16;
 
 /// How long looking has paid lately.
 pub(crate) struct Patience {

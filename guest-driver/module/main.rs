@@ -65,8 +65,8 @@ module! {
             description: "Largest read or write that the CPU copies through the BAR, without a request",
         },
         poll_us: u32 {
-            default: 0,
-            description: "Microseconds for which a plain read or write looks for its completion before it sleeps, while that pays",
+            default: 100,
+            description: "Microseconds for which a plain read or write looks for its completion before it sleeps, while that pays (0: not at all)",
         },
         verify: u32 {
             default: 0,

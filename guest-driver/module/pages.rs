@@ -13,7 +13,7 @@ use crate::{
     deferred,
     scatterlist::SgList,
 };
-use core::{marker::PhantomData, ptr};
+use core::{marker::PhantomData, mem::MaybeUninit};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Arc};
 
 /// Pages that one call of [`Buffers::pin_into`] takes at a time; their pointers are on the stack.
@@ -170,8 +170,8 @@ impl Buffers<'_> {
     fn pin_into(&mut self, list: &mut SgList, max_bytes: usize, max_entry: usize) -> Result<usize> {
         let mut taken_pages = 0;
         while list.bytes() < max_bytes && list.room() > 0 && self.len() > 0 {
-            let mut batch = [ptr::null_mut::<bindings::page>(); BATCH];
-            let mut pages = batch.as_mut_ptr();
+            let mut batch = [const { MaybeUninit::<*mut bindings::page>::uninit() }; BATCH];
+            let mut pages = batch.as_mut_ptr().cast();
             let mut offset = 0;
             // SAFETY: The iterator is valid; `pages` points at room for as many pointers as are asked
             // for, so that the function does not allocate.
@@ -190,13 +190,11 @@ impl Buffers<'_> {
                 0 => return Err(EFAULT),
                 error => return Err(Error::from_errno(error as i32)),
             };
-            for page in batch {
-                if left == 0 {
-                    break;
-                }
+            let pages = (offset + left).div_ceil(PAGE_SIZE);
+            for page in batch.iter().take(pages) {
                 let length = left.min(PAGE_SIZE - offset);
                 // SAFETY: The function filled in the pages behind the bytes that it took.
-                let page = unsafe { Page::from_ptr(page) };
+                let page = unsafe { Page::from_ptr(page.assume_init()) };
                 list.push(page, offset, length, max_entry)?;
                 left -= length;
                 offset = 0;
@@ -235,59 +233,57 @@ pub(crate) struct HeldPages {
 
 impl HeldPages {
     /// No pages.
-    pub(crate) fn none() -> Result<Self> {
-        Ok(Self {
-            list: SgList::with_room(0)?,
+    #[inline(always)]
+    pub(crate) const fn none() -> Self {
+        Self {
+            list: SgList::new(),
             hold: Hold::Lent,
             bounced: None,
-        })
+        }
     }
 
     /// Takes up to `max_bytes` off `buffers`, in up to `max_entries` entries of up to `max_entry`
-    /// bytes. May sleep.
+    /// bytes. Once, for there may be no pages here yet. May sleep.
     pub(crate) fn take(
+        &mut self,
         buffers: &mut Buffers<'_>,
         max_bytes: usize,
         max_entries: usize,
         max_entry: usize,
-    ) -> Result<Self> {
-        let list = SgList::with_room(buffers.page_bound(max_entries))?;
+    ) -> Result {
+        self.list.make_room(buffers.page_bound(max_entries))?;
         let pins = buffers.will_pin();
-        let hold = if pins { Hold::Pinned(0) } else { Hold::Lent };
-        let mut held = Self {
-            list,
-            hold,
-            bounced: None,
-        };
-        let taken = buffers.pin_into(&mut held.list, max_bytes, max_entry);
+        if pins {
+            // What is taken before an error is unpinned as well.
+            self.hold = Hold::Pinned(0);
+        }
+        let taken = buffers.pin_into(&mut self.list, max_bytes, max_entry);
         let pages = match taken {
             Ok(pages) => pages,
             // What came before the bad address is a request of its own; the error comes back with
             // the next, which begins there.
-            Err(_) if held.list.bytes() > 0 => held.list.page_runs().map(|(_, count)| count).sum(),
+            Err(_) if self.list.bytes() > 0 => self.pages(),
             Err(error) => return Err(error),
         };
         if pins {
-            held.hold = Hold::Pinned(pages);
+            self.hold = Hold::Pinned(pages);
         }
-        Ok(held)
+        Ok(())
     }
 
-    /// The pages behind up to `max_bytes` of `buffer` from `offset` on, with limits as for
-    /// [`HeldPages::take`]. May sleep.
-    pub(crate) fn of_buffer(
+    /// Takes the pages behind up to `max_bytes` of `buffer` from `offset` on, with limits as for
+    /// [`HeldPages::take`], and once as well. May sleep.
+    pub(crate) fn take_of(
+        &mut self,
         buffer: &Arc<Buffer>,
         offset: usize,
         max_bytes: usize,
         max_entries: usize,
         max_entry: usize,
-    ) -> Result<Self> {
-        let list = buffer.sg_list(offset, max_bytes, max_entries, max_entry)?;
-        Ok(Self {
-            list,
-            hold: Hold::Buffer(Some(buffer.clone())),
-            bounced: None,
-        })
+    ) -> Result {
+        buffer.list(&mut self.list, offset, max_bytes, max_entries, max_entry)?;
+        self.hold = Hold::Buffer(Some(buffer.clone()));
+        Ok(())
     }
 
     /// Puts pages that the device can reach in the place of those that it cannot; with `outgoing`, the

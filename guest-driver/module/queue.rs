@@ -351,7 +351,7 @@ impl Queue {
         loop {
             let mut batch = [const { None }; BATCH];
             let more = self.pop_batch(&mut batch);
-            for (request, written) in batch.into_iter().flatten() {
+            for (request, written) in batch.iter_mut().filter_map(Option::take) {
                 count += 1;
                 request.complete(written);
             }

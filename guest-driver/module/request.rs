@@ -83,22 +83,6 @@ pub(crate) struct Completed {
     pub(crate) direction: Direction,
 }
 
-/// What a request is made of.
-pub(crate) struct Draft {
-    pub(crate) header: RequestHeader,
-    /// Data that the device reads.
-    pub(crate) outgoing: HeldPages,
-    /// Data that the device writes.
-    pub(crate) incoming: HeldPages,
-    pub(crate) transfer: ARef<Transfer>,
-    /// Byte of the transfer at which the request begins.
-    pub(crate) position: usize,
-    /// Whether the submitter looks for the completion.
-    pub(crate) polled: bool,
-    /// Whether the answer's value is a CRC32C of the data to compare with.
-    pub(crate) verified: bool,
-}
-
 /// Direction of the device memory that an operation moves.
 fn direction(operation: u16) -> Direction {
     match Operation::from_code(operation) {
@@ -109,25 +93,22 @@ fn direction(operation: u16) -> Direction {
 }
 
 impl SlabBox<Request> {
-    /// May sleep: pages that the device will write to are marked dirty now, where that is allowed.
-    pub(crate) fn create(draft: Draft) -> Result<Self> {
-        let Draft {
-            header,
-            outgoing,
-            incoming,
-            transfer,
-            position,
-            polled,
-            verified,
-        } = draft;
-        incoming.mark_dirty();
-        let mut request = SlabBox::new::<Error>(try_pin_init!(Request {
+    /// A request without data, at byte `position` of its transfer: [`Self::data`] and then
+    /// [`Self::prepare`] are next. With `polled` the submitter looks for the completion; with `verified`
+    /// the answer's value is a CRC32C of the data to compare with. May sleep.
+    pub(crate) fn create(
+        transfer: ARef<Transfer>,
+        position: usize,
+        polled: bool,
+        verified: bool,
+    ) -> Result<Self> {
+        SlabBox::new::<Error>(try_pin_init!(Request {
             response: DeviceWritable(Response::new(Status::UNWRITTEN, 0, 0)),
-            header,
+            header: RequestHeader::new(Operation::Nop, 0, 0, 0),
             header_sg: SgEntry::empty(),
             response_sg: SgEntry::empty(),
-            outgoing,
-            incoming,
+            outgoing: HeldPages::none(),
+            incoming: HeldPages::none(),
             transfer,
             position,
             polled,
@@ -138,15 +119,28 @@ impl SlabBox<Request> {
             deferred: None,
             next: None,
             _pin: PhantomPinned,
-        }? Error))?;
+        }? Error))
+    }
+
+    /// The data that the device reads, and that it writes: filled in here, where they stay.
+    pub(crate) fn data(&mut self) -> (&mut HeldPages, &mut HeldPages) {
+        // SAFETY: The fields are not pinned.
+        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        (&mut request.outgoing, &mut request.incoming)
+    }
+
+    /// Says what is to be done with the data. May sleep: pages that the device will write to are marked
+    /// dirty now, where that is allowed.
+    pub(crate) fn prepare(&mut self, header: RequestHeader) {
+        self.incoming.mark_dirty();
         // SAFETY: Nothing is moved out of the request.
-        let inner = unsafe { request.as_mut().get_unchecked_mut() };
+        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        request.header = header;
         // SAFETY: Header and response are in the request's slab object, which stays in place, and
         // which nobody touches while it is in a queue.
-        unsafe { inner.header_sg.set(&inner.header) };
+        unsafe { request.header_sg.set(&request.header) };
         // SAFETY: As above.
-        unsafe { inner.response_sg.set(&inner.response.0) };
-        Ok(request)
+        unsafe { request.response_sg.set(&request.response.0) };
     }
 
     /// Pages and scatter-gather entries of the data.

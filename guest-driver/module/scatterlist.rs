@@ -3,11 +3,18 @@
 //! Scatter-gather lists of pages, coalesced while they are built.
 
 use crate::{
-    bindings::{vdma_sg_mark_end, vdma_sg_page, vdma_sg_set_buf, vdma_sg_set_page},
+    bindings::{vdma_sg_mark_end, vdma_sg_set_buf, vdma_sg_set_page, VDMA_SG_PAGE_LINK_MASK},
     pages::Page,
 };
-use core::mem::size_of;
-use kernel::{bindings::scatterlist, page::PAGE_SIZE, prelude::*};
+use core::{
+    mem::{size_of, MaybeUninit},
+    slice,
+};
+use kernel::{
+    bindings::{self, scatterlist},
+    page::PAGE_SIZE,
+    prelude::*,
+};
 
 /// Entries that fit into the list itself; longer lists get an allocation of their own.
 const INLINE: usize = 4;
@@ -36,10 +43,21 @@ impl SgEntry {
     }
 }
 
+/// The first page of an entry of a list, each of which has one: `sg_page`, for loops over many.
+fn page_of(entry: &scatterlist) -> Page {
+    let page = entry.page_link & !VDMA_SG_PAGE_LINK_MASK;
+    // SAFETY: `SgList::push` put the page there; the other bits mark the end of a list.
+    unsafe { Page::from_ptr(page as *mut bindings::page) }
+}
+
 /// A list of pages. Has to stay in place while it is in a virtqueue.
+///
+/// # Invariants
+///
+/// `used` entries are there: in `spill` if there is one, otherwise at the beginning of `inline`.
 pub(crate) struct SgList {
-    inline: [scatterlist; INLINE],
-    spill: KVec<scatterlist>,
+    inline: MaybeUninit<[scatterlist; INLINE]>,
+    spill: Option<KVec<scatterlist>>,
     used: usize,
     limit: usize,
     bytes: usize,
@@ -51,35 +69,44 @@ unsafe impl Send for SgList {}
 unsafe impl Sync for SgList {}
 
 impl SgList {
-    /// A list with room for `limit` entries. May sleep.
-    pub(crate) fn with_room(limit: usize) -> Result<Self> {
-        let mut spill = KVec::new();
-        if limit > INLINE {
-            spill.extend_with(limit, scatterlist::default(), GFP_KERNEL)?;
-        }
-        Ok(Self {
-            inline: [scatterlist::default(); INLINE],
-            spill,
+    /// A list without room: [`SgList::make_room`] is next.
+    #[inline(always)]
+    pub(crate) const fn new() -> Self {
+        Self {
+            inline: MaybeUninit::uninit(),
+            spill: None,
             used: 0,
-            limit,
+            limit: 0,
             bytes: 0,
-        })
+        }
+    }
+
+    /// Makes room for `limit` entries in all; those that are there stay. May sleep.
+    pub(crate) fn make_room(&mut self, limit: usize) -> Result {
+        if limit > INLINE && self.spill.is_none() {
+            let mut spill = KVec::with_capacity(limit, GFP_KERNEL)?;
+            spill.extend_from_slice(self.entries(), GFP_KERNEL)?;
+            self.spill = Some(spill);
+        }
+        self.limit = self.limit.max(limit);
+        Ok(())
     }
 
     fn entries(&self) -> &[scatterlist] {
-        let all = if self.limit > INLINE {
-            &self.spill[..]
-        } else {
-            &self.inline[..]
-        };
-        &all[..self.used]
+        match &self.spill {
+            Some(spill) => spill,
+            // SAFETY: `used` entries are initialized, by the type's invariant.
+            None => unsafe { slice::from_raw_parts(self.inline.as_ptr().cast(), self.used) },
+        }
     }
 
-    fn slots(&mut self) -> &mut [scatterlist] {
-        if self.limit > INLINE {
-            &mut self.spill
-        } else {
-            &mut self.inline
+    fn entries_mut(&mut self) -> &mut [scatterlist] {
+        match &mut self.spill {
+            Some(spill) => spill,
+            // SAFETY: As above.
+            None => unsafe {
+                slice::from_raw_parts_mut(self.inline.as_mut_ptr().cast(), self.used)
+            },
         }
     }
 
@@ -110,16 +137,13 @@ impl SgList {
         length: usize,
         max_entry: usize,
     ) -> Result {
-        if let Some(last) = self.used.checked_sub(1) {
-            let slot = &mut self.slots()[last];
-            let end = slot.offset as usize + slot.length as usize;
-            // SAFETY: Every used entry has a page.
-            let first_page = unsafe { vdma_sg_page(slot) };
+        if let Some(last) = self.entries_mut().last_mut() {
+            let end = last.offset as usize + last.length as usize;
             let follows = offset == 0
                 && end % PAGE_SIZE == 0
-                && first_page.wrapping_add(end / PAGE_SIZE) == page.as_ptr();
-            if follows && slot.length as usize + length <= max_entry {
-                slot.length += length as u32;
+                && page_of(last).is_followed_by(end / PAGE_SIZE, page);
+            if follows && last.length as usize + length <= max_entry {
+                last.length += length as u32;
                 self.bytes += length;
                 return Ok(());
             }
@@ -127,11 +151,20 @@ impl SgList {
         if self.room() == 0 {
             return Err(ENOSPC);
         }
-        let used = self.used;
-        let slot = &mut self.slots()[used];
-        *slot = scatterlist::default();
-        // SAFETY: The slot is valid for writes; a page and a range inside of it make a valid entry.
-        unsafe { vdma_sg_set_page(slot, page.as_ptr(), length as u32, offset as u32) };
+        let mut entry = scatterlist::default();
+        // SAFETY: The entry is valid for writes; a page and a range inside of it make a valid one.
+        unsafe { vdma_sg_set_page(&mut entry, page.as_ptr(), length as u32, offset as u32) };
+        match &mut self.spill {
+            Some(spill) => spill.push(entry, GFP_KERNEL)?,
+            // SAFETY: There is room, so the place is inside of `inline`, and nothing is there yet.
+            None => unsafe {
+                self.inline
+                    .as_mut_ptr()
+                    .cast::<scatterlist>()
+                    .add(self.used)
+                    .write(entry)
+            },
+        }
         self.used += 1;
         self.bytes += length;
         Ok(())
@@ -140,20 +173,15 @@ impl SgList {
     /// The runs of pages that the entries touch: the first page, and how many.
     pub(crate) fn page_runs(&self) -> impl Iterator<Item = (Page, usize)> + '_ {
         self.entries().iter().map(|entry| {
-            let mut copy = *entry;
-            // SAFETY: Every used entry has a page.
-            let page = unsafe { Page::from_ptr(vdma_sg_page(&mut copy)) };
             let pages = (entry.offset as usize + entry.length as usize).div_ceil(PAGE_SIZE);
-            (page, pages)
+            (page_of(entry), pages)
         })
     }
 
     /// The bytes of the list, page by page: the page, where they begin in it, and how many.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = (Page, usize, usize)> + '_ {
         self.entries().iter().flat_map(|entry| {
-            let mut copy = *entry;
-            // SAFETY: Every used entry has a page.
-            let first = unsafe { Page::from_ptr(vdma_sg_page(&mut copy)) };
+            let first = page_of(entry);
             let begin = entry.offset as usize;
             let end = begin + entry.length as usize;
             (begin / PAGE_SIZE..end.div_ceil(PAGE_SIZE)).map(move |index| {
@@ -171,12 +199,12 @@ impl SgList {
 
     /// The list as the virtqueue wants it, or null when it is empty.
     pub(crate) fn terminate(&mut self) -> *mut scatterlist {
-        let Some(last) = self.used.checked_sub(1) else {
+        let entries = self.entries_mut();
+        let Some(last) = entries.last_mut() else {
             return core::ptr::null_mut();
         };
-        let slots = self.slots();
-        // SAFETY: The slot is an entry of this list.
-        unsafe { vdma_sg_mark_end(&mut slots[last]) };
-        slots.as_mut_ptr()
+        // SAFETY: The last is an entry of this list.
+        unsafe { vdma_sg_mark_end(last) };
+        entries.as_mut_ptr()
     }
 }

@@ -70,11 +70,6 @@ void vdma_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len)
 	sg_init_one(sg, buf, len);
 }
 
-struct page *vdma_sg_page(struct scatterlist *sg)
-{
-	return sg_page(sg);
-}
-
 void vdma_sg_mark_end(struct scatterlist *sg)
 {
 	sg_mark_end(sg);

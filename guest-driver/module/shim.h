@@ -29,7 +29,6 @@ bool vdma_iov_iter_will_pin(const struct iov_iter *iter);
 void vdma_sg_set_page(struct scatterlist *sg, struct page *page, unsigned int len,
 		      unsigned int offset);
 void vdma_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len);
-struct page *vdma_sg_page(struct scatterlist *sg);
 void vdma_sg_mark_end(struct scatterlist *sg);
 
 void vdma_pages_mark_dirty(struct page *page, unsigned long count);
