@@ -82,6 +82,7 @@ fn meaning(line: &str) -> Option<Event> {
     match (line.event.as_deref(), line.id) {
         // Nobody here asks it to stop the guest.
         (Some("STOP"), _) => Some(Event::Stopped),
+        (Some("SUSPEND"), _) => Some(Event::Asleep),
         (Some("DEVICE_DELETED"), _) => {
             let device = line.data?.get("device")?.as_str()?.to_owned();
             Some(Event::Unplugged(device))

@@ -60,6 +60,8 @@ pub(crate) enum Event {
     ConsoleClosed,
     /// QEMU stopped the guest of its own accord.
     Stopped,
+    /// The guest sleeps, and only QEMU can wake it.
+    Asleep,
     /// QEMU's answer to a command: what it returns, or why it refuses.
     Answer {
         /// Number of the command.
@@ -436,6 +438,25 @@ impl Vm {
         self.tell(&ToGuest::Mark(format!("{MARK_PREFIX}{text}")))
     }
 
+    /// Waits until a program in the guest writes a mark to the kernel log, which is returned; whenever
+    /// the machine sleeps meanwhile it is woken.
+    pub(crate) fn wait_for_mark(&mut self, limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.next_event(Some(deadline))? {
+                Some(Event::Mark(text)) => return Ok(text),
+                Some(Event::Asleep) => {
+                    self.ask_qemu("system_wakeup", serde_json::json!({}))?;
+                }
+                Some(_) => {}
+                None => {
+                    let what = format!("nothing in the kernel log within {} s", limit.as_secs());
+                    return Err(self.died(GuestFailure::Silent(what)));
+                }
+            }
+        }
+    }
+
     /// The kernel's complaints since the last call.
     pub(crate) fn take_splats(&mut self) -> Vec<Splat> {
         self.console.take_splats()
@@ -465,6 +486,16 @@ impl Vm {
     pub(crate) fn finish(mut self) -> Result<()> {
         let leaks = self.leaks()?;
         self.settle()?;
+        self.judge(leaks)
+    }
+
+    /// As [`Vm::finish`], for a guest whose agent cannot be reached any more: leaks are not looked for.
+    pub(crate) fn finish_unheard(mut self) -> Result<()> {
+        self.judge(None)
+    }
+
+    /// Fails if the kernel complained about itself, on its console or with `leaks`.
+    fn judge(&mut self, leaks: Option<Splat>) -> Result<()> {
         let mut splats = self.take_splats();
         splats.extend(leaks);
         if splats.is_empty() {

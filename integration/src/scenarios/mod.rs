@@ -6,6 +6,7 @@
 mod harness;
 mod hotplug;
 mod outage;
+mod sleep;
 
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
@@ -36,10 +37,15 @@ pub(crate) struct Context<'a> {
 
 /// All scenarios.
 pub(crate) fn all() -> Vec<&'static Scenario> {
-    [harness::SCENARIOS, outage::SCENARIOS, hotplug::SCENARIOS]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        harness::SCENARIOS,
+        outage::SCENARIOS,
+        hotplug::SCENARIOS,
+        sleep::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Runs `scenarios`; hands each result to `record`.
@@ -91,14 +97,22 @@ impl Context<'_> {
 
     /// As [`Context::boot`], with these arguments for each device's backend.
     fn boot_with(&self, devices: u32, device_arguments: &[&str]) -> Result<Vm> {
+        self.bench.boot(&GuestSpec {
+            device_arguments: device_arguments.iter().map(|&a| a.to_owned()).collect(),
+            ..self.guest(devices)
+        })
+    }
+
+    /// A guest with `devices` devices.
+    fn guest(&self, devices: u32) -> GuestSpec {
         let number = self.number.get();
         self.number.set(number + 1);
-        self.bench.boot(&GuestSpec {
+        GuestSpec {
             name: format!("scenario-{number}"),
             cpus: 2,
             memory_mib: 1024,
             devices,
-            device_arguments: device_arguments.iter().map(|&a| a.to_owned()).collect(),
+            device_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
             kernel_parameters: Vec::new(),
             dma_api: false,
@@ -106,7 +120,7 @@ impl Context<'_> {
             copies: Vec::new(),
             visible_memory: false,
             verbose: false,
-        })
+        }
     }
 
     /// Seconds that something in a guest may take, more where the kernel is slow.

@@ -27,6 +27,7 @@ pub(crate) const ACTORS: &[Actor] = &[
     ("load_a_dying_device", load_a_dying_device),
     ("use_a_new_device", use_a_new_device),
     ("hold_nothing", hold_nothing),
+    ("sleep_and_wake", sleep_and_wake),
 ];
 
 /// Said when the harness may act.
@@ -43,6 +44,21 @@ const READERS: usize = 8;
 
 /// How long the guest may take to see that the device is gone.
 const GONE: Duration = Duration::from_secs(60);
+
+/// How often the machine sleeps.
+const SLEEPS: u64 = 3;
+
+/// What the machine's sleep is asked for with: its memory is kept, its devices lose their power.
+const SLEEP: (&str, &str) = ("/sys/power/state", "mem");
+
+/// How often it has slept.
+const SLEPT: &str = "/sys/power/suspend_stats/success";
+
+/// Readers that are at work when the machine goes to sleep.
+const SLEEPERS: u64 = 4;
+
+/// Bytes of each of their reads.
+const READ: usize = 64 * 1024;
 
 fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout();
@@ -223,4 +239,82 @@ fn hold_nothing() -> Result<()> {
         users = fs::read_to_string("/sys/module/virtio_dma/refcnt")?;
         Ok(users.trim() == "0")
     })
+}
+
+/// Puts the machine to sleep and wakes it, with readers at work, and tells the kernel log how it went:
+/// the port to the harness does not survive.
+fn sleep_and_wake() -> Result<()> {
+    // The agent would give up when its port ends.
+    if let Some(agent) = rustix::process::getppid() {
+        rustix::process::kill_process(agent, Signal::STOP).context("cannot stop the agent")?;
+    }
+    let outcome = match sleep_under_load() {
+        Ok(()) => "well".to_owned(),
+        Err(error) => format!("{error:#}").replace('\n', "; "),
+    };
+    fs::write("/dev/kmsg", format!("vdma-mark: slept: {outcome}\n")).context("/dev/kmsg")
+}
+
+fn sleep_under_load() -> Result<()> {
+    let device = open()?;
+    let data = bytes::random(1, 3 * MIB + 5);
+    device.file().write_all_at(&data, 777)?;
+    let mapping = device.map(0, PAGE)?;
+    mapping.store(16, 0x00c0_ffee_u32)?;
+    let pinned = watch::pinned_pages()?;
+    let awake = Path::new("/tmp/slept");
+    let readers = (0..SLEEPERS)
+        .map(|number| {
+            let (device, data) = (&device, &data);
+            Child::fork(move || {
+                let mut buffer = vec![0; READ];
+                let mut at = usize::try_from(number)? * 4097;
+                while !awake.exists() {
+                    at = (at + 12_345) % (data.len() - READ);
+                    device.file().read_exact_at(&mut buffer, 777 + at as u64)?;
+                    bytes::expect(&buffer, &data[at..at + READ], "a read across the sleep")?;
+                }
+                Ok(())
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let before = times_slept()?;
+    for round in 0..SLEEPS {
+        wait::until_busy(&device)?;
+        // The harness wakes it.
+        fs::write(SLEEP.0, SLEEP.1).with_context(|| format!("sleep {round}"))?;
+        ensure!(
+            times_slept()? == before + round + 1,
+            "the machine did not sleep in round {round}"
+        );
+        ensure!(
+            mapping.load::<u32>(16)? == 0x00c0_ffee,
+            "the mapping shows something else after sleep {round}"
+        );
+    }
+    fs::write(awake, "").context("/tmp/slept")?;
+    for reader in readers {
+        reader.succeed()?;
+    }
+    wait::until_idle(&device)?;
+    let mut back = vec![0; data.len()];
+    device.file().read_exact_at(&mut back, 777)?;
+    bytes::expect(&back, &data, "what was written before the sleep")?;
+    mapping.store(16, 0xbeef_u32)?;
+    let mut word = [0; 4];
+    device.file().read_exact_at(&mut word, 16)?;
+    ensure!(u32::from_le_bytes(word) == 0xbeef, "stores go elsewhere");
+    let statistics = device.device_statistics()?;
+    ensure!(
+        statistics.failed == 0,
+        "{} requests failed",
+        statistics.failed
+    );
+    ensure!(watch::pinned_pages()? == pinned, "pages are still pinned");
+    Ok(())
+}
+
+fn times_slept() -> Result<u64> {
+    let text = fs::read_to_string(SLEPT).context(SLEPT)?;
+    Ok(text.trim().parse()?)
 }
