@@ -31,6 +31,9 @@ pub(crate) const TESTS: &[Test] = &[
     with_fio("io_uring_sqpoll", || {
         verified(&["--ioengine=io_uring", "--iodepth=16", "--sqthread_poll"])
     }),
+    with_fio("io_uring_hipri", || {
+        verified(&["--ioengine=io_uring", "--iodepth=16", "--hipri"])
+    }),
     with_fio("mmap", pages_by_mapping),
     with_fio("a_changed_byte_is_found", a_changed_byte_is_found),
     with_fio("verified_under_stress", verified_under_stress).timeout(240),
