@@ -97,9 +97,9 @@ run_sanitizers() {
 # shellcheck disable=SC2086 # several arguments are meant
 run_test() { cargo vm test ${VM_TEST_ARGUMENTS:-}; }
 
-# Suites, devices that go and come, and sleep, on the kernel with KASAN, lockdep and kmemleak, which is built
-# first if it is not in the cache: ten minutes on two processors. Any complaint of that kernel fails
-# the stage. DEBUG_TEST_ARGUMENTS as VM_TEST_ARGUMENTS.
+# Suites, devices that go and come, and sleep, on the kernel with KASAN, lockdep and kmemleak, which is
+# built first if it is not in the cache: ten minutes on two processors. Any complaint of that kernel
+# fails the stage. DEBUG_TEST_ARGUMENTS as VM_TEST_ARGUMENTS.
 # shellcheck disable=SC2086 # several arguments are meant
 run_debug-kernel() {
     cargo vm test --kernel debug --only suites ${DEBUG_TEST_ARGUMENTS:-} &&

@@ -226,7 +226,7 @@ impl Buffer {
     /// Appends up to `max_bytes` from `offset` on to the empty `list`, in up to `max_entries` entries
     /// of up to `max_entry` bytes: fewer than asked for if it takes more. `EINVAL` for an offset
     /// behind the end.
-    pub(crate) fn list(
+    pub(crate) fn append_to(
         &self,
         list: &mut SgList,
         offset: usize,

@@ -243,7 +243,7 @@ impl HeldPages {
     }
 
     /// Takes up to `max_bytes` off `buffers`, in up to `max_entries` entries of up to `max_entry`
-    /// bytes. Once, for there may be no pages here yet. May sleep.
+    /// bytes. To be called once: there are no pages here yet. May sleep.
     pub(crate) fn take(
         &mut self,
         buffers: &mut Buffers<'_>,
@@ -272,7 +272,7 @@ impl HeldPages {
     }
 
     /// Takes the pages behind up to `max_bytes` of `buffer` from `offset` on, with limits as for
-    /// [`HeldPages::take`], and once as well. May sleep.
+    /// [`HeldPages::take`]. To be called once as well. May sleep.
     pub(crate) fn take_of(
         &mut self,
         buffer: &Arc<Buffer>,
@@ -281,7 +281,7 @@ impl HeldPages {
         max_entries: usize,
         max_entry: usize,
     ) -> Result {
-        buffer.list(&mut self.list, offset, max_bytes, max_entries, max_entry)?;
+        buffer.append_to(&mut self.list, offset, max_bytes, max_entries, max_entry)?;
         self.hold = Hold::Buffer(Some(buffer.clone()));
         Ok(())
     }

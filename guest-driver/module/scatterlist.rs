@@ -46,7 +46,8 @@ impl SgEntry {
 /// The first page of an entry of a list, each of which has one: `sg_page`, for loops over many.
 fn page_of(entry: &scatterlist) -> Page {
     let page = entry.page_link & !VDMA_SG_PAGE_LINK_MASK;
-    // SAFETY: `SgList::push` put the page there; the other bits mark the end of a list.
+    // SAFETY: Entries are made by `SgList::push` alone, which puts a page into each; the other bits
+    // mark the end of a list.
     unsafe { Page::from_ptr(page as *mut bindings::page) }
 }
 
@@ -54,7 +55,8 @@ fn page_of(entry: &scatterlist) -> Page {
 ///
 /// # Invariants
 ///
-/// `used` entries are there: in `spill` if there is one, otherwise at the beginning of `inline`.
+/// `used` entries are there, at most `limit`: in `spill` if there is one, otherwise at the beginning of
+/// `inline`, and then `limit` is at most [`INLINE`].
 pub(crate) struct SgList {
     inline: MaybeUninit<[scatterlist; INLINE]>,
     spill: Option<KVec<scatterlist>>,
@@ -156,7 +158,8 @@ impl SgList {
         unsafe { vdma_sg_set_page(&mut entry, page.as_ptr(), length as u32, offset as u32) };
         match &mut self.spill {
             Some(spill) => spill.push(entry, GFP_KERNEL)?,
-            // SAFETY: There is room, so the place is inside of `inline`, and nothing is there yet.
+            // SAFETY: There is room, so `used` is less than `limit`, which without `spill` is within
+            // `inline`; no reference to what is there exists, for the list is borrowed here.
             None => unsafe {
                 self.inline
                     .as_mut_ptr()

@@ -104,15 +104,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_stop_is_a_stop() {
+    fn stops_and_sleeps_are_told_from_the_rest() {
         assert!(matches!(
             meaning(r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#),
             Some(Event::Stopped)
+        ));
+        assert!(matches!(
+            meaning(r#"{"event": "SUSPEND"}"#),
+            Some(Event::Asleep)
         ));
         for line in [
             r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#,
             r#"{"return": {}, "id": 0}"#,
             r#"{"event": "RESUME"}"#,
+            r#"{"event": "WAKEUP"}"#,
             r#"{"event": "SHUTDOWN", "data": {"reason": "STOP"}}"#,
             r#"{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/x/bus"}}"#,
             "nonsense",

@@ -262,14 +262,14 @@ fn sleep_under_load() -> Result<()> {
     let mapping = device.map(0, PAGE)?;
     mapping.store(16, 0x00c0_ffee_u32)?;
     let pinned = watch::pinned_pages()?;
-    let awake = Path::new("/tmp/slept");
+    let enough = Path::new("/tmp/slept-enough");
     let readers = (0..SLEEPERS)
         .map(|number| {
             let (device, data) = (&device, &data);
             Child::fork(move || {
                 let mut buffer = vec![0; READ];
                 let mut at = usize::try_from(number)? * 4097;
-                while !awake.exists() {
+                while !enough.exists() {
                     at = (at + 12_345) % (data.len() - READ);
                     device.file().read_exact_at(&mut buffer, 777 + at as u64)?;
                     bytes::expect(&buffer, &data[at..at + READ], "a read across the sleep")?;
@@ -292,7 +292,7 @@ fn sleep_under_load() -> Result<()> {
             "the mapping shows something else after sleep {round}"
         );
     }
-    fs::write(awake, "").context("/tmp/slept")?;
+    fs::write(enough, "").context("cannot end the readers")?;
     for reader in readers {
         reader.succeed()?;
     }
