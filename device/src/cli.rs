@@ -55,6 +55,11 @@ pub struct Args {
     #[arg(long, exclusive = true, help_heading = "Front end")]
     pub print_capabilities: bool,
 
+    /// Offer VIRTIO_F_ACCESS_PLATFORM, with which drivers take addresses from their DMA API; goes with
+    /// QEMU's iommu_platform=on. Nothing here translates addresses: no IOMMU may be in between
+    #[arg(long, help_heading = "Front end")]
+    pub access_platform: bool,
+
     /// End when the first front end disconnects; with several devices, when each has had one
     #[arg(long, help_heading = "Front end")]
     pub once: bool,
@@ -206,6 +211,7 @@ impl Args {
                 queue_size: self.queue_size,
                 threads: self.threads.unwrap_or(self.num_queues),
                 once: self.once,
+                access_platform: self.access_platform,
                 poll: Duration::from_micros(self.poll_us),
                 seccomp: self.seccomp,
                 faults: self.faults.clone(),

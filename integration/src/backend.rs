@@ -113,6 +113,9 @@ impl Backend {
                 }])
                 .context("cannot hand a descriptor to the backend")?;
         }
+        if spec.dma_api {
+            command.arg("--access-platform");
+        }
         command.args(&spec.arguments);
         let mut backend = Self {
             process: Process::spawn(&mut command)?,

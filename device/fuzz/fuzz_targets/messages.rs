@@ -46,6 +46,7 @@ fn socket() -> &'static PathBuf {
             queue_size: 64,
             threads: 2,
             once: false,
+            access_platform: true,
             poll: Duration::ZERO,
             seccomp: SeccompMode::None,
             faults: Vec::new(),

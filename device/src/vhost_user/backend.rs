@@ -17,17 +17,17 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vmm_sys_util::epoll::EventSet;
 
 use super::bar::Bar;
-use super::server::Device;
+use super::server::{Device, DeviceSettings};
 use super::session::Session;
 use super::vring::{Memory, Vring};
 use crate::engine::{Engine, MAX_TRANSFER};
 use crate::memory::Backing;
 use crate::queue::MAX_SEGMENTS;
 
-/// Feature bits that every device offers.
-pub(super) fn offered_features() -> u64 {
+/// Feature bits that a device with these settings offers.
+fn offered_features(settings: &DeviceSettings) -> u64 {
     1 << VIRTIO_F_VERSION_1
-        | 1 << VIRTIO_F_ACCESS_PLATFORM
+        | u64::from(settings.access_platform) << VIRTIO_F_ACCESS_PLATFORM
         | 1 << VIRTIO_RING_F_INDIRECT_DESC
         | 1 << VIRTIO_RING_F_EVENT_IDX
         | 1 << FEATURE_BAR
@@ -89,7 +89,7 @@ impl VhostUserBackend for Backend {
 
     fn features(&self) -> u64 {
         self.session.note_speech();
-        offered_features()
+        offered_features(self.device().settings())
     }
 
     fn acked_features(&self, features: u64) {

@@ -36,6 +36,8 @@ pub struct DeviceSettings {
     pub threads: u16,
     /// End after the first front end.
     pub once: bool,
+    /// Offer `VIRTIO_F_ACCESS_PLATFORM`.
+    pub access_platform: bool,
     /// How long to look at an idle ring before sleeping.
     pub poll: Duration,
     /// What happens to unexpected system calls of the device's threads.

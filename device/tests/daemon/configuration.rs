@@ -6,7 +6,7 @@ use vdma_protocol::{
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
-use crate::support::{Connect, Daemon, FrontEnd, Request};
+use crate::support::{Connect, Daemon, FEATURES, FrontEnd, Request};
 
 fn nop() -> Request {
     Request::new(Operation::Nop, 0, 0, 0)
@@ -41,6 +41,25 @@ fn it_says_what_the_device_is() {
     assert_eq!(config.max_segments.get(), 1024);
     assert_eq!(config.max_transfer.get(), 1 << 30);
     assert_eq!(config.state.get(), STATE_BAR_MAPPED | STATE_PERSISTENT);
+}
+
+/// Drivers go through their DMA API only where that is asked for.
+#[test]
+fn the_platform_is_accessed_when_that_is_wanted() {
+    const ACCESS_PLATFORM: u64 = 1 << 33;
+    for (arguments, expected) in [
+        (&["--memory-size=1M"][..], 0),
+        (&["--memory-size=1M", "--access-platform"], ACCESS_PLATFORM),
+    ] {
+        let daemon = Daemon::start(arguments);
+        let options = Connect {
+            features: FEATURES | expected,
+            ..Connect::default()
+        };
+        let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+        assert_eq!(front.offered & ACCESS_PLATFORM, expected);
+        assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
+    }
 }
 
 /// Any guest can write there: that must not even cost the connection.

@@ -24,8 +24,8 @@ use vm_memory::{
 use super::ring::RING_BYTES;
 use super::{DEADLINE, DriverRing, Used};
 
-/// VERSION_1, ACCESS_PLATFORM, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, BAR.
-pub const FEATURES: u64 = 1 << 32 | 1 << 33 | 1 << 28 | 1 << 29 | 1 << 30 | 1 << FEATURE_BAR;
+/// VERSION_1, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, BAR.
+pub const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 29 | 1 << 30 | 1 << FEATURE_BAR;
 pub const EVENT_IDX: u64 = 1 << 29;
 
 /// Guest memory: two regions of one guest-physical range each, adjacent, in separate files.
@@ -176,6 +176,8 @@ pub struct FrontEnd {
     pub rings: Vec<DriverRing>,
     pub window: Option<Arc<BarWindow>>,
     pub options: Connect,
+    /// Feature bits that the device offers.
+    pub offered: u64,
 }
 
 impl Drop for FrontEnd {
@@ -244,6 +246,7 @@ impl FrontEnd {
             rings: Vec::new(),
             window,
             options: options.clone(),
+            offered,
         }
     }
 

@@ -26,6 +26,18 @@ pub(crate) const TESTS: &[Test] = &[
     .memory_mib(5120)
     .timeout(120),
     Test::new(
+        "memory_out_of_reach_is_bounced_beside_the_dma_api",
+        memory_out_of_reach_is_bounced,
+    )
+    .memory_mib(5120)
+    .dma_api()
+    .timeout(120),
+    Test::new(
+        "the_dma_api_maps_where_the_device_asks_for_it",
+        the_dma_api_maps_where_the_device_asks_for_it,
+    )
+    .dma_api(),
+    Test::new(
         "all_of_memory_is_in_reach_otherwise",
         all_of_memory_is_in_reach_otherwise,
     ),
@@ -47,6 +59,17 @@ pub(crate) const TESTS: &[Test] = &[
         small_transfers_go_through_the_bar,
     ),
 ];
+
+/// With `VIRTIO_F_ACCESS_PLATFORM`, bit 33, virtio maps what it hands to the device.
+fn the_dma_api_maps_where_the_device_asks_for_it() -> Result<()> {
+    const ACCESS_PLATFORM: usize = 33;
+    let features = std::fs::read_to_string("/sys/class/misc/vdma0/device/features")?;
+    ensure!(
+        features.as_bytes().get(ACCESS_PLATFORM) == Some(&b'1'),
+        "features {features}"
+    );
+    transfers_work()
+}
 
 /// Transfers of all kinds, with data to compare.
 fn transfers_work() -> Result<()> {
