@@ -38,6 +38,9 @@ pub(crate) enum Command {
     /// Exit status: 0 if nothing failed, 1 if something did, 2 on wrong usage.
     Test(Test),
     /// Measure the device beside virtio-blk in one guest; print a table, write JSON and SVG
+    ///
+    /// Times depend on what else the machine does. With --instructions the guest's instructions are
+    /// counted instead, which hardly do, and which say where they go.
     Bench(BenchOptions),
     /// Say what this machine has and lacks, each with its remedy
     Doctor,
@@ -136,7 +139,11 @@ pub(crate) struct BenchOptions {
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub(crate) seconds: u32,
 
-    /// Write bench.json and bench.svg to this directory
+    /// Count the guest's instructions for each request, instead of measuring times (TCG only)
+    #[arg(long, conflicts_with = "seconds")]
+    pub(crate) instructions: bool,
+
+    /// Write bench.json and bench.svg, or instructions.json, to this directory
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     pub(crate) output: PathBuf,
 

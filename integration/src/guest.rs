@@ -43,6 +43,8 @@ pub(crate) struct Wanted {
     pub(crate) package_sets: Vec<Vec<String>>,
     pub(crate) accel: AccelChoice,
     pub(crate) driver: bool,
+    /// The plugin that counts instructions.
+    pub(crate) counting_plugin: bool,
 }
 
 /// Everything that guests are started from.
@@ -55,6 +57,8 @@ pub(crate) struct Bench {
     pub(crate) programs: Programs,
     /// The driver's module and the backend, unless guests are to have neither.
     pub(crate) driver: Option<(InstalledModule, PathBuf)>,
+    /// The plugin that counts instructions, if it was wanted.
+    counting_plugin: Option<PathBuf>,
     pub(crate) accel: Accel,
     /// By what to multiply the time that booting and tests may take.
     pub(crate) patience: u32,
@@ -99,7 +103,11 @@ impl Bench {
                     .driver
                     .then(|| programs::backend(&workspace))
                     .transpose()?;
-                Ok((programs, backend))
+                let plugin = wanted
+                    .counting_plugin
+                    .then(|| programs::counting_plugin(&workspace))
+                    .transpose()?;
+                Ok((programs, backend, plugin))
             },
             || {
                 let tools = Tools::provide(cache, snapshot)?;
@@ -130,7 +138,7 @@ impl Bench {
             },
         );
         let (built, ((kernel, module, tools), images)) = steps.explain(all)?;
-        let (programs, backend) = built;
+        let (programs, backend, counting_plugin) = built;
         let mut bench = Self {
             run: RunDir::create(cache)?,
             tools,
@@ -138,6 +146,7 @@ impl Bench {
             images,
             programs,
             driver: module.zip(backend),
+            counting_plugin,
             accel: Accel::Kvm,
             patience: choice.patience(),
             dma_api: choice.checks_dma(),
@@ -202,6 +211,7 @@ impl Bench {
             run_directory: directory,
             kernel_parameters: kernel_parameters(self.accel, &spec.kernel_parameters),
             devices: Vec::new(),
+            counting_plugin: self.counting_plugin.clone(),
             extra: spec.qemu_arguments.clone(),
         };
         let backend = BackendSpec {

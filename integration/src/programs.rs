@@ -46,6 +46,19 @@ pub(crate) fn backend(workspace: &Path) -> Result<PathBuf> {
     named(&built, "vhost-device-dma")
 }
 
+/// Builds the plugin with which QEMU counts a guest's instructions.
+pub(crate) fn counting_plugin(workspace: &Path) -> Result<PathBuf> {
+    let mut command = cargo(workspace);
+    command.args([
+        "build",
+        "--release",
+        "--package",
+        "instruction-counter-plugin",
+    ]);
+    let built = build(&mut command, "building the counting plugin")?;
+    named(&built, "instruction_counter_plugin")
+}
+
 /// Builds the programs that run in guests.
 pub(crate) fn for_guests(workspace: &Path) -> Result<Programs> {
     let mut command = cargo(workspace);
@@ -92,6 +105,7 @@ pub(crate) fn cargo(workspace: &Path) -> Command {
 pub(crate) struct Artifact {
     /// Name of its target.
     pub(crate) name: String,
+    /// A shared library for one that QEMU loads.
     pub(crate) executable: PathBuf,
     /// The manifest of its package.
     pub(crate) manifest: PathBuf,
@@ -106,6 +120,8 @@ struct Message {
     profile: Option<Profile>,
     manifest_path: Option<PathBuf>,
     executable: Option<PathBuf>,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -142,9 +158,12 @@ pub(crate) fn build(command: &mut Command, what: &str) -> Result<Vec<Artifact>> 
 fn artifact(line: &str) -> Option<Artifact> {
     let message: Message = serde_json::from_str(line).ok()?;
     (message.reason == "compiler-artifact").then_some(())?;
+    let library = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "so");
     Some(Artifact {
         name: message.target?.name,
-        executable: message.executable?,
+        executable: message
+            .executable
+            .or_else(|| message.filenames.into_iter().find(library))?,
         manifest: message.manifest_path.unwrap_or_default(),
         is_test: message.profile.is_some_and(|profile| profile.test),
     })
@@ -166,13 +185,15 @@ mod tests {
 
     #[test]
     fn finds_programs_among_cargos_messages() {
-        let text = r#"{"reason":"compiler-artifact","target":{"name":"lib"},"executable":null}
+        let text = r#"{"reason":"compiler-artifact","target":{"name":"lib"},"executable":null,"filenames":["/t/lib.rlib"]}
+{"reason":"compiler-artifact","target":{"name":"plugin"},"executable":null,"filenames":["/t/plugin.so"]}
 {"reason":"compiler-artifact","target":{"name":"vdma"},"executable":"/t/vdma","fresh":true,"manifest_path":"/w/Cargo.toml","profile":{"test":true}}
 not json
 {"reason":"build-finished","success":true}"#;
         let built: Vec<_> = text.lines().filter_map(artifact).collect();
-        assert_eq!(built.len(), 1);
-        assert!(built[0].is_test && built[0].manifest == Path::new("/w/Cargo.toml"));
+        assert_eq!(built.len(), 2);
+        assert!(built[1].is_test && built[1].manifest == Path::new("/w/Cargo.toml"));
+        assert_eq!(named(&built, "plugin").unwrap(), Path::new("/t/plugin.so"));
         assert_eq!(named(&built, "vdma").unwrap(), Path::new("/t/vdma"));
         assert!(named(&built, "lib").is_err());
     }

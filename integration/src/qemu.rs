@@ -33,6 +33,10 @@ impl Accel {
 pub(crate) const RUN: &str = "/mnt/run";
 const KERNEL: &str = "/mnt/vmlinuz";
 const ROOT: &str = "/mnt/root.erofs";
+const PLUGIN: &str = "/mnt/plugin.so";
+
+/// The file in the run directory that the counting plugin counts in.
+pub(crate) const COUNTS: &str = "instructions";
 
 /// Descriptors that QEMU inherits.
 const AGENT_FD: i32 = 10;
@@ -69,6 +73,8 @@ pub(crate) struct Machine {
     pub(crate) run_directory: PathBuf,
     pub(crate) kernel_parameters: String,
     pub(crate) devices: Vec<DeviceSpec>,
+    /// The plugin that counts instructions, if they are to be counted: with TCG only.
+    pub(crate) counting_plugin: Option<PathBuf>,
     pub(crate) extra: Vec<String>,
 }
 
@@ -86,9 +92,12 @@ impl Machine {
             "-no-reboot",
         ]);
         add(&["-machine", "q35,memory-backend=memory"]);
+        // Four levels of page tables: with five, a kernel with KASAN takes any interrupt that comes while
+        // it identifies the boot CPU (`identify_cpu` clears the capabilities, LA57 among them, and
+        // `kasan_mem_to_shadow`'s bounds depend on it) for an access to wild memory.
         match self.accel {
-            Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
-            Accel::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host,la57=off"]),
+            Accel::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
         }
         add(&["-smp", &self.cpus.to_string()]);
         let memory = format!("{}M", self.memory_mib);
@@ -142,18 +151,26 @@ impl Machine {
                 &device(number, spec).to_string(),
             ]);
         }
+        if self.counting_plugin.is_some() {
+            let name = instruction_counter::FILE_ARGUMENT;
+            arguments.push("-plugin".to_owned());
+            arguments.push(format!("{PLUGIN},{name}={RUN}/{COUNTS}"));
+        }
         arguments.extend(self.extra.iter().cloned());
         arguments
     }
 
     /// The command that starts QEMU in the sandbox; `agent` and `qmp` are its ends of connections.
     pub(crate) fn command(&self, tools: &Tools, agent: OwnedFd, qmp: OwnedFd) -> Result<Command> {
-        let mut command = tools
+        let mut sandbox = tools
             .sandbox()
             .read(&self.kernel, KERNEL)
             .read(&self.root_image, ROOT)
-            .write(&self.run_directory, RUN)
-            .command("qemu-system-x86_64");
+            .write(&self.run_directory, RUN);
+        if let Some(plugin) = &self.counting_plugin {
+            sandbox = sandbox.read(plugin, PLUGIN);
+        }
+        let mut command = sandbox.command("qemu-system-x86_64");
         command.args(self.arguments());
         command
             .fd_mappings(vec![
@@ -229,6 +246,7 @@ mod tests {
             run_directory: PathBuf::from("/d"),
             kernel_parameters: "quiet".to_owned(),
             devices: vec![device(0), device(1)],
+            counting_plugin: Some(PathBuf::from("/p.so")),
             extra: vec!["-s".to_owned()],
         };
         let arguments = machine.arguments();
@@ -239,5 +257,6 @@ mod tests {
         assert!(line.contains("\"iommu_platform\":true"));
         assert!(line.contains("path=/mnt/run/backend-1.sock"));
         assert!(line.contains("size=512M,share=on"));
+        assert!(line.contains("-plugin /mnt/plugin.so,counts=/mnt/run/instructions -s"));
     }
 }

@@ -3,22 +3,35 @@
 use anyhow::{Context as _, Result};
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::path::PathBuf;
 
+use crate::accel::AccelChoice;
 use crate::cache::Cache;
 use crate::cli::BenchOptions;
+use crate::failure::RunFailure;
 use crate::guest::{Bench, Wanted};
-use crate::measure::{self, chart, table};
+use crate::measure::{self, chart, instructions, table};
 use crate::progress;
 
 /// Measures; gives the exit status.
 pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
     let cache = Cache::open()?;
-    fs::create_dir_all(&arguments.output)
-        .with_context(|| format!("cannot create {}", arguments.output.display()))?;
-    let json = arguments.output.join("bench.json");
-    let svg = arguments.output.join("bench.svg");
-    let mut json_file =
-        File::create(&json).with_context(|| format!("cannot create {}", json.display()))?;
+    let accel = match (arguments.instructions, arguments.environment.accel) {
+        (true, AccelChoice::Kvm) => {
+            let why = "--instructions works with TCG only: leave --accel kvm out";
+            return Err(RunFailure::Usage(why.to_owned()).into());
+        }
+        (true, _) => AccelChoice::Tcg,
+        (false, accel) => accel,
+    };
+    let report = Report::create(
+        arguments,
+        if arguments.instructions {
+            "instructions.json"
+        } else {
+            "bench.json"
+        },
+    )?;
     let packages = measure::PACKAGES.iter().map(|&name| name.to_owned());
     let bench = Bench::provide(
         &cache,
@@ -27,25 +40,56 @@ pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
             refresh: arguments.environment.refresh,
             kernel: arguments.environment.kernel.clone(),
             package_sets: vec![packages.collect()],
-            accel: arguments.environment.accel,
+            accel,
             driver: true,
+            counting_plugin: arguments.instructions,
         },
     )?;
+    if arguments.instructions {
+        let counts = instructions::run(&bench, arguments.rounds, arguments.verbose)?;
+        report.write(&counts)?;
+        return print(&instructions::table(&counts), &[report.path]);
+    }
     let measurements = measure::run(
         &bench,
         arguments.rounds,
         arguments.seconds,
         arguments.verbose,
     )?;
-    serde_json::to_writer_pretty(&mut json_file, &measurements)
-        .with_context(|| format!("cannot write {}", json.display()))?;
+    report.write(&measurements)?;
+    let svg = arguments.output.join("bench.svg");
     chart::draw(&measurements, &svg)?;
-    write!(std::io::stdout(), "{}", table::of(&measurements))
-        .context("cannot write to standard output")?;
-    progress::say(&format!(
-        "vdma: the same as {} and {}",
-        json.display(),
-        svg.display()
-    ));
+    print(&table::of(&measurements), &[report.path, svg])
+}
+
+/// The file with everything that was measured. It is made before, so that nothing is measured in vain.
+struct Report {
+    path: PathBuf,
+    file: File,
+}
+
+impl Report {
+    fn create(arguments: &BenchOptions, name: &str) -> Result<Self> {
+        fs::create_dir_all(&arguments.output)
+            .with_context(|| format!("cannot create {}", arguments.output.display()))?;
+        let path = arguments.output.join(name);
+        let file =
+            File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    fn write(&self, measured: &impl serde::Serialize) -> Result<()> {
+        serde_json::to_writer_pretty(&self.file, measured)
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+fn print(table: &str, files: &[PathBuf]) -> Result<u8> {
+    write!(std::io::stdout(), "{table}").context("cannot write to standard output")?;
+    let files: Vec<String> = files
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    progress::say(&format!("vdma: the same as {}", files.join(" and ")));
     Ok(0)
 }

@@ -33,6 +33,7 @@ pub(crate) fn run(arguments: &Demo) -> Result<u8> {
             package_sets: vec![Vec::new()],
             accel: arguments.environment.accel,
             driver: true,
+            counting_plugin: false,
         },
     )?;
     let mut vm = bench.boot(&GuestSpec {

@@ -35,6 +35,7 @@ fn wanted(options: &GuestOptions) -> Wanted {
         package_sets: vec![options.package.clone()],
         accel: options.environment.accel,
         driver: !options.no_driver && options.devices > 0,
+        counting_plugin: false,
     }
 }
 

@@ -126,6 +126,7 @@ fn run_chosen(
             package_sets,
             accel: arguments.environment.accel,
             driver: true,
+            counting_plugin: false,
         },
     )?;
     progress::say(&format!(

@@ -1,19 +1,19 @@
 //! Side-by-side measurements: the device and virtio-blk disks in one guest, the same jobs.
 
 pub(crate) mod chart;
+pub(crate) mod instructions;
 mod jobs;
 mod peers;
 pub(crate) mod table;
 
 use anyhow::{Context as _, Result, bail};
-use guest_agent::{Command, CommandEnd};
+use guest_agent::{Command, CommandEnd, Stream};
 use serde::Serialize;
 use std::time::Duration;
 
 use crate::guest::{Bench, GuestSpec};
 use crate::progress;
-use crate::suite::guests::Collected;
-use crate::vm::Vm;
+use crate::vm::{CommandIo, Vm};
 
 use jobs::{JOBS, Job};
 use peers::{PEERS, Peer};
@@ -23,6 +23,9 @@ pub(crate) const PACKAGES: &[&str] = &["fio"];
 
 /// The guest's name, and that of its directory.
 const GUEST: &str = "bench";
+
+/// The device's node in the guest.
+const DEVICE: &str = "/dev/vdma0";
 
 /// Device memory, and the size of each disk.
 const SIZE_MIB: u64 = 64;
@@ -75,56 +78,17 @@ pub(crate) struct Measurements {
 
 /// Boots the guest and runs all jobs, `rounds` times in turn, for `seconds` each.
 pub(crate) fn run(bench: &Bench, rounds: u32, seconds: u32, verbose: bool) -> Result<Measurements> {
-    peers::make_files(&bench.run.path().join(GUEST), SIZE_MIB)?;
-    let mut vm = bench.boot(&GuestSpec {
-        name: GUEST.to_owned(),
-        cpus: 2,
-        memory_mib: 1024,
-        devices: 1,
-        device_arguments: vec![format!("--memory-size={SIZE_MIB}M")],
-        qemu_arguments: peers::qemu_arguments(SIZE_MIB),
-        kernel_parameters: Vec::new(),
-        dma_api: false,
-        packages: PACKAGES.iter().map(|&name| name.to_owned()).collect(),
-        copies: Vec::new(),
-        visible_memory: false,
-        verbose,
-    })?;
-    let nodes = PEERS
-        .iter()
-        .map(|peer| Ok((peer, find(&mut vm, peer)?)))
-        .collect::<Result<Vec<_>>>()?;
-    // Memory that nobody has touched is no fair start.
-    for node in nodes
-        .iter()
-        .map(|(_, node)| node.as_str())
-        .chain(["/dev/vdma0"])
-    {
-        let output = format!("of={node}");
-        let size = format!("count={SIZE_MIB}");
-        sh(
-            &mut vm,
-            &[
-                "dd",
-                "if=/dev/urandom",
-                &output,
-                "bs=1M",
-                &size,
-                "conv=notrunc",
-            ],
-            OVERHEAD,
-        )?;
-    }
+    let (mut vm, nodes) = boot(bench, verbose)?;
     let mut comparisons: Vec<Comparison> = JOBS.iter().map(|job| empty(job, &nodes)).collect();
     for round in 1..=rounds {
         for (job, comparison) in JOBS.iter().zip(&mut comparisons) {
             let _step = progress::step(format!("round {round} of {rounds}: {}", job.name));
-            let result = measure(&mut vm, job, "/dev/vdma0", seconds)?;
+            let result = measure(&mut vm, job, DEVICE, seconds)?;
             comparison.device.push(result);
             for (result, (_, node)) in comparison.peers.iter_mut().zip(&nodes) {
                 // The job that the device has no match for runs against its own transfers.
                 let (job, node) = match job.against {
-                    Some(other) => (other, "/dev/vdma0"),
+                    Some(other) => (other, DEVICE),
                     None => (job, node.as_str()),
                 };
                 result.results.push(measure(&mut vm, job, node, seconds)?);
@@ -146,6 +110,47 @@ pub(crate) fn run(bench: &Bench, rounds: u32, seconds: u32, verbose: bool) -> Re
         seconds,
         comparisons,
     })
+}
+
+/// Boots the guest; gives it, and the nodes of its peers.
+fn boot(bench: &Bench, verbose: bool) -> Result<(Vm, Vec<(&'static Peer, String)>)> {
+    peers::make_files(&bench.run.path().join(GUEST), SIZE_MIB)?;
+    let mut vm = bench.boot(&GuestSpec {
+        name: GUEST.to_owned(),
+        cpus: 2,
+        memory_mib: 1024,
+        devices: 1,
+        device_arguments: vec![format!("--memory-size={SIZE_MIB}M")],
+        qemu_arguments: peers::qemu_arguments(SIZE_MIB),
+        kernel_parameters: Vec::new(),
+        dma_api: false,
+        packages: PACKAGES.iter().map(|&name| name.to_owned()).collect(),
+        copies: Vec::new(),
+        visible_memory: false,
+        verbose,
+    })?;
+    let nodes = PEERS
+        .iter()
+        .map(|peer| Ok((peer, find(&mut vm, peer)?)))
+        .collect::<Result<Vec<_>>>()?;
+    // Memory that nobody has touched is no fair start.
+    for node in nodes.iter().map(|(_, node)| node.as_str()).chain([DEVICE]) {
+        let output = format!("of={node}");
+        let size = format!("count={SIZE_MIB}");
+        sh(
+            &mut vm,
+            &[
+                "dd",
+                "if=/dev/urandom",
+                &output,
+                "bs=1M",
+                &size,
+                "conv=notrunc",
+            ],
+            OVERHEAD,
+        )?;
+    }
+    Ok((vm, nodes))
 }
 
 fn empty(job: &'static Job, nodes: &[(&'static Peer, String)]) -> Comparison {
@@ -194,12 +199,22 @@ fn sh(vm: &mut Vm, arguments: &[&str], limit: Duration) -> Result<String> {
         arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
         ..Command::default()
     };
-    let mut output = Collected::default();
+    let mut output = Output(Vec::new());
     let end = vm.run(command, Some(limit), &mut output)?;
-    let text = String::from_utf8_lossy(&output.bytes).into_owned();
+    let text = String::from_utf8_lossy(&output.0).into_owned();
     match end {
         CommandEnd::Exited(0) => Ok(text),
         end => bail!("{} ended with {end:?}: {text}", arguments.join(" ")),
+    }
+}
+
+/// What a command prints, all of it: the kernel's symbols are many.
+struct Output(Vec<u8>);
+
+impl CommandIo for Output {
+    fn output(&mut self, _stream: Stream, data: &[u8]) -> Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
     }
 }
 

@@ -1,10 +1,11 @@
 //! Tests that run inside a guest. `cargo vm test` calls this program there, once for each test.
 //!
 //! `list` prints the tests as JSON; `run NAME` runs one in a child process and then checks that it
-//! left nothing behind. `act NAME` plays the guest's part in a scenario. Exit status: 0 passed, 1
-//! failed, 77 skipped (the last line says why).
+//! left nothing behind. `act NAME` plays the guest's part in a scenario; `read` is measured. Exit status:
+//! 0 passed, 1 failed, 77 skipped (the last line says why).
 
 mod actors;
+mod reader;
 mod suites;
 mod support;
 mod test;
@@ -29,8 +30,9 @@ fn main() -> ExitCode {
         ["run", name] => run(name),
         ["inner", name] => inner(name),
         ["act", name] => act(name),
+        ["read", kind, node, count] => reader::main(kind, node, count).map(|()| ExitCode::SUCCESS),
         _ => {
-            eprintln!("usage: guest-suites list | run NAME | act NAME");
+            eprintln!("usage: guest-suites list | run NAME | act NAME | read KIND NODE COUNT");
             return ExitCode::from(2);
         }
     };

@@ -1,0 +1,102 @@
+//! What QEMU loads to count a guest's instructions: `-plugin PATH,counts=FILE`.
+//!
+//! The interface is version 7 of QEMU's `include/plugins/qemu-plugin.h`, that of QEMU 11.1; QEMU refuses
+//! plugins of other versions than it has.
+
+#![deny(missing_docs)]
+
+use instruction_counter::{FILE_ARGUMENT, Record, Recorder};
+use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+/// The version of the interface that this is made for.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)] // QEMU looks for this name.
+pub static qemu_plugin_version: c_int = 7;
+
+/// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
+const NO_REGISTERS: c_int = 0;
+
+unsafe extern "C" {
+    fn qemu_plugin_register_vcpu_tb_trans_cb(
+        id: u64,
+        callback: extern "C" fn(block: *mut c_void, user: *mut c_void),
+        user: *mut c_void,
+    );
+    fn qemu_plugin_register_vcpu_tb_exec_cb(
+        block: *mut c_void,
+        callback: extern "C" fn(cpu: c_uint, user: *mut c_void),
+        flags: c_int,
+        user: *mut c_void,
+    );
+    fn qemu_plugin_tb_vaddr(block: *const c_void) -> u64;
+    fn qemu_plugin_tb_n_insns(block: *const c_void) -> usize;
+}
+
+/// What all threads of QEMU record in.
+static RECORDER: Mutex<Option<Recorder>> = Mutex::new(None);
+
+/// QEMU calls this once, when it has loaded the plugin. Other than 0 stands for failure.
+///
+/// # Safety
+///
+/// `arguments` are `count` strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qemu_plugin_install(
+    id: u64,
+    _info: *const c_void,
+    count: c_int,
+    arguments: *const *const c_char,
+) -> c_int {
+    let count = usize::try_from(count).unwrap_or(0);
+    let path = (0..count).find_map(|index| {
+        // SAFETY: There are `count` arguments.
+        let argument = unsafe { *arguments.add(index) };
+        // SAFETY: Each is a string, and lasts as long as the plugin.
+        let argument = unsafe { CStr::from_ptr(argument) }.to_bytes();
+        let value = argument.strip_prefix(FILE_ARGUMENT.as_bytes())?;
+        Some(Path::new(OsStr::from_bytes(value.strip_prefix(b"=")?)))
+    });
+    let Some(path) = path else {
+        eprintln!("the plugin needs the file to count in: {FILE_ARGUMENT}=PATH");
+        return 1;
+    };
+    match Recorder::create(path) {
+        Ok(recorder) => {
+            *RECORDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(recorder);
+        }
+        Err(error) => {
+            eprintln!("{}: {error}", path.display());
+            return 1;
+        }
+    }
+    // SAFETY: The id is this plugin's, and the callback does with any block that is translated.
+    unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation, ptr::null_mut()) };
+    0
+}
+
+/// A block has been translated.
+extern "C" fn on_translation(block: *mut c_void, _user: *mut c_void) {
+    // SAFETY: QEMU hands in a block that is valid during the call.
+    let address = unsafe { qemu_plugin_tb_vaddr(block) };
+    // SAFETY: As above.
+    let instructions = unsafe { qemu_plugin_tb_n_insns(block) };
+    let mut recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+    let record = recorder
+        .as_mut()
+        .and_then(|recorder| recorder.record(address, instructions as u64));
+    if let Some(record) = record {
+        let user = ptr::from_ref(record).cast_mut().cast();
+        // SAFETY: As above; what `user` points at is there for good.
+        unsafe { qemu_plugin_register_vcpu_tb_exec_cb(block, on_execution, NO_REGISTERS, user) };
+    }
+}
+
+/// A block is about to be executed.
+extern "C" fn on_execution(_cpu: c_uint, user: *mut c_void) {
+    // SAFETY: It is a record, by `on_translation`.
+    unsafe { &*user.cast::<Record>() }.enter();
+}

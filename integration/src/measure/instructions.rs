@@ -1,0 +1,424 @@
+//! Instructions of the guest for each request, and the functions that they are in.
+//!
+//! Each job runs twice, with few and with many requests: the difference is what the requests cost, and
+//! nothing of what starting and ending costs.
+
+use anyhow::{Context as _, Result, ensure};
+use instruction_counter::{Counts, Snapshot};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::{DEVICE, GUEST, boot, median, sh};
+use crate::guest::Bench;
+use crate::progress;
+use crate::qemu::COUNTS;
+use crate::vm::Vm;
+
+/// Requests of the short run and of the long one.
+const FEW: u32 = 1_000;
+const MANY: u32 = 11_000;
+
+/// How long a run may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Functions that are reported for each job, those with most instructions first.
+const FUNCTIONS: usize = 60;
+
+/// What is run.
+struct Job {
+    name: &'static str,
+    /// Before the node and the number of requests.
+    words: &'static [&'static str],
+    kind: Kind,
+    /// What device divided by virtio-blk must not exceed.
+    target: Option<f64>,
+}
+
+enum Kind {
+    Fio,
+    /// The suites' own reader.
+    Reader,
+}
+
+const JOBS: &[Job] = &[
+    Job {
+        name: "4 KiB read, io_uring, registered buffers",
+        words: &["fixed"],
+        kind: Kind::Reader,
+        target: Some(0.6),
+    },
+    Job {
+        name: "4 KiB read, io_uring",
+        words: &["plain"],
+        kind: Kind::Reader,
+        target: Some(0.6),
+    },
+    Job {
+        name: "4 KiB random read, fio with io_uring",
+        words: &["--ioengine=io_uring", "--rw=randread"],
+        kind: Kind::Fio,
+        target: Some(0.6),
+    },
+    Job {
+        name: "4 KiB random write, fio with io_uring",
+        words: &["--ioengine=io_uring", "--rw=randwrite"],
+        kind: Kind::Fio,
+        target: None,
+    },
+];
+
+impl Job {
+    fn command(&self, node: &str, requests: u32) -> Vec<String> {
+        let words = self.words.iter().map(|&word| word.to_owned());
+        match self.kind {
+            Kind::Fio => ["fio", "--name=job", "--direct=1", "--thread", "--bs=4k"]
+                .into_iter()
+                .map(str::to_owned)
+                .chain(words)
+                .chain([
+                    "--iodepth=32".to_owned(),
+                    format!("--filename={node}"),
+                    // Random offsets, each once, would end after the size.
+                    "--norandommap".to_owned(),
+                    format!("--size={}M", super::SIZE_MIB),
+                    "--io_size=100G".to_owned(),
+                    format!("--number_ios={requests}"),
+                ])
+                .collect(),
+            Kind::Reader => ["guest-suites".to_owned(), "read".to_owned()]
+                .into_iter()
+                .chain(words)
+                .chain([node.to_owned(), requests.to_string()])
+                .collect(),
+        }
+    }
+}
+
+/// Instructions for each request of a job on one device.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Cost {
+    /// Each round's total.
+    pub(crate) rounds: Vec<f64>,
+    /// Median of the rounds.
+    pub(crate) total: f64,
+    /// Of these, in programs.
+    pub(crate) programs: f64,
+    /// In the kernel, without the module.
+    pub(crate) kernel: f64,
+    /// In the module `virtio_dma`.
+    pub(crate) module: f64,
+    /// Functions with most instructions.
+    pub(crate) functions: Vec<Function>,
+}
+
+/// A function of the kernel or of a module.
+#[derive(Debug, Serialize)]
+pub(crate) struct Function {
+    pub(crate) name: String,
+    /// Instructions in it for each request, without those of functions that it calls.
+    pub(crate) instructions: f64,
+}
+
+/// What one job costs on either device.
+#[derive(Debug, Serialize)]
+pub(crate) struct Comparison {
+    pub(crate) job: &'static str,
+    pub(crate) device: Cost,
+    pub(crate) peer: Cost,
+    /// The device's total divided by the peer's.
+    pub(crate) ratio: f64,
+    /// What the ratio must not exceed, where that is promised.
+    pub(crate) target: Option<f64>,
+}
+
+/// Everything that was counted.
+#[derive(Debug, Serialize)]
+pub(crate) struct Instructions {
+    /// The guest's kernel.
+    pub(crate) kernel: String,
+    /// How often each job ran.
+    pub(crate) rounds: u32,
+    pub(crate) comparisons: Vec<Comparison>,
+}
+
+/// Boots the guest and counts all jobs, `rounds` times in turn.
+pub(crate) fn run(bench: &Bench, rounds: u32, verbose: bool) -> Result<Instructions> {
+    let (mut vm, nodes) = boot(bench, verbose)?;
+    let path = bench.run.path().join(GUEST).join(COUNTS);
+    let counts = Counts::open(&path).with_context(|| path.display().to_string())?;
+    let symbols = Symbols::read(&mut vm)?;
+    let (_, peer) = nodes.first().context("there is no peer")?;
+    let mut comparisons = Vec::new();
+    for job in JOBS {
+        let mut sums = [Sum::default(), Sum::default()];
+        for round in 1..=rounds {
+            let _step = progress::step(format!("round {round} of {rounds}: {}", job.name));
+            for (sum, node) in sums.iter_mut().zip([DEVICE, peer.as_str()]) {
+                let mut count = |requests| {
+                    let before = counts.snapshot();
+                    let words = job.command(node, requests);
+                    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                    sh(&mut vm, &words, LIMIT)?;
+                    let spent = counts.snapshot().since(&before);
+                    ensure!(
+                        spent.lost() == 0,
+                        "{} blocks of code found no room in {}",
+                        spent.lost(),
+                        path.display()
+                    );
+                    Ok(spent)
+                };
+                let few = count(FEW)?;
+                let many = count(MANY)?;
+                sum.add(&few, &many, &symbols);
+            }
+        }
+        let [device, peer] = sums.map(|sum| sum.cost(&symbols));
+        comparisons.push(Comparison {
+            job: job.name,
+            ratio: device.total / peer.total,
+            device,
+            peer,
+            target: job.target,
+        });
+    }
+    let kernel = vm.kernel().to_owned();
+    vm.finish()?;
+    Ok(Instructions {
+        kernel,
+        rounds,
+        comparisons,
+    })
+}
+
+/// The sums over rounds of one job on one device, by function.
+#[derive(Default)]
+struct Sum {
+    /// Each round's instructions a request, in all.
+    totals: Vec<f64>,
+    /// By [`Symbols::index`]: what came with the additional requests, and may be negative by chance.
+    functions: HashMap<Option<usize>, f64>,
+}
+
+impl Sum {
+    fn add(&mut self, few: &Snapshot, many: &Snapshot, symbols: &Symbols) {
+        let mut total = 0.0;
+        for (snapshot, sign) in [(many, 1.0), (few, -1.0)] {
+            for (address, count) in snapshot.blocks() {
+                #[allow(clippy::cast_precision_loss)] // Far from 2^52.
+                let share = sign * count as f64 / f64::from(MANY - FEW);
+                total += share;
+                *self.functions.entry(symbols.index(address)).or_default() += share;
+            }
+        }
+        self.totals.push(total);
+    }
+
+    fn cost(self, symbols: &Symbols) -> Cost {
+        #[allow(clippy::cast_precision_loss)] // A few rounds.
+        let rounds = self.totals.len() as f64;
+        let mut cost = Cost {
+            total: median(self.totals.clone()),
+            rounds: self.totals,
+            ..Cost::default()
+        };
+        for (index, sum) in self.functions {
+            let instructions = sum / rounds;
+            let Some(symbol) = index.and_then(|index| symbols.0.get(index)) else {
+                cost.programs += instructions;
+                continue;
+            };
+            if symbol.is_of_module() {
+                cost.module += instructions;
+            } else {
+                cost.kernel += instructions;
+            }
+            cost.functions.push(Function {
+                name: symbol.name.clone(),
+                instructions,
+            });
+        }
+        cost.functions
+            .sort_by(|a, b| b.instructions.total_cmp(&a.instructions));
+        cost.functions.truncate(FUNCTIONS);
+        cost
+    }
+}
+
+/// A symbol of the guest's kernel.
+struct Symbol {
+    address: u64,
+    /// With the module's name in brackets, for one of a module.
+    name: String,
+}
+
+impl Symbol {
+    fn is_of_module(&self) -> bool {
+        self.name.ends_with("[virtio_dma]")
+    }
+}
+
+/// The symbols of the guest's kernel and modules, by address.
+struct Symbols(Vec<Symbol>);
+
+impl Symbols {
+    fn read(vm: &mut Vm) -> Result<Self> {
+        let _step = progress::step("reading the kernel's symbols");
+        let text = sh(vm, &["grep", "-i", " t ", "/proc/kallsyms"], LIMIT)?;
+        let symbols = Self::parse(&text);
+        ensure!(
+            symbols.0.iter().any(Symbol::is_of_module),
+            "/proc/kallsyms has no symbols of virtio_dma"
+        );
+        Ok(symbols)
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut symbols: Vec<Symbol> = text
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split_whitespace();
+                let address = u64::from_str_radix(words.next()?, 16).ok()?;
+                let name = words.nth(1)?;
+                let module = words
+                    .next()
+                    .map_or(String::new(), |module| format!(" {module}"));
+                Some(Symbol {
+                    address,
+                    name: format!("{}{module}", shorter(name)),
+                })
+            })
+            .collect();
+        symbols.sort_by_key(|symbol| symbol.address);
+        Self(symbols)
+    }
+
+    /// The symbol that `address` belongs to; none for code of a program.
+    fn index(&self, address: u64) -> Option<usize> {
+        let behind = self.0.partition_point(|symbol| symbol.address <= address);
+        behind.checked_sub(1)
+    }
+}
+
+/// A symbol's name; of a mangled one of Rust (`_R…`) the part that a reader knows it by.
+fn shorter(name: &str) -> String {
+    if !name.starts_with("_R") {
+        return name.to_owned();
+    }
+    // Identifiers are preceded by their length; the last ones name the function.
+    let mut parts = Vec::new();
+    let mut rest = name;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        rest = &rest[start..];
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let length: usize = rest[..digits].parse().unwrap_or(0);
+        let begin = digits + usize::from(rest[digits..].starts_with('_'));
+        match rest.get(begin..begin + length) {
+            Some(part)
+                if length > 1
+                    && part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') =>
+            {
+                parts.push(part);
+                rest = &rest[begin + length..];
+            }
+            _ => rest = &rest[digits..],
+        }
+    }
+    let last = parts.len().saturating_sub(4);
+    parts[last..].join("::")
+}
+
+/// The table, with a line for each job.
+pub(crate) fn table(counts: &Instructions) -> String {
+    let mut text = format!(
+        "kernel {}, tcg: instructions of the guest for each request, medians of {} rounds\n\n\
+         {:<42} {:<10} {:>8} {:>8} {:>8} {:>8} {:>6} {:>9}\n",
+        counts.kernel,
+        counts.rounds,
+        "job, depth 32",
+        "device",
+        "all",
+        "program",
+        "kernel",
+        "module",
+        "ratio",
+        "target"
+    );
+    for comparison in &counts.comparisons {
+        let target = comparison.target.map_or(String::new(), |target| {
+            let met = comparison.ratio <= target;
+            format!("<={target} {}", if met { "ok" } else { "no" })
+        });
+        for (device, cost, end) in [
+            (
+                "vdma",
+                &comparison.device,
+                format!("{:>6.2} {target:>9}", comparison.ratio),
+            ),
+            ("virtio-blk", &comparison.peer, String::new()),
+        ] {
+            // Writing to a string does not fail.
+            let _ = writeln!(
+                text,
+                "{:<42} {device:<10} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {end}",
+                comparison.job, cost.total, cost.programs, cost.kernel, cost.module
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "ffffffff81000000 T _text\nffffffff81000100 t do_it\n\
+        ffffffffc0000000 t _RNvMs_NtCs1a_10virtio_dma5queueNtB4_5Queue4reap\t[virtio_dma]\n";
+
+    #[test]
+    fn addresses_belong_to_the_symbol_before() {
+        let symbols = Symbols::parse(TEXT);
+        let name = |address| {
+            symbols
+                .index(address)
+                .map(|index| symbols.0[index].name.as_str())
+        };
+        assert_eq!(name(0x7fff_0000_0000), None);
+        assert_eq!(name(0xffff_ffff_8100_00ff), Some("_text"));
+        assert_eq!(name(0xffff_ffff_8100_0100), Some("do_it"));
+        assert_eq!(
+            name(0xffff_ffff_c000_0001),
+            Some("virtio_dma::queue::Queue::reap [virtio_dma]")
+        );
+        assert!(symbols.0[2].is_of_module() && !symbols.0[1].is_of_module());
+    }
+
+    #[test]
+    fn the_difference_of_two_runs_is_shared_among_the_requests() {
+        let symbols = Symbols::parse(TEXT);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("counts");
+        let mut recorder = instruction_counter::Recorder::create(&path).unwrap();
+        let counts = Counts::open(&path).unwrap();
+        let program = recorder.record(0x1000, 2).unwrap();
+        let module = recorder.record(0xffff_ffff_c000_0010, 4).unwrap();
+        let mut run = |requests: u32| {
+            let before = counts.snapshot();
+            for _ in 0..100 + requests {
+                program.enter();
+            }
+            for _ in 0..requests {
+                module.enter();
+            }
+            counts.snapshot().since(&before)
+        };
+        let mut sum = Sum::default();
+        sum.add(&run(FEW), &run(MANY), &symbols);
+        let cost = sum.cost(&symbols);
+        assert!((cost.total - 6.0).abs() < 1e-6 && (cost.programs - 2.0).abs() < 1e-6);
+        assert!((cost.module - 4.0).abs() < 1e-6 && cost.kernel.abs() < 1e-6);
+        assert_eq!(cost.functions.len(), 1);
+    }
+}
