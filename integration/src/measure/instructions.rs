@@ -17,8 +17,11 @@ use crate::qemu::COUNTS;
 use crate::vm::Vm;
 
 /// Requests of the short run and of the long one.
-const FEW: u32 = 1_000;
-const MANY: u32 = 11_000;
+type Requests = (u32, u32);
+
+/// Many small ones, and fewer of many pages each.
+const SMALL: Requests = (1_000, 11_000);
+const LARGE: Requests = (100, 1_100);
 
 /// How long a run may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -32,6 +35,7 @@ struct Job {
     /// Before the node and the number of requests.
     words: &'static [&'static str],
     kind: Kind,
+    requests: Requests,
     /// What device divided by virtio-blk must not exceed.
     target: Option<f64>,
 }
@@ -44,27 +48,38 @@ enum Kind {
 
 const JOBS: &[Job] = &[
     Job {
-        name: "4 KiB read, io_uring, registered buffers",
+        name: "4 KiB read, bare io_uring, registered buffers",
         words: &["fixed"],
         kind: Kind::Reader,
+        requests: SMALL,
         target: Some(0.6),
     },
     Job {
-        name: "4 KiB read, io_uring",
+        name: "4 KiB read, bare io_uring",
         words: &["plain"],
         kind: Kind::Reader,
+        requests: SMALL,
         target: Some(0.6),
     },
     Job {
-        name: "4 KiB random read, fio with io_uring",
-        words: &["--ioengine=io_uring", "--rw=randread"],
+        name: "4 KiB random read, fio, io_uring",
+        words: &["--bs=4k", "--iodepth=32", "--rw=randread"],
         kind: Kind::Fio,
+        requests: SMALL,
         target: Some(0.6),
     },
     Job {
-        name: "4 KiB random write, fio with io_uring",
-        words: &["--ioengine=io_uring", "--rw=randwrite"],
+        name: "4 KiB random write, fio, io_uring",
+        words: &["--bs=4k", "--iodepth=32", "--rw=randwrite"],
         kind: Kind::Fio,
+        requests: SMALL,
+        target: None,
+    },
+    Job {
+        name: "1 MiB read, fio, io_uring, depth 4",
+        words: &["--bs=1M", "--iodepth=4", "--rw=randread"],
+        kind: Kind::Fio,
+        requests: LARGE,
         target: None,
     },
 ];
@@ -73,20 +88,25 @@ impl Job {
     fn command(&self, node: &str, requests: u32) -> Vec<String> {
         let words = self.words.iter().map(|&word| word.to_owned());
         match self.kind {
-            Kind::Fio => ["fio", "--name=job", "--direct=1", "--thread", "--bs=4k"]
-                .into_iter()
-                .map(str::to_owned)
-                .chain(words)
-                .chain([
-                    "--iodepth=32".to_owned(),
-                    format!("--filename={node}"),
-                    // Random offsets, each once, would end after the size.
-                    "--norandommap".to_owned(),
-                    format!("--size={}M", super::SIZE_MIB),
-                    "--io_size=100G".to_owned(),
-                    format!("--number_ios={requests}"),
-                ])
-                .collect(),
+            Kind::Fio => [
+                "fio",
+                "--name=job",
+                "--direct=1",
+                "--thread",
+                "--ioengine=io_uring",
+            ]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(words)
+            .chain([
+                format!("--filename={node}"),
+                // Random offsets, each once, would end after the size.
+                "--norandommap".to_owned(),
+                format!("--size={}M", super::SIZE_MIB),
+                "--io_size=100G".to_owned(),
+                format!("--number_ios={requests}"),
+            ])
+            .collect(),
             Kind::Reader => ["guest-suites".to_owned(), "read".to_owned()]
                 .into_iter()
                 .chain(words)
@@ -170,9 +190,9 @@ pub(crate) fn run(bench: &Bench, rounds: u32, verbose: bool) -> Result<Instructi
                     );
                     Ok(spent)
                 };
-                let few = count(FEW)?;
-                let many = count(MANY)?;
-                sum.add(&few, &many, &symbols);
+                let few = count(job.requests.0)?;
+                let many = count(job.requests.1)?;
+                sum.add(job.requests, &few, &many, &symbols);
             }
         }
         let [device, peer] = sums.map(|sum| sum.cost(&symbols));
@@ -203,12 +223,13 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, few: &Snapshot, many: &Snapshot, symbols: &Symbols) {
+    fn add(&mut self, requests: Requests, few: &Snapshot, many: &Snapshot, symbols: &Symbols) {
+        let more = f64::from(requests.1 - requests.0);
         let mut total = 0.0;
         for (snapshot, sign) in [(many, 1.0), (few, -1.0)] {
             for (address, count) in snapshot.blocks() {
                 #[allow(clippy::cast_precision_loss)] // Far from 2^52.
-                let share = sign * count as f64 / f64::from(MANY - FEW);
+                let share = sign * count as f64 / more;
                 total += share;
                 *self.functions.entry(symbols.index(address)).or_default() += share;
             }
@@ -334,10 +355,10 @@ fn shorter(name: &str) -> String {
 pub(crate) fn table(counts: &Instructions) -> String {
     let mut text = format!(
         "kernel {}, tcg: instructions of the guest for each request, medians of {} rounds\n\n\
-         {:<42} {:<10} {:>8} {:>8} {:>8} {:>8} {:>6} {:>9}\n",
+         {:<46} {:<10} {:>8} {:>8} {:>8} {:>8} {:>6} {:>9}\n",
         counts.kernel,
         counts.rounds,
-        "job, depth 32",
+        "job",
         "device",
         "all",
         "program",
@@ -362,7 +383,7 @@ pub(crate) fn table(counts: &Instructions) -> String {
             // Writing to a string does not fail.
             let _ = writeln!(
                 text,
-                "{:<42} {device:<10} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {end}",
+                "{:<46} {device:<10} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {end}",
                 comparison.job, cost.total, cost.programs, cost.kernel, cost.module
             );
         }
@@ -404,7 +425,7 @@ mod tests {
         let counts = Counts::open(&path).unwrap();
         let program = recorder.record(0x1000, 2).unwrap();
         let module = recorder.record(0xffff_ffff_c000_0010, 4).unwrap();
-        let mut run = |requests: u32| {
+        let run = |requests: u32| {
             let before = counts.snapshot();
             for _ in 0..100 + requests {
                 program.enter();
@@ -415,7 +436,8 @@ mod tests {
             counts.snapshot().since(&before)
         };
         let mut sum = Sum::default();
-        sum.add(&run(FEW), &run(MANY), &symbols);
+        let few = run(SMALL.0);
+        sum.add(SMALL, &few, &run(SMALL.1), &symbols);
         let cost = sum.cost(&symbols);
         assert!((cost.total - 6.0).abs() < 1e-6 && (cost.programs - 2.0).abs() < 1e-6);
         assert!((cost.module - 4.0).abs() < 1e-6 && cost.kernel.abs() < 1e-6);

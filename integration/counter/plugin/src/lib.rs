@@ -53,8 +53,10 @@ pub unsafe extern "C" fn qemu_plugin_install(
 ) -> c_int {
     let count = usize::try_from(count).unwrap_or(0);
     let path = (0..count).find_map(|index| {
-        // SAFETY: There are `count` arguments.
-        let argument = unsafe { *arguments.add(index) };
+        // SAFETY: There are `count` arguments, one behind the other.
+        let argument = unsafe { arguments.add(index) };
+        // SAFETY: As above.
+        let argument = unsafe { *argument };
         // SAFETY: Each is a string, and lasts as long as the plugin.
         let argument = unsafe { CStr::from_ptr(argument) }.to_bytes();
         let value = argument.strip_prefix(FILE_ARGUMENT.as_bytes())?;
