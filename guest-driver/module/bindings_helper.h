@@ -28,6 +28,7 @@ static const gfp_t VDMA_GFP_NORETRY = __GFP_NORETRY;
 static const gfp_t VDMA_GFP_RETRY_MAYFAIL = __GFP_RETRY_MAYFAIL;
 static const gfp_t VDMA_GFP_DMA32 = GFP_DMA32;
 static const unsigned long VDMA_SG_PAGE_LINK_MASK = SG_PAGE_LINK_MASK;
+static const unsigned long VDMA_SG_END = SG_END;
 static const slab_flags_t VDMA_SLAB_CACHE_DMA32 = SLAB_CACHE_DMA32;
 static const vm_flags_t VDMA_VM_WRITE = VM_WRITE;
 static const unsigned int VDMA_O_CLOEXEC = O_CLOEXEC;

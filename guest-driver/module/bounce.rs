@@ -27,7 +27,7 @@ impl Reach {
     }
 
     /// Whether every page is within reach.
-    fn is_everywhere(self) -> bool {
+    pub(crate) fn is_everywhere(self) -> bool {
         self.bits >= u64::BITS
     }
 
@@ -64,11 +64,10 @@ pub(crate) struct Bounced {
 impl Bounced {
     /// Pages for those of `list` that are out of reach; `None` when there are none. May sleep.
     pub(crate) fn new(list: &SgList, reach: Reach) -> Result<Option<KBox<Self>>> {
-        if reach.is_everywhere()
-            || list
-                .page_runs()
-                .all(|(first, count)| reach.includes(first.nth(count.max(1) - 1)))
-        {
+        let mut last_pages = list
+            .page_runs()
+            .map(|(first, count)| first.nth(count.max(1) - 1));
+        if last_pages.all(|page| reach.includes(page)) {
             return Ok(None);
         }
         let pieces = list.pieces().count();

@@ -172,7 +172,10 @@ impl Memory<'_> {
     pub(crate) fn take(&mut self, held: &mut HeldPages, done: usize, limits: Limits) -> Result {
         match self {
             Self::None => Ok(()),
-            Self::Caller(buffers) => held.take(buffers, limits.bytes, limits.entries, limits.entry),
+            Self::Caller(buffers) => {
+                let entries = buffers.page_bound(limits.entries);
+                held.take(buffers, limits.bytes, entries, limits.entry)
+            }
             Self::Buffer(buffer, offset) => held.take_of(
                 buffer,
                 *offset + done,

@@ -11,7 +11,7 @@
 
 use crate::{
     buffer::Buffer,
-    request::{Answer, Request},
+    request::Request,
     slab::SlabBox,
     spinlock::{new_irq_spinlock, IrqSpinLock},
 };
@@ -105,13 +105,13 @@ fn schedule(inner: &Inner) {
 }
 
 /// Completes `request` from process context, once its pages are dirty again. Any context.
-pub(crate) fn redirty(mut request: SlabBox<Request>, answer: Answer) {
+pub(crate) fn redirty(mut request: SlabBox<Request>) {
     let Some(inner) = inner() else {
         return request.abandon(ENODEV);
     };
     {
         let mut waiting = inner.waiting.lock();
-        request.enlist(answer, waiting.requests.take());
+        request.enlist(waiting.requests.take());
         waiting.requests = Some(request);
     }
     schedule(inner);

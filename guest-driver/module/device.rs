@@ -5,18 +5,18 @@
 use crate::{
     bar::Bar,
     bounce::Reach,
-    chardev::{Poll, Readiness},
+    chardev::{AsyncIocb, Poll, Readiness},
     command::{Job, Limits, Memory},
     compat,
-    counters::{Counters, Direction},
+    counters::Direction,
     explain,
     looking::Patience,
-    observe::{DeviceObserver, Observers},
+    observe::{DeviceObserver, Observer},
     pages::Buffers,
     plug,
     protocol::{DeviceInfo, Operation, RequestHeader},
     queue::{Looking, Queue, WhenFull},
-    request::Request,
+    request::{Reply, Request},
     slab::SlabBox,
     transfer::{Combine, Transfer},
     vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
@@ -68,8 +68,12 @@ pub(crate) struct Vdma {
     limits: Limits,
     reach: Reach,
     bar: Option<Pin<KBox<Bar>>>,
-    observer: Arc<DeviceObserver>,
+    /// Of the driver's own requests.
+    observer: Arc<Observer>,
     patience: Patience,
+    /// Parameters of the module, which do not change once it is loaded.
+    inline_bytes: usize,
+    verifies: bool,
     #[pin]
     space: SharedSpace,
 }
@@ -82,8 +86,10 @@ impl Vdma {
         limits: Limits,
         reach: Reach,
         bar: Option<Pin<KBox<Bar>>>,
-        observer: Arc<DeviceObserver>,
+        observer: Arc<Observer>,
     ) -> Result<Arc<Self>> {
+        let inline_bytes = compat::number(crate::module_parameters::inline_bytes.value());
+        let verifies = compat::number(crate::module_parameters::verify.value()) != 0;
         Arc::pin_init(
             try_pin_init!(Self {
                 queues,
@@ -92,6 +98,8 @@ impl Vdma {
                 reach,
                 bar,
                 observer,
+                inline_bytes: inline_bytes as usize,
+                verifies,
                 patience: Patience::new(compat::number(crate::module_parameters::poll_us.value())),
                 space <- SharedSpace::new(),
             }? Error),
@@ -111,19 +119,18 @@ impl Vdma {
         &self.info
     }
 
-    pub(crate) fn observer(&self) -> &Arc<DeviceObserver> {
+    /// What is observed of the device.
+    pub(crate) fn device_observer(&self) -> &Arc<DeviceObserver> {
+        &self.observer.device
+    }
+
+    /// What is observed of the driver's own requests.
+    pub(crate) fn observer(&self) -> &Arc<Observer> {
         &self.observer
     }
 
     pub(crate) fn space(&self) -> &SharedSpace {
         &self.space
-    }
-
-    fn observers(&self) -> Observers {
-        Observers {
-            device: self.observer.clone(),
-            file: None,
-        }
     }
 
     /// Whether the device answers any request now. May sleep.
@@ -132,7 +139,7 @@ impl Vdma {
         let before = returned().fold(0, usize::wrapping_add);
         let answered = self.queues.iter().any(|queue| {
             let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
-            match submit_one(queue, nop, self.observers(), WhenFull::Fail) {
+            match submit_one(queue, nop, self.observer.clone(), WhenFull::Fail) {
                 Ok(transfer) => transfer.wait_milliseconds(SIGN_OF_LIFE_MS).is_ok(),
                 Err(_) => {
                     // There is no room for a question, but the device may be at work all the same.
@@ -169,6 +176,12 @@ impl Vdma {
             .ok_or(ENODEV)
     }
 
+    /// Upper bound for the pages of `buffers`, if they are certain to fit into one request.
+    pub(crate) fn pages_of_one(&self, buffers: &Buffers<'_>) -> Option<usize> {
+        let pages = buffers.page_bound(self.limits.entries + 1);
+        (pages <= self.limits.entries && buffers.len() <= self.limits.bytes).then_some(pages)
+    }
+
     /// Whether there is room now for all requests that `buffers` may need, few enough to be submitted
     /// by a caller that may not wait. Others may take the room first: then the caller waits after all,
     /// rather than stop half-way.
@@ -178,8 +191,7 @@ impl Vdma {
         let parts = pages
             .div_ceil(entries)
             .max(buffers.len().div_ceil(self.limits.bytes));
-        parts <= MAX_NOWAIT_PARTS
-            && (parts == 1 || self.queue().is_ok_and(|queue| queue.has_room_for(parts)))
+        parts <= MAX_NOWAIT_PARTS && self.queue().is_ok_and(|queue| queue.has_room_for(parts))
     }
 
     /// The operation that moves data, and whether its checksum is to be verified: with the parameter
@@ -189,8 +201,7 @@ impl Vdma {
             Direction::Write => (Operation::Write, Operation::WriteCrc32c),
             _ => (Operation::Read, Operation::ReadCrc32c),
         };
-        let wanted = compat::number(crate::module_parameters::verify.value()) != 0;
-        if wanted && self.info.operations & checked.bit() != 0 {
+        if self.verifies && self.info.operations & checked.bit() != 0 {
             (checked, true)
         } else {
             (plain, false)
@@ -297,8 +308,10 @@ impl Vdma {
             submit,
         } = *parts;
         limits.bytes = limits.bytes.min(job.length as usize - done);
+        let reply = Reply::Part(transfer.clone(), done);
+        let observer = transfer.observer().clone();
         let mut request =
-            SlabBox::<Request>::create(transfer.clone(), done, submit.polled, submit.verified)?;
+            SlabBox::<Request>::create(reply, observer, submit.polled, submit.verified)?;
         let (read, written) = request.data();
         outgoing.take(read, done, limits)?;
         if outgoing.is_some() && incoming.is_some() {
@@ -320,11 +333,8 @@ impl Vdma {
             bytes as u64,
             job.argument_at(done),
         ));
-        let last = done + bytes >= job.length as usize
-            && !(submit.batched && plug::defer_kick(&self.queues, queue));
-        let submitted = queue
-            .submit(request, submit.when_full, last)
-            .map_err(|(error, _)| error);
+        let last = done + bytes >= job.length as usize;
+        let submitted = self.hand_over(queue, request, submit, last);
         if submitted.is_err() {
             outgoing.revert(bytes);
             incoming.revert(bytes);
@@ -332,13 +342,57 @@ impl Vdma {
         submitted.map(|()| bytes)
     }
 
+    /// Submits one request for all of `buffers`, which has room in one ([`Self::pages_of_one`]): the
+    /// answer of the device goes right to the caller.
+    pub(crate) fn submit_whole(
+        &self,
+        caller: AsyncIocb,
+        observer: &Arc<Observer>,
+        (direction, position): (Direction, u64),
+        (buffers, pages): (&mut Buffers<'_>, usize),
+        submit: Submit,
+    ) -> Result {
+        let queue = self.queue()?;
+        let mut request = SlabBox::<Request>::create(
+            Reply::Caller(caller),
+            observer.clone(),
+            submit.polled,
+            submit.verified,
+        )?;
+        let (read, written) = request.data();
+        let outgoing = direction == Direction::Write;
+        let held = if outgoing { read } else { written };
+        held.take(buffers, self.limits.bytes, pages, self.limits.entry)?;
+        held.bring_within(self.reach, outgoing)?;
+        let bytes = held.bytes();
+        let (operation, _) = self.verifying(direction);
+        request.prepare(RequestHeader::new(operation, position, bytes as u64, 0));
+        self.hand_over(queue, request, submit, true)
+            .inspect_err(|_| buffers.revert(bytes))
+    }
+
+    /// Hands a request to the device. If it is the `last` for now the device is told, unless there will
+    /// be a better time.
+    fn hand_over(
+        &self,
+        queue: &Queue,
+        request: SlabBox<Request>,
+        submit: Submit,
+        last: bool,
+    ) -> Result {
+        let kick = last && !(submit.batched && plug::defer_kick(&self.queues, queue));
+        queue
+            .submit(request, submit.when_full, kick)
+            .map_err(|(error, _)| error)
+    }
+
     /// Makes durable what was completed before. A signal ends the wait with `EINTR`.
-    pub(crate) fn flush(&self, observers: Observers) -> Result {
+    pub(crate) fn flush(&self, observer: Arc<Observer>) -> Result {
         if self.info.operations & Operation::Flush.bit() == 0 {
             return Err(compat::not_supported());
         }
         let header = RequestHeader::new(Operation::Flush, 0, 0, 0);
-        submit_one(self.queue()?, header, observers, WhenFull::Wait)?
+        submit_one(self.queue()?, header, observer, WhenFull::Wait)?
             .wait_interruptible()
             .map(|_| ())
     }
@@ -351,7 +405,7 @@ impl Vdma {
         position: u64,
         buffers: &mut Buffers<'_>,
     ) -> Option<Result<usize>> {
-        if buffers.len() > compat::number(crate::module_parameters::inline_bytes.value()) as usize {
+        if buffers.len() > self.inline_bytes {
             return None;
         }
         let bar = self
@@ -402,13 +456,12 @@ impl Vdma {
         transfer: &Transfer,
         eager: bool,
         looking: Looking<'_>,
-        file: &Counters,
+        observer: &Observer,
     ) {
         let found = self
             .patience
             .look_for(transfer, eager, looking, || self.look());
-        file.polled.add(found);
-        self.observer.counters.polled.add(found);
+        observer.count(|counters| counters.polled.add(found));
     }
 
     /// What `poll` wants to know.
@@ -473,11 +526,12 @@ impl Vdma {
 pub(crate) fn submit_one(
     queue: &Queue,
     header: RequestHeader,
-    observers: Observers,
+    observer: Arc<Observer>,
     when_full: WhenFull,
 ) -> Result<ARef<Transfer>> {
-    let transfer = Transfer::new(None, observers, Combine::Only, 0)?;
-    let mut request = SlabBox::<Request>::create(transfer.clone(), 0, false, false)?;
+    let transfer = Transfer::new(None, observer.clone(), Combine::Only, 0)?;
+    let reply = Reply::Part(transfer.clone(), 0);
+    let mut request = SlabBox::<Request>::create(reply, observer, false, false)?;
     request.prepare(header);
     queue
         .submit(request, when_full, true)

@@ -10,7 +10,7 @@ use crate::{
     compat,
     debugfs::Directory,
     device::{submit_one, Queues, Vdma},
-    observe::{DeviceObserver, Observers},
+    observe::{DeviceObserver, Observer},
     protocol::{
         Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
@@ -72,7 +72,7 @@ impl Drop for Number {
 /// Gives the queues their virtqueues, starts the device, and waits for its first answer. May sleep.
 ///
 /// On failure the device may have to be stopped.
-fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<DeviceObserver>) -> Result {
+fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<Observer>) -> Result {
     let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(queues.len())?;
     let count = virtqueues.len();
     for (queue, mut virtqueue) in queues.iter().zip(virtqueues) {
@@ -85,11 +85,7 @@ fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<DeviceObserver
     // The device answers only when device memory is mapped, if it can be: see the specification.
     let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
     let queue = queues.first().ok_or(ENODEV)?;
-    let observers = Observers {
-        device: observer.clone(),
-        file: None,
-    };
-    submit_one(queue, nop, observers, WhenFull::Fail)?
+    submit_one(queue, nop, observer.clone(), WhenFull::Fail)?
         .wait_milliseconds(FIRST_ANSWER_MS)
         .map(|_| ())
 }
@@ -234,7 +230,7 @@ impl virtio::Driver for Driver {
         }
         let queues = Arc::new(queues, GFP_KERNEL)?;
         let number = Number::allocate()?;
-        let observer = DeviceObserver::new(number.0)?;
+        let observer = Observer::new(DeviceObserver::new(number.0)?)?;
         let (reach, dma_bits) = dma_reach(device)?;
         let mut on_error = StopOnError {
             device,
@@ -354,7 +350,7 @@ impl Bound {
         // for `Vdma` are installed when the module is loaded.
         let node = unsafe { chardev::Registration::new(name, vdma.clone(), parent) };
         let node = KBox::pin_init(node, GFP_KERNEL)?;
-        let debugfs = Directory::new(vdma.observer().clone(), vdma.queues().clone())?;
+        let debugfs = Directory::new(vdma.device_observer().clone(), vdma.queues().clone())?;
         let bound = Self {
             leash: None,
             node: Some(node),

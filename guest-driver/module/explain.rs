@@ -50,7 +50,8 @@ pub(crate) fn explain(
     let mut memory = CallerMemory::empty();
     let mut buffers = memory.set(Direction::Read, explanation.address, length)?;
     let mut held = HeldPages::none();
-    held.take(&mut buffers, length, room, max_segment)?;
+    let entries = buffers.page_bound(room);
+    held.take(&mut buffers, length, entries, max_segment)?;
 
     let array = usize::try_from(explanation.pages).map_err(|_| EFAULT)?;
     let mut out =

@@ -11,7 +11,7 @@ use crate::{
     device::{Submit, Vdma},
     eventfd::EventFd,
     ioctl,
-    observe::{FileObserver, Observers},
+    observe::Observer,
     pages::Buffers,
     protocol::{
         Allocation, Command, Registration, Statistics, Trace, IOCTL_ALLOCATE_BUFFER,
@@ -40,7 +40,7 @@ use kernel::{
 /// What an open file keeps.
 pub(crate) struct OpenFile {
     device: Arc<Vdma>,
-    observer: Arc<FileObserver>,
+    observer: Arc<Observer>,
     buffers: Pin<KBox<BufferTable>>,
     /// How later mappings are filled: `MAP_*`.
     map_mode: Atomic<u32>,
@@ -49,13 +49,6 @@ pub(crate) struct OpenFile {
 }
 
 impl OpenFile {
-    fn observers(&self) -> Observers {
-        Observers {
-            device: self.device.observer().clone(),
-            file: Some(self.observer.clone()),
-        }
-    }
-
     /// Moves the caller's buffers to or from device memory.
     ///
     /// The pages are pinned and the requests submitted in the caller's context. An asynchronous call
@@ -81,27 +74,46 @@ impl OpenFile {
 
         if let Some(copied) = self.device.copy_inline(direction, position, &mut buffers) {
             let bytes = copied?;
-            self.observers().count(|counters| {
+            self.observer.count(|counters| {
                 counters.inline_copies.add(1);
                 counters.moved(direction, bytes);
             });
             return Ok(Io::Done(bytes));
         }
-        let when_full = if iocb.no_wait() {
-            WhenFull::Fail
-        } else {
-            WhenFull::Wait
+        let (operation, verified) = self.device.verifying(direction);
+        let asynchronous = iocb.asynchronous();
+        let submit = Submit {
+            when_full: if iocb.no_wait() {
+                WhenFull::Fail
+            } else {
+                WhenFull::Wait
+            },
+            // Only who is asynchronous may leave the looking to others: a plain call looks itself.
+            polled: iocb.polled() && asynchronous.is_some(),
+            verified,
+            batched: asynchronous.is_some(),
         };
-        if when_full == WhenFull::Fail && !self.device.has_room_for(&buffers) {
-            // A caller that may not wait tries again from where it may.
-            return Err(EAGAIN);
-        }
+        let completer = match (asynchronous, self.device.pages_of_one(&buffers)) {
+            (Some(caller), Some(pages)) => {
+                let place = (direction, position);
+                let data = (&mut buffers, pages);
+                self.device
+                    .submit_whole(caller, &self.observer, place, data, submit)?;
+                return Ok(Io::Queued);
+            }
+            (caller, None)
+                if submit.when_full == WhenFull::Fail && !self.device.has_room_for(&buffers) =>
+            {
+                // A caller that may not wait tries again from where it may.
+                drop(caller);
+                return Err(EAGAIN);
+            }
+            (caller, _) => caller.map(Completer::Iocb),
+        };
         // Pages that are not pinned stay with their owner only until the call ends, so a signal may
         // not end it before the device is done with them.
         let interruptible = buffers.will_pin();
-        let asynchronous = iocb.asynchronous();
-        let queued = asynchronous.is_some();
-        let (operation, verified) = self.device.verifying(direction);
+        let queued = completer.is_some();
         let job = Job {
             operation,
             offset: position,
@@ -109,20 +121,11 @@ impl OpenFile {
             argument: 0,
         };
         let (combine, value) = job.combination();
-        let completer = asynchronous.map(Completer::Iocb);
-        let transfer = Transfer::new(completer, self.observers(), combine, value)?;
+        let transfer = Transfer::new(completer, self.observer.clone(), combine, value)?;
         let data = Memory::Caller(buffers);
         let (outgoing, incoming) = match direction {
             Direction::Write => (data, Memory::None),
             _ => (Memory::None, data),
-        };
-        // Only who is asynchronous may leave the looking to others: a plain call looks itself.
-        let polled = iocb.polled() && queued;
-        let submit = Submit {
-            when_full,
-            polled,
-            verified,
-            batched: queued,
         };
         let queue = self.device.queue()?;
         let looking = if queued || !interruptible {
@@ -137,7 +140,7 @@ impl OpenFile {
         }
         if let Some(looking) = looking {
             self.device
-                .look_for(&transfer, iocb.polled(), looking, &self.observer.counters);
+                .look_for(&transfer, iocb.polled(), looking, &self.observer);
         }
         let bytes = if interruptible {
             transfer.wait_interruptible()?
@@ -177,7 +180,7 @@ impl OpenFile {
         }
         let batched = completer.is_some();
         let (combine, value) = checked.job.combination();
-        let transfer = Transfer::new(completer, self.observers(), combine, value)?;
+        let transfer = Transfer::new(completer, self.observer.clone(), combine, value)?;
         let submit = Submit {
             when_full,
             polled: false,
@@ -240,14 +243,13 @@ impl OpenFile {
     /// Adds a buffer to the file's.
     fn add_buffer(&self, buffer: Arc<Buffer>) -> Result<u32> {
         let id = self.buffers.insert(buffer)?;
-        self.observers().count(|counters| counters.buffers.add(1));
+        self.observer.count(|counters| counters.buffers.add(1));
         Ok(id)
     }
 
     fn remove_buffer(&self, id: u32) -> Result {
         drop(self.buffers.remove(id)?);
-        self.observers()
-            .count(|counters| counters.buffers.subtract(1));
+        self.observer.count(|counters| counters.buffers.subtract(1));
         Ok(())
     }
 
@@ -302,8 +304,11 @@ impl OpenFile {
 
     fn open_trace(&self, address: usize) -> Result<isize> {
         ioctl::require_administrator()?;
-        let file =
-            NewFile::new(TraceFile::new(self.device.observer().clone())?, false)?.reserve()?;
+        let file = NewFile::new(
+            TraceFile::new(self.device.device_observer().clone())?,
+            false,
+        )?
+        .reserve()?;
         let trace = Trace {
             length: TraceFile::LENGTH as u64,
             file: file.descriptor(),
@@ -327,7 +332,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         let buffers = self.buffers.count();
-        self.observers()
+        self.observer
             .count(|counters| counters.buffers.subtract(buffers));
     }
 }
@@ -353,12 +358,12 @@ impl Mappable for OpenFile {
 
     fn duplicated(&self) {
         self.device.count_mapping(true);
-        self.observers().count(|counters| counters.mappings.add(1));
+        self.observer.count(|counters| counters.mappings.add(1));
     }
 
     fn unmapped(&self) {
         self.device.count_mapping(false);
-        self.observers()
+        self.observer
             .count(|counters| counters.mappings.subtract(1));
     }
 
@@ -366,7 +371,7 @@ impl Mappable for OpenFile {
         let huge = fault.is_huge();
         let result = self.device.fault(fault);
         if result.is_mapped() {
-            self.observers().count(|counters| {
+            self.observer.count(|counters| {
                 if huge {
                     counters.huge_faults.add(1);
                 } else {
@@ -383,7 +388,7 @@ impl FileOperations for OpenFile {
 
     fn open(device: Arc<Vdma>, opening: &Opening) -> Result<Self> {
         let buffers = KBox::pin_init(BufferTable::new(), GFP_KERNEL)?;
-        let observer = FileObserver::new()?;
+        let observer = Observer::new(device.device_observer().clone())?;
         let (read, write) = opening.access();
         // SAFETY: These are the arguments of `->open`.
         let space = unsafe { device.space().adopt(opening.inode, opening.file) };
@@ -410,7 +415,7 @@ impl FileOperations for OpenFile {
     }
 
     fn sync(&self) -> Result {
-        self.device.flush(self.observers())
+        self.device.flush(self.observer.clone())
     }
 
     fn ioctl(&self, command: u32, argument: usize) -> Result<isize> {
@@ -418,7 +423,7 @@ impl FileOperations for OpenFile {
             IOCTL_INFO => ioctl::answer(self.device.info(), argument),
             IOCTL_FILE_STATISTICS => ioctl::answer(&self.observer.counters.snapshot(), argument),
             IOCTL_DEVICE_STATISTICS => {
-                ioctl::answer(&self.device.observer().counters.snapshot(), argument)
+                ioctl::answer(&self.device.device_observer().counters.snapshot(), argument)
             }
             IOCTL_MAP_MODE => match ioctl::choice(argument)? {
                 mode @ (MAP_EAGER | MAP_LAZY) => {
@@ -468,8 +473,7 @@ impl FileOperations for OpenFile {
 
     fn look(&self) -> usize {
         let found = self.device.look();
-        self.observers()
-            .count(|counters| counters.polled.add(found));
+        self.observer.count(|counters| counters.polled.add(found));
         found
     }
 

@@ -127,9 +127,11 @@ impl DeviceObserver {
     }
 }
 
-/// What is observed of an open file.
+/// What is observed of the requests of an open file, or of the driver itself, and of the device that
+/// they go to.
 #[pin_data]
-pub(crate) struct FileObserver {
+pub(crate) struct Observer {
+    pub(crate) device: Arc<DeviceObserver>,
     pub(crate) counters: Counters,
     /// Whether there is an eventfd, so that nobody takes the lock for nothing.
     armed: Atomic<u32>,
@@ -137,10 +139,11 @@ pub(crate) struct FileObserver {
     event: IrqSpinLock<Option<EventFd>>,
 }
 
-impl FileObserver {
-    pub(crate) fn new() -> Result<Arc<Self>> {
+impl Observer {
+    pub(crate) fn new(device: Arc<DeviceObserver>) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
+                device,
                 counters: Counters::new(),
                 armed: Atomic::new(0),
                 event <- new_irq_spinlock!(None, "vdma_event"),
@@ -157,35 +160,23 @@ impl FileObserver {
         drop(old);
     }
 
-    fn signal(&self) {
-        if self.armed.load(Relaxed) != 0 {
+    /// Counts something, for the device as well.
+    pub(crate) fn count(&self, count: impl Fn(&Counters)) {
+        count(&self.device.counters);
+        count(&self.counters);
+    }
+
+    /// Whether anybody is told of the end of transfers.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.load(Relaxed) != 0
+    }
+
+    /// A transfer has ended. Any context.
+    pub(crate) fn ended(&self) {
+        if self.is_armed() {
             if let Some(event) = &*self.event.lock() {
                 event.signal();
             }
-        }
-    }
-}
-
-/// Everybody who hears of a transfer.
-#[derive(Clone)]
-pub(crate) struct Observers {
-    pub(crate) device: Arc<DeviceObserver>,
-    pub(crate) file: Option<Arc<FileObserver>>,
-}
-
-impl Observers {
-    /// Counts something, for the device and for the file.
-    pub(crate) fn count(&self, count: impl Fn(&Counters)) {
-        count(&self.device.counters);
-        if let Some(file) = &self.file {
-            count(&file.counters);
-        }
-    }
-
-    /// The transfer has ended. Any context.
-    pub(crate) fn ended(&self) {
-        if let Some(file) = &self.file {
-            file.signal();
         }
     }
 }

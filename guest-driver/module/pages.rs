@@ -13,7 +13,7 @@ use crate::{
     deferred,
     scatterlist::SgList,
 };
-use core::{marker::PhantomData, mem::MaybeUninit};
+use core::{marker::PhantomData, mem::MaybeUninit, slice};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Arc};
 
 /// Pages that one call of [`Buffers::pin_into`] takes at a time; their pointers are on the stack.
@@ -21,6 +21,7 @@ const BATCH: usize = 32;
 
 /// A page frame, named by its `struct page`. Says nothing of who owns the frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
 pub(crate) struct Page(*mut bindings::page);
 
 impl Page {
@@ -185,21 +186,16 @@ impl Buffers<'_> {
                     &mut offset,
                 )
             };
-            let mut left = match taken {
+            let bytes = match taken {
                 1.. => taken as usize,
                 0 => return Err(EFAULT),
                 error => return Err(Error::from_errno(error as i32)),
             };
-            let pages = (offset + left).div_ceil(PAGE_SIZE);
-            for page in batch.iter().take(pages) {
-                let length = left.min(PAGE_SIZE - offset);
-                // SAFETY: The function filled in the pages behind the bytes that it took.
-                let page = unsafe { Page::from_ptr(page.assume_init()) };
-                list.push(page, offset, length, max_entry)?;
-                left -= length;
-                offset = 0;
-                taken_pages += 1;
-            }
+            let count = (offset + bytes).div_ceil(PAGE_SIZE);
+            // SAFETY: The function filled in the pages behind the bytes that it took.
+            let pages = unsafe { slice::from_raw_parts(batch.as_ptr().cast::<Page>(), count) };
+            list.push_pages(pages, offset, bytes, max_entry)?;
+            taken_pages += count;
         }
         Ok(taken_pages)
     }
@@ -242,16 +238,18 @@ impl HeldPages {
         }
     }
 
-    /// Takes up to `max_bytes` off `buffers`, in up to `max_entries` entries of up to `max_entry`
-    /// bytes. To be called once: there are no pages here yet. May sleep.
+    /// Takes up to `max_bytes` off `buffers`, in up to `entries` entries of up to `max_entry` bytes. To
+    /// be called once: there are no pages here yet. May sleep.
+    ///
+    /// Room is made for all of `entries`, so it should be no more than [`Buffers::page_bound`].
     pub(crate) fn take(
         &mut self,
         buffers: &mut Buffers<'_>,
         max_bytes: usize,
-        max_entries: usize,
+        entries: usize,
         max_entry: usize,
     ) -> Result {
-        self.list.make_room(buffers.page_bound(max_entries))?;
+        self.list.make_room(entries)?;
         let pins = buffers.will_pin();
         if pins {
             // What is taken before an error is unpinned as well.
@@ -289,6 +287,9 @@ impl HeldPages {
     /// Puts pages that the device can reach in the place of those that it cannot; with `outgoing`, the
     /// bytes that the device is to read are copied there. May sleep.
     pub(crate) fn bring_within(&mut self, reach: Reach, outgoing: bool) -> Result {
+        if reach.is_everywhere() {
+            return Ok(());
+        }
         self.bounced = Bounced::new(&self.list, reach)?;
         if let Some(bounced) = self.bounced.as_ref().filter(|_| outgoing) {
             // SAFETY: The pages are held by this object.

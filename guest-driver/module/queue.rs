@@ -61,6 +61,41 @@ enum Gate {
     Closed,
 }
 
+/// Requests that have come back, in a list that needs no memory of its own.
+struct Batch {
+    last: Option<SlabBox<Request>>,
+    count: usize,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            last: None,
+            count: 0,
+        }
+    }
+
+    fn push(&mut self, mut request: SlabBox<Request>) {
+        request.enlist(self.last.take());
+        self.last = Some(request);
+        self.count += 1;
+    }
+
+    /// Completes them, in the order in which they came back.
+    fn complete(mut self) {
+        let mut first = None;
+        while let Some(mut request) = self.last {
+            self.last = request.delist();
+            request.enlist(first.take());
+            first = Some(request);
+        }
+        while let Some(mut request) = first {
+            first = request.delist();
+            request.complete();
+        }
+    }
+}
+
 struct Ring {
     queue: Option<VirtQueue<SlabBox<Request>>>,
     /// Requests in the ring.
@@ -183,7 +218,6 @@ impl Queue {
         last: bool,
     ) -> Result<(), (Error, SlabBox<Request>)> {
         // Counted before the device sees the request, for it may come back at once.
-        request.transfer().request_submitted(request.extent());
         request.announce(self.number);
         let mut full_before = false;
         let mut kicked = false;
@@ -199,7 +233,10 @@ impl Queue {
                         ring = locked;
                         continue;
                     }
-                    Err(error) => return Err((self.retract(&request, error), request)),
+                    Err(error) => {
+                        request.retract();
+                        return Err((error, request));
+                    }
                 },
             };
             request.set_epoch(state.epoch);
@@ -234,7 +271,7 @@ impl Queue {
             }
             if !full_before {
                 full_before = true;
-                request.transfer().queue_was_full();
+                request.count(|counters| counters.queue_full.add(1));
             }
             state.starved = true;
             if state.in_flight == 0 {
@@ -254,11 +291,15 @@ impl Queue {
             }
             match self.wait(ring) {
                 Ok(locked) => ring = locked,
-                Err(error) => return Err((self.retract(&request, error), request)),
+                Err(error) => {
+                    request.retract();
+                    return Err((error, request));
+                }
             }
         };
         drop(ring);
-        Err((self.retract(&request, error), request))
+        request.retract();
+        Err((error, request))
     }
 
     /// Tells the device of what was submitted, if it wants to be told. Any context; costs an exit from
@@ -277,12 +318,6 @@ impl Queue {
             unsafe { kick.send() };
             let _ = self.kicks.fetch_sub(1, Release);
         }
-    }
-
-    /// Takes back what was counted for a request that did not go.
-    fn retract(&self, request: &SlabBox<Request>, error: Error) -> Error {
-        request.transfer().request_retracted(request.extent());
-        error
     }
 
     /// Waits until the ring may have room, with the lock let go meanwhile; `EINTR` on a signal.
@@ -306,26 +341,28 @@ impl Queue {
         Ok(self.ring.lock())
     }
 
-    /// Takes up to [`BATCH`] used requests off the ring; returns whether there may be more.
-    fn pop_batch(&self, batch: &mut [Option<(SlabBox<Request>, u32)>; BATCH]) -> bool {
+    /// Takes up to [`BATCH`] used requests off the ring, and whether there may be more.
+    fn pop_batch(&self) -> (Batch, bool) {
+        let mut batch = Batch::new();
         let mut ring = self.ring.lock();
         let state = &mut *ring;
-        let mut count = 0;
         let more = loop {
             let Some(queue) = state.queue.as_mut() else {
-                return false;
+                return (batch, false);
             };
             queue.disable_interrupt();
-            while count < BATCH {
-                let Some(used) = queue.pop() else { break };
+            while batch.count < BATCH {
+                let Some((mut request, written)) = queue.pop() else {
+                    break;
+                };
+                request.set_written(written);
                 state.in_flight -= 1;
                 state.returned = state.returned.wrapping_add(1);
-                state.polled -= usize::from(used.0.is_polled());
-                state.ages[used.0.epoch()] -= 1;
-                batch[count] = Some(used);
-                count += 1;
+                state.polled -= usize::from(request.is_polled());
+                state.ages[request.epoch()] -= 1;
+                batch.push(request);
             }
-            if count == BATCH {
+            if batch.count == BATCH {
                 break true;
             }
             if queue.is_broken() {
@@ -342,19 +379,16 @@ impl Queue {
         if wake {
             self.room.notify_all();
         }
-        more
+        (batch, more)
     }
 
     /// Completes what the device has used, and returns how many that were. Any context.
     pub(crate) fn reap(&self) -> usize {
         let mut count = 0;
         loop {
-            let mut batch = [const { None }; BATCH];
-            let more = self.pop_batch(&mut batch);
-            for (request, written) in batch.iter_mut().filter_map(Option::take) {
-                count += 1;
-                request.complete(written);
-            }
+            let (batch, more) = self.pop_batch();
+            count += batch.count;
+            batch.complete();
             if !more {
                 return count;
             }

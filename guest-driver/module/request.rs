@@ -3,9 +3,11 @@
 //! One request to the device: header, response, and the pages in between.
 
 use crate::{
+    chardev::AsyncIocb,
     compat,
-    counters::{Direction, Extent},
+    counters::{Counters, Direction, Extent},
     deferred, log,
+    observe::Observer,
     pages::HeldPages,
     protocol::{Operation, RequestHeader, Response, Status, TraceRecord},
     scatterlist::SgEntry,
@@ -15,9 +17,24 @@ use crate::{
 };
 use core::{
     marker::PhantomPinned,
+    mem,
     ptr::{self, NonNull},
 };
-use kernel::{ffi::c_void, prelude::*, sync::aref::ARef};
+use kernel::{
+    ffi::c_void,
+    prelude::*,
+    sync::{aref::ARef, Arc},
+};
+
+/// Who hears of the answer to a request.
+pub(crate) enum Reply {
+    /// The transfer that it is a part of, in which it begins at this byte.
+    Part(ARef<Transfer>, usize),
+    /// The caller of an asynchronous read or write that has no other part.
+    Caller(AsyncIocb),
+    /// Nobody any more.
+    Given,
+}
 
 /// Device-writable bytes, alone on their cache line: a line is mapped for one direction only.
 #[repr(C, align(64))]
@@ -37,8 +54,8 @@ pub(crate) struct Request {
     outgoing: HeldPages,
     /// Data that the device writes.
     incoming: HeldPages,
-    transfer: ARef<Transfer>,
-    position: usize,
+    reply: Reply,
+    observer: Arc<Observer>,
     /// The task that waits looks for the completion itself: no interrupt is needed.
     polled: bool,
     /// The value of the answer is the CRC32C of the data, and is compared with the CPU's.
@@ -48,9 +65,11 @@ pub(crate) struct Request {
     submitted_at: u64,
     /// When it went to the device, in the reckoning of its queue.
     epoch: usize,
-    /// The checked answer, and the next request, in the list of those whose pages wait to be marked
-    /// dirty again.
+    /// Bytes that the device says to have written.
+    written: u32,
+    /// The checked answer, once there is one, of a request whose pages wait to be marked dirty again.
     deferred: Option<Answer>,
+    /// The next in a list of requests that have come back.
     next: Option<SlabBox<Request>>,
     #[pin]
     _pin: PhantomPinned,
@@ -69,20 +88,6 @@ impl Cached for Request {
     }
 }
 
-/// Where a finished request stands in its transfer, and how it ended.
-pub(crate) struct Completed {
-    /// Byte of the transfer at which the request begins.
-    pub(crate) position: usize,
-    /// Bytes moved, or why none were.
-    pub(crate) result: Result<usize>,
-    /// Bytes moved before an error; equal to the result without one.
-    pub(crate) moved: usize,
-    /// [`Response::value`].
-    pub(crate) value: u64,
-    /// Direction of the data.
-    pub(crate) direction: Direction,
-}
-
 /// Direction of the device memory that an operation moves.
 fn direction(operation: u16) -> Direction {
     match Operation::from_code(operation) {
@@ -93,12 +98,12 @@ fn direction(operation: u16) -> Direction {
 }
 
 impl SlabBox<Request> {
-    /// A request without data, at byte `position` of its transfer: [`Self::data`] and then
-    /// [`Self::prepare`] are next. With `polled` the submitter looks for the completion; with `verified`
-    /// the answer's value is a CRC32C of the data to compare with. May sleep.
+    /// A request without data: [`Self::data`] and then [`Self::prepare`] are next. With `polled` the
+    /// submitter looks for the completion; with `verified` the answer's value is a CRC32C of the data to
+    /// compare with. May sleep.
     pub(crate) fn create(
-        transfer: ARef<Transfer>,
-        position: usize,
+        reply: Reply,
+        observer: Arc<Observer>,
         polled: bool,
         verified: bool,
     ) -> Result<Self> {
@@ -109,23 +114,30 @@ impl SlabBox<Request> {
             response_sg: SgEntry::empty(),
             outgoing: HeldPages::none(),
             incoming: HeldPages::none(),
-            transfer,
-            position,
+            reply,
+            observer,
             polled,
             verified,
             queue: 0,
             submitted_at: 0,
             epoch: 0,
+            written: 0,
             deferred: None,
             next: None,
             _pin: PhantomPinned,
         }? Error))
     }
 
+    /// The request's fields.
+    fn fields(&mut self) -> &mut Request {
+        // SAFETY: Nothing is moved out of the request here in this module: what makes it pinned are the
+        // entries that point at the header and the response, which are only written to.
+        unsafe { self.as_mut().get_unchecked_mut() }
+    }
+
     /// The data that the device reads, and that it writes: filled in here, where they stay.
     pub(crate) fn data(&mut self) -> (&mut HeldPages, &mut HeldPages) {
-        // SAFETY: The fields are not pinned.
-        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        let request = self.fields();
         (&mut request.outgoing, &mut request.incoming)
     }
 
@@ -133,8 +145,7 @@ impl SlabBox<Request> {
     /// dirty now, where that is allowed.
     pub(crate) fn prepare(&mut self, header: RequestHeader) {
         self.incoming.mark_dirty();
-        // SAFETY: Nothing is moved out of the request.
-        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        let request = self.fields();
         request.header = header;
         // SAFETY: Header and response are in the request's slab object, which stays in place, and
         // which nobody touches while it is in a queue.
@@ -144,7 +155,7 @@ impl SlabBox<Request> {
     }
 
     /// Pages and scatter-gather entries of the data.
-    pub(crate) fn extent(&self) -> Extent {
+    fn extent(&self) -> Extent {
         Extent {
             pinned: self.outgoing.pinned_pages() + self.incoming.pinned_pages(),
             segments: self.outgoing.entries() + self.incoming.entries(),
@@ -157,20 +168,38 @@ impl SlabBox<Request> {
         self.polled
     }
 
-    /// Notes that the request goes to the queue of this number, and tells the observers, if there are
-    /// any.
+    /// Counts the request and tells the observers, before it goes to the queue of this number: it may
+    /// come back at once.
     pub(crate) fn announce(&mut self, queue: u32) {
-        let device = &self.transfer.observers().device;
+        if let Reply::Part(transfer, _) = &self.reply {
+            transfer.request_submitted();
+        }
+        let extent = self.extent();
+        self.count(|counters| counters.submit(extent));
+        let device = &self.observer.device;
         let submitted_at = if device.is_observed() {
             let pages = self.outgoing.pages() + self.incoming.pages();
-            device.submitted(queue, &self.header, pages, self.extent().segments)
+            device.submitted(queue, &self.header, pages, extent.segments)
         } else {
             0
         };
-        // SAFETY: Nothing is moved out of the request.
-        let request = unsafe { self.as_mut().get_unchecked_mut() };
+        let request = self.fields();
         request.queue = queue;
         request.submitted_at = submitted_at;
+    }
+
+    /// Takes [`Self::announce`] back: it did not go after all.
+    pub(crate) fn retract(&self) {
+        let extent = self.extent();
+        self.count(|counters| counters.retract(extent));
+        if let Reply::Part(transfer, _) = &self.reply {
+            transfer.request_retracted();
+        }
+    }
+
+    /// Counts something, for the file that the request came from and for the device.
+    pub(crate) fn count(&self, count: impl Fn(&Counters)) {
+        self.observer.count(count);
     }
 
     /// When the request went to the device, in the reckoning of its queue.
@@ -180,87 +209,83 @@ impl SlabBox<Request> {
 
     /// Notes when the request goes to the device.
     pub(crate) fn set_epoch(&mut self, epoch: usize) {
-        // SAFETY: The field is not pinned.
-        unsafe { self.as_mut().get_unchecked_mut() }.epoch = epoch;
+        self.fields().epoch = epoch;
     }
 
-    pub(crate) fn transfer(&self) -> &Transfer {
-        &self.transfer
+    /// Notes how many bytes the device claims to have written: [`Self::complete`] is next.
+    pub(crate) fn set_written(&mut self, written: u32) {
+        self.fields().written = written;
     }
 
-    /// Takes the answer of the device, which claims to have written `written` bytes. Any context.
-    ///
-    /// Pages that were cleaned while the device wrote to them have to be marked dirty again before
-    /// anybody hears of the completion, and that can sleep: such a request takes a detour through a
-    /// work queue. It is rare, for pinned pages are cleaned only by writeback of mapped files.
-    pub(crate) fn complete(self, written: u32) {
-        let mut answer = self.answer(written);
-        self.incoming.fetch_bounced();
-        if self.verified && answer.result.is_ok() {
-            answer = self.verify(answer);
-        }
-        if !self.incoming.are_dirty() {
-            deferred::redirty(self, answer);
-        } else {
-            self.finish(answer);
-        }
-    }
-
-    /// Puts the request into the list of [`deferred`], in front of `next`.
-    pub(crate) fn enlist(&mut self, answer: Answer, next: Option<SlabBox<Request>>) {
-        // SAFETY: Nothing is moved out of the request.
-        let request = unsafe { self.as_mut().get_unchecked_mut() };
-        request.deferred = Some(answer);
-        request.next = next;
+    /// Puts the request in front of `next`.
+    pub(crate) fn enlist(&mut self, next: Option<SlabBox<Request>>) {
+        self.fields().next = next;
     }
 
     /// Takes the rest of the list off the request.
     pub(crate) fn delist(&mut self) -> Option<SlabBox<Request>> {
-        // SAFETY: The field is not pinned.
-        unsafe { self.as_mut().get_unchecked_mut() }.next.take()
+        self.fields().next.take()
     }
 
-    /// Marks the pages dirty again and completes with the answer kept by [`Self::enlist`]. May sleep.
+    /// Takes the answer of the device. Any context.
+    ///
+    /// Pages that were cleaned while the device wrote to them have to be marked dirty again before
+    /// anybody hears of the completion, and that can sleep: such a request takes a detour through a
+    /// work queue. It is rare, for pinned pages are cleaned only by writeback of mapped files.
+    pub(crate) fn complete(mut self) {
+        let mut answer = self.answer();
+        self.incoming.fetch_bounced();
+        if self.verified && answer.result.is_ok() {
+            answer = self.verify(answer);
+        }
+        if self.incoming.are_dirty() {
+            self.finish(answer);
+        } else {
+            self.fields().deferred = Some(answer);
+            deferred::redirty(self);
+        }
+    }
+
+    /// Marks the pages dirty again and completes with the answer that [`Self::complete`] kept. May
+    /// sleep.
     pub(crate) fn redirty_and_finish(self) {
         self.incoming.mark_dirty();
-        let answer = self.deferred.unwrap_or(Answer {
-            result: Err(EIO),
-            moved: 0,
-            value: 0,
-        });
+        let answer = self.deferred.unwrap_or(Answer::failed(EIO));
         self.finish(answer);
     }
 
     /// Gives the request up: the device was reset. Any context.
     pub(crate) fn abandon(self, error: Error) {
-        self.finish(Answer {
-            result: Err(error),
-            moved: 0,
-            value: 0,
-        });
+        self.finish(Answer::failed(error));
     }
 
-    fn finish(self, answer: Answer) {
-        let transfer = self.transfer.clone();
+    fn finish(mut self, answer: Answer) {
         self.record(&answer);
-        let completed = Completed {
-            position: self.position,
-            result: answer.result,
-            moved: answer.moved,
-            value: answer.value,
-            direction: direction(self.header.operation.get()),
-        };
+        let direction = direction(self.header.operation.get());
+        self.count(|counters| counters.complete(direction, answer.moved, answer.result.is_ok()));
+        let reply = mem::replace(&mut self.fields().reply, Reply::Given);
         // The pages are let go before anybody hears of the completion: whoever waits for it may
         // count on them.
-        drop(self);
-        transfer.request_completed(completed);
+        match reply {
+            Reply::Part(transfer, position) => {
+                drop(self);
+                transfer.request_completed(position, answer);
+            }
+            Reply::Caller(iocb) => {
+                let observer = self.observer.is_armed().then(|| self.observer.clone());
+                drop(self);
+                iocb.complete(answer.bytes());
+                if let Some(observer) = observer {
+                    observer.ended();
+                }
+            }
+            Reply::Given => {}
+        }
     }
 
     /// Compares the device's checksum of the data with the CPU's.
     fn verify(&self, answer: Answer) -> Answer {
-        self.transfer
-            .observers()
-            .count(|counters| counters.verified.add(1));
+        self.count(|counters| counters.verified.add(1));
         let data = if self.incoming.bytes() > 0 {
             &self.incoming
         } else {
@@ -270,16 +295,11 @@ impl SlabBox<Request> {
             return answer;
         }
         log::bad_answer(&self.header, "the data differ from the device's checksum");
-        Answer {
-            result: Err(EIO),
-            moved: 0,
-            value: 0,
-        }
+        Answer::failed(EIO)
     }
 
     /// Tells the observers how it ended.
     fn record(&self, answer: &Answer) {
-        let observer = &self.transfer.observers().device;
         if self.submitted_at == 0 {
             return;
         }
@@ -294,14 +314,15 @@ impl SlabBox<Request> {
             transferred: answer.moved as u64,
             ..Default::default()
         };
-        observer.completed(self.submitted_at, record);
+        self.observer.device.completed(self.submitted_at, record);
     }
 
     /// Checks what the device says; it may say anything.
-    fn answer(&self, written: u32) -> Answer {
+    fn answer(&self) -> Answer {
         // SAFETY: The response is in this object. A device that breaks the rules may still write to
         // it, hence one volatile read, and only the copy is used.
         let response = unsafe { ptr::read_volatile(&self.response.0) };
+        let written = self.written as usize;
         let length = self.header.length.get();
         let transferred = response.transferred.get();
         let incoming = if self.incoming.bytes() > 0 {
@@ -313,7 +334,7 @@ impl SlabBox<Request> {
             Status::OK if u64::from(transferred) > length => {
                 Some((EIO, "more bytes than asked for"))
             }
-            Status::OK if (written as usize) < Response::SIZE + incoming => {
+            Status::OK if written < Response::SIZE + incoming => {
                 Some((EIO, "fewer bytes written than transferred"))
             }
             Status::OK if u64::from(transferred) < length => Some((EIO, "short transfer")),
@@ -331,7 +352,7 @@ impl SlabBox<Request> {
                 log::bad_answer(&self.header, what);
                 let valid = response.status() == Status::OK
                     && u64::from(transferred) < length
-                    && written as usize >= Response::SIZE + incoming;
+                    && written >= Response::SIZE + incoming;
                 let moved = if valid { transferred as usize } else { 0 };
                 Answer {
                     result: Err(error),
@@ -346,9 +367,31 @@ impl SlabBox<Request> {
 /// The checked answer of the device.
 #[derive(Clone, Copy)]
 pub(crate) struct Answer {
-    result: Result<usize>,
-    moved: usize,
-    value: u64,
+    /// Bytes moved, or why not all were.
+    pub(crate) result: Result<usize>,
+    /// Bytes moved before an error; equal to the result without one.
+    pub(crate) moved: usize,
+    /// [`Response::value`].
+    pub(crate) value: u64,
+}
+
+impl Answer {
+    /// None that counts: nothing was moved, because of `error`.
+    fn failed(error: Error) -> Self {
+        Self {
+            result: Err(error),
+            moved: 0,
+            value: 0,
+        }
+    }
+
+    /// The result of a call: the bytes that were moved, the error if there are none.
+    fn bytes(&self) -> Result<usize> {
+        match self.moved {
+            0 => self.result,
+            moved => Ok(moved),
+        }
+    }
 }
 
 // SAFETY: The lists name the header, the response and the held pages: all of them are part of the slab

@@ -3,7 +3,7 @@
 //! Scatter-gather lists of pages, coalesced while they are built.
 
 use crate::{
-    bindings::{vdma_sg_mark_end, vdma_sg_set_buf, vdma_sg_set_page, VDMA_SG_PAGE_LINK_MASK},
+    bindings::{vdma_sg_set_buf, VDMA_SG_END, VDMA_SG_PAGE_LINK_MASK},
     pages::Page,
 };
 use core::{
@@ -127,7 +127,7 @@ impl SgList {
         self.bytes
     }
 
-    /// Appends `length` bytes at `offset` of `page`.
+    /// Appends `length` bytes from `offset` on of the run of pages that begins with `page`.
     ///
     /// The bytes join the last entry when they follow it in physical memory at a page boundary and
     /// the entry stays within `max_entry` bytes. Bytes that continue inside a page do not join it:
@@ -153,9 +153,13 @@ impl SgList {
         if self.room() == 0 {
             return Err(ENOSPC);
         }
-        let mut entry = scatterlist::default();
-        // SAFETY: The entry is valid for writes; a page and a range inside of it make a valid one.
-        unsafe { vdma_sg_set_page(&mut entry, page.as_ptr(), length as u32, offset as u32) };
+        // What `sg_set_page` does, for loops over many.
+        let entry = scatterlist {
+            page_link: page.as_ptr() as usize,
+            offset: offset as u32,
+            length: length as u32,
+            ..Default::default()
+        };
         match &mut self.spill {
             Some(spill) => spill.push(entry, GFP_KERNEL)?,
             // SAFETY: There is room, so `used` is less than `limit`, which without `spill` is within
@@ -170,6 +174,33 @@ impl SgList {
         }
         self.used += 1;
         self.bytes += length;
+        Ok(())
+    }
+
+    /// Appends `bytes` bytes from `offset` on of `pages`, in as few entries as [`SgList::push`] allows.
+    ///
+    /// There has to be room for an entry for each page.
+    pub(crate) fn push_pages(
+        &mut self,
+        pages: &[Page],
+        mut offset: usize,
+        bytes: usize,
+        max_entry: usize,
+    ) -> Result {
+        let mut left = bytes;
+        let mut rest = pages;
+        while let Some(&first) = rest.first() {
+            let most = (max_entry / PAGE_SIZE).max(1);
+            let mut count = 1;
+            while count < most && rest.get(count) == Some(&first.nth(count)) {
+                count += 1;
+            }
+            let length = left.min(count * PAGE_SIZE - offset);
+            self.push(first, offset, length, max_entry)?;
+            left -= length;
+            offset = 0;
+            rest = &rest[count..];
+        }
         Ok(())
     }
 
@@ -206,8 +237,7 @@ impl SgList {
         let Some(last) = entries.last_mut() else {
             return core::ptr::null_mut();
         };
-        // SAFETY: The last is an entry of this list.
-        unsafe { vdma_sg_mark_end(last) };
+        last.page_link |= VDMA_SG_END;
         entries.as_mut_ptr()
     }
 }

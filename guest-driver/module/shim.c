@@ -59,29 +59,26 @@ bool vdma_iov_iter_will_pin(const struct iov_iter *iter)
 	return iov_iter_extract_will_pin(iter);
 }
 
-void vdma_sg_set_page(struct scatterlist *sg, struct page *page, unsigned int len,
-		      unsigned int offset)
-{
-	sg_set_page(sg, page, len, offset);
-}
-
+/* sg_init_one() for an entry that has been zeroed. */
 void vdma_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len)
 {
-	sg_init_one(sg, buf, len);
+	sg_set_buf(sg, buf, len);
+	sg_mark_end(sg);
 }
 
-void vdma_sg_mark_end(struct scatterlist *sg)
+/* Pages of the folio from this one on. */
+static unsigned long vdma_folio_rest(struct folio *folio, struct page *page)
 {
-	sg_mark_end(sg);
+	if (!folio_test_large(folio))
+		return 1;
+	return folio_nr_pages(folio) - folio_page_idx(folio, page);
 }
 
 /* Steps from folio to folio: dirtiness belongs to the folio, not to each of its pages. */
 #define vdma_for_each_folio(folio, page, count)						\
-	for (unsigned long _i = 0, _n;							\
-	     _i < (count) && (folio = page_folio((page) + _i),				\
-			      _n = folio_nr_pages(folio) -				\
-				   folio_page_idx(folio, (page) + _i), true);		\
-	     _i += _n)
+	for (unsigned long _i = 0;							\
+	     _i < (count) && (folio = page_folio((page) + _i), true);			\
+	     _i += vdma_folio_rest(folio, (page) + _i))
 
 void vdma_pages_mark_dirty(struct page *page, unsigned long count)
 {

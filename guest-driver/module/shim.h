@@ -26,10 +26,7 @@ size_t vdma_iov_iter_count(const struct iov_iter *iter);
 void vdma_iov_iter_truncate(struct iov_iter *iter, size_t count);
 bool vdma_iov_iter_will_pin(const struct iov_iter *iter);
 
-void vdma_sg_set_page(struct scatterlist *sg, struct page *page, unsigned int len,
-		      unsigned int offset);
 void vdma_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len);
-void vdma_sg_mark_end(struct scatterlist *sg);
 
 void vdma_pages_mark_dirty(struct page *page, unsigned long count);
 bool vdma_pages_are_dirty(struct page *page, unsigned long count);

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One call of read or write (or an internal operation), made of one or more requests.
+//! One call of read or write, one command, or an internal operation, made of one or more requests.
 //!
 //! A transfer longer than a request is split; its requests complete in any order. When the last of
 //! them is back, and the caller has submitted all, the transfer completes once: into the caller's
-//! `kiocb`, or to the task that waits for it.
+//! `kiocb` or command, or to the task that waits for it. (An asynchronous read or write that fits into
+//! one request has no transfer: see [`crate::request::Reply`].)
 
 use crate::{
     chardev::AsyncIocb,
-    counters::Extent,
-    observe::Observers,
+    observe::Observer,
     protocol::crc32c,
-    request::Completed,
+    request::Answer,
     slab::{self, Cache, Cached},
     spinlock::{new_irq_spinlock, IrqSpinLock},
     uring::UringCommand,
@@ -23,6 +23,7 @@ use kernel::{
     sync::{
         aref::{ARef, AlwaysRefCounted},
         atomic::{Atomic, Full, Relaxed},
+        Arc,
     },
 };
 
@@ -70,7 +71,7 @@ pub(crate) struct Transfer {
     references: Atomic<i32>,
     /// Requests that are not back, and one for the submitter until it has submitted all.
     outstanding: Atomic<i32>,
-    observers: Observers,
+    observer: Arc<Observer>,
     combine: Combine,
     #[pin]
     outcome: IrqSpinLock<Outcome>,
@@ -114,14 +115,14 @@ impl Transfer {
     /// `value`.
     pub(crate) fn new(
         completer: Option<Completer>,
-        observers: Observers,
+        observer: Arc<Observer>,
         combine: Combine,
         value: u64,
     ) -> Result<ARef<Self>> {
         let object = slab::allocate::<Self, Error>(try_pin_init!(Self {
             references: Atomic::new(1),
             outstanding: Atomic::new(1),
-            observers,
+            observer,
             combine,
             outcome <- new_irq_spinlock!(
                 Outcome { length: 0, failed: None, value, completer },
@@ -133,52 +134,42 @@ impl Transfer {
         Ok(unsafe { ARef::from_raw(object) })
     }
 
-    pub(crate) fn observers(&self) -> &Observers {
-        &self.observers
+    pub(crate) fn observer(&self) -> &Arc<Observer> {
+        &self.observer
     }
 
-    /// A request of this transfer is about to go to the device.
-    pub(crate) fn request_submitted(&self, extent: Extent) {
+    /// A request of this transfer is about to go to the device: it will be back, or retracted.
+    pub(crate) fn request_submitted(&self) {
         self.outstanding.add(1, Relaxed);
-        self.observers.count(|counters| counters.submit(extent));
     }
 
     /// The request of the last [`Transfer::request_submitted`] did not go after all.
-    pub(crate) fn request_retracted(&self, extent: Extent) {
-        self.observers.count(|counters| counters.retract(extent));
+    pub(crate) fn request_retracted(&self) {
         // The submitter's own count is still there, so this is never the last.
         let _ = self.outstanding.fetch_sub(1, Relaxed);
     }
 
-    /// A request had to wait for room.
-    pub(crate) fn queue_was_full(&self) {
-        self.observers.count(|counters| counters.queue_full.add(1));
-    }
-
-    /// A request is back. Any context.
-    pub(crate) fn request_completed(&self, request: Completed) {
-        let ok = request.result.is_ok();
-        self.observers
-            .count(|counters| counters.complete(request.direction, request.moved, ok));
-        match request.result {
+    /// The request that begins at byte `position` is back. Any context.
+    pub(crate) fn request_completed(&self, position: usize, answer: Answer) {
+        match answer.result {
             Ok(_) => {
-                let end = (request.position + request.moved) as u64;
+                let end = (position + answer.moved) as u64;
                 let mut outcome = self.outcome.lock();
                 match self.combine {
-                    Combine::Only => outcome.value = request.value,
-                    Combine::FirstDifference if request.value < request.moved as u64 => {
-                        let at = request.position as u64 + request.value;
+                    Combine::Only => outcome.value = answer.value,
+                    Combine::FirstDifference if answer.value < answer.moved as u64 => {
+                        let at = position as u64 + answer.value;
                         outcome.value = outcome.value.min(at);
                     }
                     Combine::FirstDifference => {}
                     Combine::Crc32c(total) => {
                         let after = total.saturating_sub(end);
-                        outcome.value ^= u64::from(crc32c::shift(request.value as u32, after));
+                        outcome.value ^= u64::from(crc32c::shift(answer.value as u32, after));
                     }
                 }
             }
             Err(error) => {
-                let at = request.position + request.moved;
+                let at = position + answer.moved;
                 let mut outcome = self.outcome.lock();
                 if outcome.failed.map_or(true, |(first, _)| at < first) {
                     outcome.failed = Some((at, error));
@@ -214,7 +205,7 @@ impl Transfer {
             Some(Completer::Command(command)) => command.finish_in_task(self.into()),
             None => self.done.complete_all(),
         }
-        self.observers.ended();
+        self.observer.ended();
     }
 
     /// Whether it has ended, if nobody else is told.
