@@ -41,6 +41,9 @@ pub(crate) struct Submit {
     pub(crate) verified: bool,
     /// Whether the device need not hear of it before the task has submitted all it has.
     pub(crate) batched: bool,
+    /// Whether the caller waits, so that the device had better begin with the first part while the pages
+    /// of the next are being pinned.
+    pub(crate) pipelined: bool,
 }
 
 /// A job on its way to becoming requests.
@@ -52,6 +55,10 @@ struct Parts<'a> {
     limits: Limits,
     submit: Submit,
 }
+
+/// Most scatter-gather entries of a part, where the device begins with one while the next is made: what
+/// takes time is to pin pages, and those that coalesce are pinned together.
+const PIPELINED_ENTRIES: usize = 32;
 
 /// Most requests that a caller submits who may not wait: pinning takes its time as well.
 const MAX_NOWAIT_PARTS: usize = 8;
@@ -210,11 +217,20 @@ impl Vdma {
 
     /// Limits of the parts of a job: half of the entries for one that has data on both sides, which
     /// have to be equally long, so that its parts are short enough for any pages to fit.
-    fn part_limits(&self, outgoing: &Memory<'_>, incoming: &Memory<'_>) -> Limits {
-        if !(outgoing.is_some() && incoming.is_some()) {
-            return self.limits;
+    fn part_limits(&self, outgoing: &Memory<'_>, incoming: &Memory<'_>, pipelined: bool) -> Limits {
+        let entries = if pipelined {
+            self.limits.entries.min(PIPELINED_ENTRIES)
+        } else {
+            self.limits.entries
+        };
+        if outgoing.is_some() && incoming.is_some() {
+            self.limits.for_any_pages(entries / 2)
+        } else {
+            Limits {
+                entries,
+                ..self.limits
+            }
         }
-        self.limits.for_any_pages(self.limits.entries / 2)
     }
 
     /// Submits requests for all of `job`.
@@ -230,7 +246,7 @@ impl Vdma {
         mut incoming: Memory<'_>,
         submit: Submit,
     ) -> Result {
-        let limits = self.part_limits(&outgoing, &incoming);
+        let limits = self.part_limits(&outgoing, &incoming, submit.pipelined);
         let length = job.length as usize;
         let has_data = (outgoing.is_some() || incoming.is_some()) && length > 0;
         let parts = Parts {
@@ -288,7 +304,7 @@ impl Vdma {
     /// Whether a job with so many bytes of one piece of data on each side is certain to fit into one
     /// request.
     pub(crate) fn fits(&self, length: usize, outgoing: &Memory<'_>, incoming: &Memory<'_>) -> bool {
-        let limits = self.part_limits(outgoing, incoming);
+        let limits = self.part_limits(outgoing, incoming, false);
         length <= limits.bytes && length.div_ceil(PAGE_SIZE) < limits.entries
     }
 
@@ -333,8 +349,8 @@ impl Vdma {
             bytes as u64,
             job.argument_at(done),
         ));
-        let last = done + bytes >= job.length as usize;
-        let submitted = self.hand_over(queue, request, submit, last);
+        let kick = submit.pipelined || done + bytes >= job.length as usize;
+        let submitted = self.hand_over(queue, request, submit, kick);
         if submitted.is_err() {
             outgoing.revert(bytes);
             incoming.revert(bytes);
@@ -371,16 +387,15 @@ impl Vdma {
             .inspect_err(|_| buffers.revert(bytes))
     }
 
-    /// Hands a request to the device. If it is the `last` for now the device is told, unless there will
-    /// be a better time.
+    /// Hands a request to the device, which is told to `kick` off, unless there will be a better time.
     fn hand_over(
         &self,
         queue: &Queue,
         request: SlabBox<Request>,
         submit: Submit,
-        last: bool,
+        kick: bool,
     ) -> Result {
-        let kick = last && !(submit.batched && plug::defer_kick(&self.queues, queue));
+        let kick = kick && !(submit.batched && plug::defer_kick(&self.queues, queue));
         queue
             .submit(request, submit.when_full, kick)
             .map_err(|(error, _)| error)

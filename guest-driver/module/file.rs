@@ -61,7 +61,8 @@ impl OpenFile {
     ) -> Result<Io> {
         let position = iocb.position();
         let left = self.device.memory_size().saturating_sub(position);
-        if buffers.len() == 0 {
+        let length = buffers.len();
+        if length == 0 {
             return Ok(Io::Done(0));
         }
         if left == 0 {
@@ -70,7 +71,9 @@ impl OpenFile {
                 _ => Ok(Io::Done(0)),
             };
         }
-        buffers.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        if length as u64 > left {
+            buffers.truncate(left as usize);
+        }
 
         if let Some(copied) = self.device.copy_inline(direction, position, &mut buffers) {
             let bytes = copied?;
@@ -92,6 +95,7 @@ impl OpenFile {
             polled: iocb.polled() && asynchronous.is_some(),
             verified,
             batched: asynchronous.is_some(),
+            pipelined: asynchronous.is_none(),
         };
         let completer = match (asynchronous, self.device.pages_of_one(&buffers)) {
             (Some(caller), Some(pages)) => {
@@ -186,6 +190,7 @@ impl OpenFile {
             polled: false,
             verified: false,
             batched,
+            pipelined: !batched,
         };
         let queue = self.device.queue()?;
         self.device.submit(

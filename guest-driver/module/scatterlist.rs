@@ -55,11 +55,12 @@ fn page_of(entry: &scatterlist) -> Page {
 ///
 /// # Invariants
 ///
-/// `used` entries are there, at most `limit`: in `spill` if there is one, otherwise at the beginning of
-/// `inline`, and then `limit` is at most [`INLINE`].
+/// `used` entries are there, at most `limit`, at the beginning of [`SgList::slots`], which are at least
+/// `limit`.
 pub(crate) struct SgList {
-    inline: MaybeUninit<[scatterlist; INLINE]>,
-    spill: Option<KVec<scatterlist>>,
+    inline: [MaybeUninit<scatterlist>; INLINE],
+    /// The slots, instead of `inline`, of a longer list.
+    spill: Option<KVec<MaybeUninit<scatterlist>>>,
     used: usize,
     limit: usize,
     bytes: usize,
@@ -75,7 +76,9 @@ impl SgList {
     #[inline(always)]
     pub(crate) const fn new() -> Self {
         Self {
-            inline: MaybeUninit::uninit(),
+            // An array that is uninitialized as a whole costs nothing, elements one by one a memset.
+            // SAFETY: Its elements need no initialization.
+            inline: unsafe { MaybeUninit::uninit().assume_init() },
             spill: None,
             used: 0,
             limit: 0,
@@ -83,33 +86,43 @@ impl SgList {
         }
     }
 
-    /// Makes room for `limit` entries in all; those that are there stay. May sleep.
+    /// Makes room for `limit` entries in all, of an empty list. May sleep.
     pub(crate) fn make_room(&mut self, limit: usize) -> Result {
-        if limit > INLINE && self.spill.is_none() {
+        if limit > INLINE {
             let mut spill = KVec::with_capacity(limit, GFP_KERNEL)?;
-            spill.extend_from_slice(self.entries(), GFP_KERNEL)?;
+            // SAFETY: There is room for so many, and they need no initialization.
+            unsafe { spill.inc_len(limit) };
             self.spill = Some(spill);
         }
-        self.limit = self.limit.max(limit);
+        self.limit = limit;
         Ok(())
     }
 
-    fn entries(&self) -> &[scatterlist] {
+    fn slots(&self) -> &[MaybeUninit<scatterlist>] {
         match &self.spill {
+            None => &self.inline,
             Some(spill) => spill,
-            // SAFETY: `used` entries are initialized, by the type's invariant.
-            None => unsafe { slice::from_raw_parts(self.inline.as_ptr().cast(), self.used) },
         }
     }
 
-    fn entries_mut(&mut self) -> &mut [scatterlist] {
+    fn slots_mut(&mut self) -> &mut [MaybeUninit<scatterlist>] {
         match &mut self.spill {
+            None => &mut self.inline,
             Some(spill) => spill,
-            // SAFETY: As above.
-            None => unsafe {
-                slice::from_raw_parts_mut(self.inline.as_mut_ptr().cast(), self.used)
-            },
         }
+    }
+
+    fn entries(&self) -> &[scatterlist] {
+        let first = self.slots().as_ptr().cast();
+        // SAFETY: So many are initialized, by the type's invariant.
+        unsafe { slice::from_raw_parts(first, self.used) }
+    }
+
+    fn entries_mut(&mut self) -> &mut [scatterlist] {
+        let used = self.used;
+        let first = self.slots_mut().as_mut_ptr().cast();
+        // SAFETY: So many are initialized, by the type's invariant.
+        unsafe { slice::from_raw_parts_mut(first, used) }
     }
 
     /// Entries in the list.
@@ -150,28 +163,15 @@ impl SgList {
                 return Ok(());
             }
         }
-        if self.room() == 0 {
-            return Err(ENOSPC);
-        }
+        let (used, room) = (self.used, self.room());
+        let slot = self.slots_mut().get_mut(used).filter(|_| room > 0);
         // What `sg_set_page` does, for loops over many.
-        let entry = scatterlist {
+        slot.ok_or(ENOSPC)?.write(scatterlist {
             page_link: page.as_ptr() as usize,
             offset: offset as u32,
             length: length as u32,
             ..Default::default()
-        };
-        match &mut self.spill {
-            Some(spill) => spill.push(entry, GFP_KERNEL)?,
-            // SAFETY: There is room, so `used` is less than `limit`, which without `spill` is within
-            // `inline`; no reference to what is there exists, for the list is borrowed here.
-            None => unsafe {
-                self.inline
-                    .as_mut_ptr()
-                    .cast::<scatterlist>()
-                    .add(self.used)
-                    .write(entry)
-            },
-        }
+        });
         self.used += 1;
         self.bytes += length;
         Ok(())

@@ -5,11 +5,12 @@ use io_uring::opcode;
 use std::fs;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
+use vdma::protocol::Command;
 use vdma::{Device, Operation};
 
 use crate::support::faults::{self, SLOW, SLUGGISH};
 use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
+use crate::support::uring::{self, Uring, fd};
 use crate::support::{MIB, PAGE, open, procfs, wait};
 use crate::test::Test;
 
@@ -268,32 +269,59 @@ fn fdinfo_shows_the_counts() -> Result<()> {
     Ok(())
 }
 
+/// Objects in use in a slab cache of the driver.
+fn used_objects(name: &str) -> Result<u64> {
+    let (used, all, size) =
+        procfs::slab(name)?.with_context(|| format!("{name} is not in /proc/slabinfo"))?;
+    ensure!(
+        used <= all && size > 0,
+        "{name}: {used} of {all} objects of {size} bytes"
+    );
+    Ok(used)
+}
+
 fn slab_caches_are_visible_and_rise() -> Result<()> {
     const COUNT: usize = 200;
-    let device = open()?;
-    let names = ["vdma_request", "vdma_transfer"];
-    let used = |name: &str| -> Result<u64> {
-        let (used, all, size) =
-            procfs::slab(name)?.with_context(|| format!("{name} is not in /proc/slabinfo"))?;
-        ensure!(
-            used <= all && size > 0,
-            "{name}: {used} of {all} objects of {size} bytes"
-        );
-        Ok(used)
-    };
     let mut ring = Uring::new(256)?;
     let region = Region::anonymous(COUNT * PAGE)?;
+    let risen = |device: &Device, names: &[&str]| -> Result<()> {
+        // Counted before anything that has completed since can have made it less.
+        let during = names.iter().map(|name| used_objects(name));
+        let during = during.collect::<Result<Vec<_>>>()?;
+        let in_flight = device.file_statistics()?.in_flight;
+        ensure!(in_flight > 0, "all has completed already: nothing was seen");
+        for (name, during) in names.iter().zip(during) {
+            ensure!(
+                during >= in_flight,
+                "{name}: {during} objects in use with {in_flight} requests in flight"
+            );
+        }
+        Ok(())
+    };
+    let device = open()?;
     submit_reads(&device, &mut ring, &region, COUNT, SLUGGISH.start)?;
-    // Counted before anything that has completed since can have made it less.
-    let during = [used(names[0])?, used(names[1])?];
-    let in_flight = device.file_statistics()?.in_flight;
-    ensure!(in_flight > 0, "all has completed already: nothing was seen");
-    for (name, during) in names.iter().zip(during) {
-        ensure!(
-            during >= in_flight,
-            "{name}: {during} objects in use with {in_flight} requests in flight"
-        );
-    }
+    risen(&device, &["vdma_request"])?;
+    ring.wait(COUNT)?;
+    wait::until_idle(&device)?;
+
+    // A command keeps its results in a transfer until the submitter takes them.
+    let device = open()?;
+    let mut commands: Vec<Command> = (0..COUNT)
+        .map(|index| Command {
+            operation: Operation::Read.code(),
+            offset: SLUGGISH.start,
+            length: PAGE as u64,
+            incoming: region.at(index * PAGE) as u64,
+            ..Command::default()
+        })
+        .collect();
+    let entries: Vec<_> = commands
+        .iter_mut()
+        .map(|command| uring::command(&device, command))
+        .collect();
+    // SAFETY: The commands and the region outlive the requests, which are waited for.
+    unsafe { ring.submit(&entries) }?;
+    risen(&device, &["vdma_request", "vdma_transfer"])?;
     ring.wait(COUNT)?;
     wait::until_idle(&device)
 }

@@ -12,7 +12,7 @@ use vdma::{Device, Operation};
 use crate::support::child::Child;
 use crate::support::faults::{self, SLOW};
 use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
+use crate::support::uring::{self, Uring, fd};
 use crate::support::{KIB, MIB, PAGE, bytes, open, procfs, wait};
 use crate::test::Test;
 use crate::watch::pinned_pages;
@@ -45,10 +45,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn entry(device: &Device, command: &mut Command, data: u64) -> Entry {
-    opcode::UringCmd16::new(fd(device.file()), URING_RUN)
-        .addr(Some(std::ptr::from_mut(command) as u64))
-        .build()
-        .user_data(data)
+    uring::command(device, command).user_data(data)
 }
 
 fn command(operation: Operation, offset: u64, length: usize) -> Command {

@@ -2,8 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, squeue};
+use io_uring::{IoUring, opcode, squeue};
 use std::os::fd::{AsFd, AsRawFd as _};
+use vdma::Device;
+use vdma::protocol::{Command, URING_RUN};
 
 /// A completion: whose it is, and bytes or a negative error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,4 +114,11 @@ impl Uring {
 /// A file for requests.
 pub(crate) fn fd(file: impl AsFd) -> Fd {
     Fd(file.as_fd().as_raw_fd())
+}
+
+/// A submission that runs `command`; both it and what it names have to outlive the request.
+pub(crate) fn command(device: &Device, command: &mut Command) -> squeue::Entry {
+    opcode::UringCmd16::new(fd(device.file()), URING_RUN)
+        .addr(Some(std::ptr::from_mut(command) as u64))
+        .build()
 }
