@@ -314,14 +314,14 @@ fn exec(context: &Context<'_>, command: &[&str]) -> Result<Output> {
         .args(command))
 }
 
-fn run(command: &mut Command) -> Result<Output> {
+pub(super) fn run(command: &mut Command) -> Result<Output> {
     command
         .stdin(Stdio::null())
         .output()
         .context("cannot start cargo vm")
 }
 
-fn expect_status(output: &Output, status: u8) -> Result<()> {
+pub(super) fn expect_status(output: &Output, status: u8) -> Result<()> {
     ensure!(
         output.status.code() == Some(status.into()),
         "{} and not {status}; it said:\n{}",
@@ -331,7 +331,7 @@ fn expect_status(output: &Output, status: u8) -> Result<()> {
     Ok(())
 }
 
-fn expect_message(output: &Output, text: &str) -> Result<()> {
+pub(super) fn expect_message(output: &Output, text: &str) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(said.contains(text), "nothing about {text:?} in:\n{said}");
     Ok(())

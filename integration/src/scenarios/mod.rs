@@ -5,6 +5,7 @@
 
 mod harness;
 mod hotplug;
+mod measure;
 mod outage;
 mod sleep;
 
@@ -42,6 +43,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         outage::SCENARIOS,
         hotplug::SCENARIOS,
         sleep::SCENARIOS,
+        measure::SCENARIOS,
     ]
     .into_iter()
     .flatten()
