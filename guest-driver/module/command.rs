@@ -208,6 +208,11 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Whether this, which is a read or a write, is a write.
+    pub(crate) fn is_write(&self) -> bool {
+        matches!(self.operation, Operation::Write | Operation::WriteCrc32c)
+    }
+
     /// How the parts' values make the value of the whole, and what that begins as.
     pub(crate) fn combination(&self) -> (Combine, u64) {
         match self.operation {

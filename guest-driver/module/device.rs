@@ -46,6 +46,24 @@ pub(crate) struct Submit {
     pub(crate) pipelined: bool,
 }
 
+/// A read (from device memory) or a write (to it), and where in device memory it begins.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) direction: Direction,
+    pub(crate) position: u64,
+}
+
+impl Place {
+    /// The data that the device reads, and that it writes.
+    pub(crate) fn memory(self, buffers: Buffers<'_>) -> (Memory<'_>, Memory<'_>) {
+        let data = Memory::Caller(buffers);
+        match self.direction {
+            Direction::Write => (data, Memory::None),
+            _ => (Memory::None, data),
+        }
+    }
+}
+
 /// A job on its way to becoming requests.
 #[derive(Clone, Copy)]
 struct Parts<'a> {
@@ -201,18 +219,21 @@ impl Vdma {
         parts <= MAX_NOWAIT_PARTS && self.queue().is_ok_and(|queue| queue.has_room_for(parts))
     }
 
-    /// The operation that moves data, and whether its checksum is to be verified: with the parameter
-    /// `verify`, and a device that has it.
-    pub(crate) fn verifying(&self, direction: Direction) -> (Operation, bool) {
-        let (plain, checked) = match direction {
+    /// What moves `buffers`, and whether its checksum is to be verified: with the parameter `verify`, and
+    /// a device that has it.
+    pub(crate) fn job(&self, place: Place, buffers: &Buffers<'_>) -> (Job, bool) {
+        let (plain, checked) = match place.direction {
             Direction::Write => (Operation::Write, Operation::WriteCrc32c),
             _ => (Operation::Read, Operation::ReadCrc32c),
         };
-        if self.verifies && self.info.operations & checked.bit() != 0 {
-            (checked, true)
-        } else {
-            (plain, false)
-        }
+        let verified = self.verifies && self.info.operations & checked.bit() != 0;
+        let job = Job {
+            operation: if verified { checked } else { plain },
+            offset: place.position,
+            length: buffers.len() as u64,
+            argument: 0,
+        };
+        (job, verified)
     }
 
     /// Limits of the parts of a job: half of the entries for one that has data on both sides, which
@@ -358,14 +379,15 @@ impl Vdma {
         submitted.map(|()| bytes)
     }
 
-    /// Submits one request for all of `buffers`, which has room in one ([`Self::pages_of_one`]): the
-    /// answer of the device goes right to the caller.
+    /// Submits one request for all of `job`, which reads or writes `buffers` and has room in one
+    /// ([`Self::pages_of_one`]): the answer of the device goes right to the caller.
     pub(crate) fn submit_whole(
         &self,
         caller: AsyncIocb,
         observer: &Arc<Observer>,
-        (direction, position): (Direction, u64),
-        (buffers, pages): (&mut Buffers<'_>, usize),
+        job: &Job,
+        buffers: &mut Buffers<'_>,
+        pages: usize,
         submit: Submit,
     ) -> Result {
         let queue = self.queue()?;
@@ -376,13 +398,17 @@ impl Vdma {
             submit.verified,
         )?;
         let (read, written) = request.data();
-        let outgoing = direction == Direction::Write;
+        let outgoing = job.is_write();
         let held = if outgoing { read } else { written };
         held.take(buffers, self.limits.bytes, pages, self.limits.entry)?;
         held.bring_within(self.reach, outgoing)?;
         let bytes = held.bytes();
-        let (operation, _) = self.verifying(direction);
-        request.prepare(RequestHeader::new(operation, position, bytes as u64, 0));
+        request.prepare(RequestHeader::new(
+            job.operation,
+            job.offset,
+            bytes as u64,
+            0,
+        ));
         self.hand_over(queue, request, submit, true)
             .inspect_err(|_| buffers.revert(bytes))
     }

@@ -5,10 +5,10 @@
 use crate::{
     anonfile::{with_descriptor, NewFile},
     buffer::{Buffer, BufferFile, BufferTable},
-    chardev::{FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
-    command::{self, BatchCommands, CallerMemory, Job, Memory, Rights},
+    chardev::{AsyncIocb, FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
+    command::{self, BatchCommands, CallerMemory, Rights},
     counters::Direction,
-    device::{Submit, Vdma},
+    device::{Place, Submit, Vdma},
     eventfd::EventFd,
     ioctl,
     observe::Observer,
@@ -36,6 +36,15 @@ use kernel::{
         Arc,
     },
 };
+
+/// What a caller does when there is no room, if it may (not) wait.
+fn when_full(no_wait: bool) -> WhenFull {
+    if no_wait {
+        WhenFull::Fail
+    } else {
+        WhenFull::Wait
+    }
+}
 
 /// What an open file keeps.
 pub(crate) struct OpenFile {
@@ -83,75 +92,106 @@ impl OpenFile {
             });
             return Ok(Io::Done(bytes));
         }
-        let (operation, verified) = self.device.verifying(direction);
-        let asynchronous = iocb.asynchronous();
+        let place = Place {
+            direction,
+            position,
+        };
+        match iocb.asynchronous() {
+            Some(caller) => self
+                .queue_transfer(place, &iocb, caller, buffers)
+                .map(|()| Io::Queued),
+            None => self.wait_for_transfer(place, &iocb, buffers).map(Io::Done),
+        }
+    }
+
+    /// Submits a read or write whose caller does not wait.
+    fn queue_transfer(
+        &self,
+        place: Place,
+        iocb: &Iocb<'_>,
+        caller: AsyncIocb,
+        mut buffers: Buffers<'_>,
+    ) -> Result {
+        let (job, verified) = self.device.job(place, &buffers);
         let submit = Submit {
-            when_full: if iocb.no_wait() {
-                WhenFull::Fail
-            } else {
-                WhenFull::Wait
-            },
-            // Only who is asynchronous may leave the looking to others: a plain call looks itself.
-            polled: iocb.polled() && asynchronous.is_some(),
+            when_full: when_full(iocb.no_wait()),
+            polled: iocb.polled(),
             verified,
-            batched: asynchronous.is_some(),
-            pipelined: asynchronous.is_none(),
+            batched: true,
+            pipelined: false,
         };
-        let completer = match (asynchronous, self.device.pages_of_one(&buffers)) {
-            (Some(caller), Some(pages)) => {
-                let place = (direction, position);
-                let data = (&mut buffers, pages);
-                self.device
-                    .submit_whole(caller, &self.observer, place, data, submit)?;
-                return Ok(Io::Queued);
-            }
-            (caller, None)
-                if submit.when_full == WhenFull::Fail && !self.device.has_room_for(&buffers) =>
-            {
-                // A caller that may not wait tries again from where it may.
-                drop(caller);
-                return Err(EAGAIN);
-            }
-            (caller, _) => caller.map(Completer::Iocb),
+        if let Some(pages) = self.device.pages_of_one(&buffers) {
+            return self.device.submit_whole(
+                caller,
+                &self.observer,
+                &job,
+                &mut buffers,
+                pages,
+                submit,
+            );
+        }
+        self.check_room(&buffers, submit)?;
+        let (combine, value) = job.combination();
+        let completer = Some(Completer::Iocb(caller));
+        let transfer = Transfer::new(completer, self.observer.clone(), combine, value)?;
+        let (outgoing, incoming) = place.memory(buffers);
+        let queue = self.device.queue()?;
+        self.device
+            .submit(queue, &transfer, &job, outgoing, incoming, submit)
+    }
+
+    /// Runs a read or write whose caller waits for it.
+    fn wait_for_transfer(
+        &self,
+        place: Place,
+        iocb: &Iocb<'_>,
+        buffers: Buffers<'_>,
+    ) -> Result<usize> {
+        let (job, verified) = self.device.job(place, &buffers);
+        let submit = Submit {
+            when_full: when_full(iocb.no_wait()),
+            // The caller looks itself.
+            polled: false,
+            verified,
+            batched: false,
+            // More parts need more room, for which not everybody waits.
+            pipelined: !iocb.no_wait(),
         };
+        if self.device.pages_of_one(&buffers).is_none() {
+            self.check_room(&buffers, submit)?;
+        }
         // Pages that are not pinned stay with their owner only until the call ends, so a signal may
         // not end it before the device is done with them.
         let interruptible = buffers.will_pin();
-        let queued = completer.is_some();
-        let job = Job {
-            operation,
-            offset: position,
-            length: buffers.len() as u64,
-            argument: 0,
-        };
         let (combine, value) = job.combination();
-        let transfer = Transfer::new(completer, self.observer.clone(), combine, value)?;
-        let data = Memory::Caller(buffers);
-        let (outgoing, incoming) = match direction {
-            Direction::Write => (data, Memory::None),
-            _ => (Memory::None, data),
-        };
+        let transfer = Transfer::new(None, self.observer.clone(), combine, value)?;
+        let (outgoing, incoming) = place.memory(buffers);
         let queue = self.device.queue()?;
-        let looking = if queued || !interruptible {
-            None
-        } else {
+        let looking = if interruptible {
             self.device.begin_looking(queue, iocb.polled())
+        } else {
+            None
         };
         self.device
             .submit(queue, &transfer, &job, outgoing, incoming, submit)?;
-        if queued {
-            return Ok(Io::Queued);
-        }
         if let Some(looking) = looking {
             self.device
                 .look_for(&transfer, iocb.polled(), looking, &self.observer);
         }
-        let bytes = if interruptible {
-            transfer.wait_interruptible()?
+        if interruptible {
+            transfer.wait_interruptible()
         } else {
-            transfer.wait()?
-        };
-        Ok(Io::Done(bytes))
+            transfer.wait()
+        }
+    }
+
+    /// `EAGAIN` when there is no room for all requests of a caller that may not wait: it tries again from
+    /// where it may.
+    fn check_room(&self, buffers: &Buffers<'_>, submit: Submit) -> Result {
+        if submit.when_full == WhenFull::Fail && !self.device.has_room_for(buffers) {
+            return Err(EAGAIN);
+        }
+        Ok(())
     }
 
     /// Starts the command at `address` in user space.
@@ -466,11 +506,7 @@ impl FileOperations for OpenFile {
         if submission.flags() != 0 {
             return Err(EINVAL);
         }
-        let when_full = if submission.no_wait() {
-            WhenFull::Fail
-        } else {
-            WhenFull::Wait
-        };
+        let when_full = when_full(submission.no_wait());
         let completer = Completer::Command(submission.queue());
         self.start(submission.address(), Some(completer), when_full)
             .map(|_| ())
