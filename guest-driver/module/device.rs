@@ -490,18 +490,19 @@ impl Vdma {
         self.patience.begin(queue, eager)
     }
 
-    /// Looks for the end of `transfer`, of a task that waits: until it comes or a signal does if the
+    /// Looks for the end of `transfer`, of so many `bytes`, of a task that waits: until it comes or a signal does if the
     /// caller wants that (`eager`), otherwise for as long as it has paid lately.
     pub(crate) fn look_for(
         &self,
         transfer: &Transfer,
+        bytes: u64,
         eager: bool,
         looking: Looking<'_>,
         observer: &Observer,
     ) {
         let found = self
             .patience
-            .look_for(transfer, eager, looking, || self.look());
+            .look_for(transfer, bytes, eager, looking, || self.look());
         observer.count(|counters| counters.polled.add(found));
     }
 

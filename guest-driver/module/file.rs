@@ -175,8 +175,13 @@ impl OpenFile {
         self.device
             .submit(queue, &transfer, &job, outgoing, incoming, submit)?;
         if let Some(looking) = looking {
-            self.device
-                .look_for(&transfer, iocb.polled(), looking, &self.observer);
+            self.device.look_for(
+                &transfer,
+                job.length,
+                iocb.polled(),
+                looking,
+                &self.observer,
+            );
         }
         if interruptible {
             transfer.wait_interruptible()

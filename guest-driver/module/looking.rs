@@ -16,9 +16,16 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 /// a look is long costs a task less than a sixteenth of its time.
 const MAX_SKIP: u32 = 16;
 
+/// Bytes that any device worth looking at copies in a nanosecond: the time that they take is no sign of
+/// slowness.
+const BYTES_PER_NS: u64 = 4;
+
+/// Bytes for whose copying a look goes on: where it takes longer, one interrupt is nothing.
+const MAX_BYTES: u64 = 1 << 20;
+
 /// How long looking has paid lately.
 pub(crate) struct Patience {
-    /// Nanoseconds that a look may take.
+    /// Nanoseconds that a look may take, beside the time for the copying.
     limit: u64,
     /// Looks to be skipped, and how many there were of the last time.
     skip: Atomic<u32>,
@@ -42,16 +49,17 @@ impl Patience {
         looks.then(|| queue.begin_looking())
     }
 
-    /// Looks with `look` until `transfer` has ended, or a signal comes; unless `eager` no longer than
-    /// the limit. Returns what `look` has found. May sleep a little.
+    /// Looks with `look` until `transfer`, of so many `bytes`, has ended, or a signal comes; unless `eager`
+    /// no longer than the limit. Returns what `look` has found. May sleep a little.
     pub(crate) fn look_for(
         &self,
         transfer: &Transfer,
+        bytes: u64,
         eager: bool,
         _looking: Looking<'_>,
         look: impl Fn() -> usize,
     ) -> usize {
-        let end = observe::now() + self.limit;
+        let end = observe::now() + self.limit + bytes.min(MAX_BYTES) / BYTES_PER_NS;
         let mut found = 0;
         loop {
             found += look();

@@ -66,7 +66,7 @@ module! {
         },
         poll_us: u32 {
             default: 100,
-            description: "Microseconds for which a plain read or write looks for its completion before it sleeps, while that pays (0: not at all)",
+            description: "Microseconds for which a plain read or write looks for its completion before it sleeps, beside those that copying takes, while that pays (0: not at all)",
         },
         verify: u32 {
             default: 0,
