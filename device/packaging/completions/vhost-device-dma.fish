@@ -12,6 +12,7 @@ complete -c vhost-device-dma -l seccomp -d 'What happens to system calls that th
 complete -c vhost-device-dma -l metrics-socket -d 'Serve the counters as Prometheus text on this Unix socket (curl --unix-socket PATH http://localhost/metrics)' -r -F
 complete -c vhost-device-dma -l log-level -d 'Log messages of this level and above: error, warn, info, debug, trace or off; "info,MODULE=debug" has another level for a module' -r
 complete -c vhost-device-dma -l print-capabilities -d 'Print what this program is, as JSON for management tools, and exit, whatever else is given'
+complete -c vhost-device-dma -l access-platform -d 'Offer VIRTIO_F_ACCESS_PLATFORM, with which drivers take addresses from their DMA API; goes with QEMU\'s iommu_platform=on. Nothing here translates addresses: no IOMMU may be in between'
 complete -c vhost-device-dma -l once -d 'End when the first front end disconnects; with several devices, when each has had one'
 complete -c vhost-device-dma -l share -d 'Let others use the memory file at the same time; with several devices, all use PATH itself'
 complete -c vhost-device-dma -l hugepages -d 'Keep device memory in huge pages of the system\'s default size'
