@@ -9,6 +9,7 @@ mod explain;
 mod fio;
 mod function_reset;
 mod guest;
+mod in_flight;
 mod interrupted;
 mod lazy;
 mod loading;
@@ -34,6 +35,7 @@ pub(crate) const SUITES: &[(&str, &[Test])] = &[
     ("guest", guest::TESTS),
     ("read_write", read_write::TESTS),
     ("asynchronous", asynchronous::TESTS),
+    ("in_flight", in_flight::TESTS),
     ("fio", fio::TESTS),
     ("loading", loading::TESTS),
     ("mapping", mapping::TESTS),

@@ -8,6 +8,7 @@ pub(crate) mod errno;
 pub(crate) mod faults;
 pub(crate) mod file_system;
 pub(crate) mod kernel_log;
+pub(crate) mod pieces;
 pub(crate) mod procfs;
 pub(crate) mod region;
 pub(crate) mod signal;
