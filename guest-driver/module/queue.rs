@@ -206,8 +206,8 @@ impl Queue {
         self.ring.lock().queue.as_mut().map(f)
     }
 
-    /// Hands a request to the device, and tells it so if this is the `last` for now; otherwise it hears
-    /// of it with the next that is, or [`Queue::kick`]. Sleeps only with [`WhenFull::Wait`].
+    /// Hands a request to the device, and with `kick` tells it so; otherwise it hears of it with the next
+    /// kick. Sleeps only with [`WhenFull::Wait`].
     ///
     /// On failure the request comes back: `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when
     /// the device is gone, `EIO` when it broke the rules of the ring, `ENOMEM`.
@@ -215,7 +215,7 @@ impl Queue {
         &self,
         mut request: SlabBox<Request>,
         when_full: WhenFull,
-        last: bool,
+        kick: bool,
     ) -> Result<(), (Error, SlabBox<Request>)> {
         // Counted before the device sees the request, for it may come back at once.
         request.announce(self.number);
@@ -252,7 +252,7 @@ impl Queue {
                     state.polled += usize::from(polled);
                     state.ages[state.epoch] += 1;
                     let missed = first && state.settle();
-                    if last {
+                    if kick {
                         self.send_kick(ring);
                     } else {
                         drop(ring);
