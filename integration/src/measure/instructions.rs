@@ -124,17 +124,17 @@ impl Job {
 }
 
 /// Instructions for each request of a job on one device.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Cost {
     /// Each round's total.
     pub(crate) rounds: Vec<f64>,
-    /// Median of the rounds.
+    /// Median of the rounds, as are the parts.
     pub(crate) total: f64,
-    /// Of these, in programs.
+    /// The part of programs.
     pub(crate) programs: f64,
-    /// In the kernel, without the module.
+    /// That of the kernel without the module.
     pub(crate) kernel: f64,
-    /// In the module `virtio_dma`.
+    /// That of the module `virtio_dma`.
     pub(crate) module: f64,
     /// Functions with most instructions.
     pub(crate) functions: Vec<Function>,
@@ -186,10 +186,10 @@ pub(crate) fn run(bench: &Bench, rounds: u32, verbose: bool) -> Result<Instructi
     }
     let mut comparisons = Vec::new();
     for job in JOBS {
-        let mut sums = [Sum::default(), Sum::default()];
+        let mut sides = [Rounds::default(), Rounds::default()];
         for round in 1..=rounds {
             let _step = progress::step(format!("round {round} of {rounds}: {}", job.name));
-            for (sum, node) in sums.iter_mut().zip([DEVICE, peer.as_str()]) {
+            for (side, node) in sides.iter_mut().zip([DEVICE, peer.as_str()]) {
                 let mut count = |requests| {
                     let before = counts.snapshot();
                     job.run(&mut vm, node, requests)?;
@@ -204,10 +204,10 @@ pub(crate) fn run(bench: &Bench, rounds: u32, verbose: bool) -> Result<Instructi
                 };
                 let few = count(job.requests.0)?;
                 let many = count(job.requests.1)?;
-                sum.add(job.requests, &few, &many, &symbols);
+                side.add(job.requests, &few, &many, &symbols);
             }
         }
-        let [device, peer] = sums.map(|sum| sum.cost(&symbols));
+        let [device, peer] = sides.map(|side| side.cost(&symbols));
         comparisons.push(Comparison {
             job: job.name,
             ratio: device.total / peer.total,
@@ -225,58 +225,58 @@ pub(crate) fn run(bench: &Bench, rounds: u32, verbose: bool) -> Result<Instructi
     })
 }
 
-/// The sums over rounds of one job on one device, by function.
+/// One job on one device, round by round.
 #[derive(Default)]
-struct Sum {
-    /// Each round's instructions a request, in all.
-    totals: Vec<f64>,
-    /// By [`Symbols::index`]: what came with the additional requests, and may be negative by chance.
+struct Rounds {
+    /// Instructions a request in programs, the kernel and the module.
+    parts: Vec<[f64; 3]>,
+    /// By [`Symbols::index`], the sum over all rounds. Chance can make it negative.
     functions: HashMap<Option<usize>, f64>,
 }
 
-impl Sum {
+impl Rounds {
     fn add(&mut self, requests: Requests, few: &Snapshot, many: &Snapshot, symbols: &Symbols) {
         let more = f64::from(requests.1 - requests.0);
-        let mut total = 0.0;
+        let mut parts = [0.0; 3];
         for (snapshot, sign) in [(many, 1.0), (few, -1.0)] {
             for (address, count) in snapshot.blocks() {
                 #[allow(clippy::cast_precision_loss)] // Far from 2^52.
                 let share = sign * count as f64 / more;
-                total += share;
-                *self.functions.entry(symbols.index(address)).or_default() += share;
+                let index = symbols.index(address);
+                let part = match index.and_then(|index| symbols.0.get(index)) {
+                    None => 0,
+                    Some(symbol) if symbol.is_of_module() => 2,
+                    Some(_) => 1,
+                };
+                parts[part] += share;
+                *self.functions.entry(index).or_default() += share;
             }
         }
-        self.totals.push(total);
+        self.parts.push(parts);
     }
 
     fn cost(self, symbols: &Symbols) -> Cost {
+        let part = |number: usize| median(self.parts.iter().map(|parts| parts[number]).collect());
+        let rounds: Vec<f64> = self.parts.iter().map(|parts| parts.iter().sum()).collect();
         #[allow(clippy::cast_precision_loss)] // A few rounds.
-        let rounds = self.totals.len() as f64;
-        let mut cost = Cost {
-            total: median(self.totals.clone()),
-            rounds: self.totals,
-            ..Cost::default()
+        let count = rounds.len() as f64;
+        let function = |(index, sum): (&Option<usize>, &f64)| {
+            Some(Function {
+                name: symbols.0.get((*index)?)?.name.clone(),
+                instructions: sum / count,
+            })
         };
-        for (index, sum) in self.functions {
-            let instructions = sum / rounds;
-            let Some(symbol) = index.and_then(|index| symbols.0.get(index)) else {
-                cost.programs += instructions;
-                continue;
-            };
-            if symbol.is_of_module() {
-                cost.module += instructions;
-            } else {
-                cost.kernel += instructions;
-            }
-            cost.functions.push(Function {
-                name: symbol.name.clone(),
-                instructions,
-            });
+        let mut functions: Vec<Function> = self.functions.iter().filter_map(function).collect();
+        functions.sort_by(|a, b| b.instructions.total_cmp(&a.instructions));
+        functions.truncate(FUNCTIONS);
+        Cost {
+            total: median(rounds.clone()),
+            programs: part(0),
+            kernel: part(1),
+            module: part(2),
+            rounds,
+            functions,
         }
-        cost.functions
-            .sort_by(|a, b| b.instructions.total_cmp(&a.instructions));
-        cost.functions.truncate(FUNCTIONS);
-        cost
     }
 }
 
@@ -388,16 +388,17 @@ pub(crate) fn table(counts: &Instructions) -> String {
             (
                 "vdma",
                 &comparison.device,
-                format!("{:>6.2} {target:>9}", comparison.ratio),
+                format!(" {:>6.2} {target:>9}", comparison.ratio),
             ),
             ("virtio-blk", &comparison.peer, String::new()),
         ] {
+            let numbers: String = [cost.total, cost.programs, cost.kernel, cost.module]
+                .iter()
+                // What chance has made negative is nothing.
+                .map(|number| format!(" {:>8.0}", number.max(0.0)))
+                .collect();
             // Writing to a string does not fail.
-            let _ = writeln!(
-                text,
-                "{:<46} {device:<10} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {end}",
-                comparison.job, cost.total, cost.programs, cost.kernel, cost.module
-            );
+            let _ = writeln!(text, "{:<46} {device:<10}{numbers}{end}", comparison.job);
         }
     }
     text
@@ -447,10 +448,10 @@ mod tests {
             }
             counts.snapshot().since(&before)
         };
-        let mut sum = Sum::default();
+        let mut rounds = Rounds::default();
         let few = run(SMALL.0);
-        sum.add(SMALL, &few, &run(SMALL.1), &symbols);
-        let cost = sum.cost(&symbols);
+        rounds.add(SMALL, &few, &run(SMALL.1), &symbols);
+        let cost = rounds.cost(&symbols);
         assert!((cost.total - 6.0).abs() < 1e-6 && (cost.programs - 2.0).abs() < 1e-6);
         assert!((cost.module - 4.0).abs() < 1e-6 && cost.kernel.abs() < 1e-6);
         assert_eq!(cost.functions.len(), 1);
