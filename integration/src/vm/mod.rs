@@ -3,14 +3,16 @@
 //! Everything that can happen (console, agent, processes, signals, input) arrives as an [`Event`]
 //! in one channel, and one loop decides what it means.
 
+mod commands;
+mod devices;
+mod kernel;
+
 use anyhow::{Context, Result, anyhow};
 use guest_agent::{
-    Command, CommandEnd, CommandId, FrameError, HostCall, HostReply, Stream, ToGuest, ToHost,
-    WindowSize, read_frame, write_frame,
+    CommandId, FrameError, HostCall, HostReply, Stream, ToGuest, ToHost, WindowSize, read_frame,
+    write_frame,
 };
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -20,15 +22,15 @@ use std::process::Stdio;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use self::commands::Background;
+use self::devices::{Replug, watch_backend};
 use crate::backend::{self, Backend, BackendSpec};
 use crate::console::Console;
 use crate::failure::{GuestDeath, GuestFailure, RunFailure};
-use crate::kernel_log::{MARK_PREFIX, Splat};
 use crate::process::{self, Process};
-use crate::qemu::{self, Machine};
+use crate::qemu::Machine;
 use crate::qmp::Qmp;
 use crate::run_dir::RunDir;
-use crate::suite::guests::Collected;
 use crate::tools::Tools;
 use crate::{interrupt, progress};
 
@@ -37,15 +39,6 @@ const PANIC_REPORT: Duration = Duration::from_secs(3);
 
 /// How long the guest may take to answer what takes no time.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-
-/// How long the kernel may look for leaks.
-const LEAK_DEADLINE: Duration = Duration::from_secs(600);
-
-/// How long the guest may take to let go of a device.
-const UNPLUG_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How long a killed command may take to end.
-const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Something that happened.
 #[derive(Debug)]
@@ -129,20 +122,6 @@ pub(crate) struct Vm {
     background: HashMap<CommandId, Background>,
     /// How to start a backend again.
     replug: Replug,
-}
-
-/// A command in the background.
-#[derive(Default)]
-struct Background {
-    output: Collected,
-    end: Option<CommandEnd>,
-}
-
-/// What it takes to plug a device in again.
-struct Replug {
-    spec: BackendSpec,
-    directory: PathBuf,
-    logs: PathBuf,
 }
 
 impl Vm {
@@ -246,308 +225,9 @@ impl Vm {
         self.sender.clone()
     }
 
-    /// Runs `command` to its end, or kills it after `limit`.
-    pub(crate) fn run(
-        &mut self,
-        command: Command,
-        limit: Option<Duration>,
-        io: &mut dyn CommandIo,
-    ) -> Result<CommandEnd> {
-        let id = CommandId(self.next_command);
-        self.next_command += 1;
-        self.tell(&ToGuest::Run { id, command })?;
-        let deadline = limit.map(|limit| Instant::now() + limit);
-        loop {
-            match self.next_event(deadline)? {
-                Some(Event::Agent(ToHost::Output {
-                    id: from,
-                    stream,
-                    data,
-                })) if from == id => io.output(stream, &data)?,
-                Some(Event::Agent(ToHost::InputTaken { id: by, .. })) if by == id => {
-                    io.input_taken();
-                }
-                Some(Event::Agent(ToHost::Ended { id: which, end })) if which == id => {
-                    return Ok(end);
-                }
-                Some(Event::Input(data)) => self.tell(&ToGuest::Input { id, data })?,
-                Some(Event::Resized(size)) => self.tell(&ToGuest::Resize { id, size })?,
-                Some(_) => {}
-                None => {
-                    let seconds = limit.unwrap_or_default().as_secs();
-                    self.kill(id)?;
-                    return Err(RunFailure::TimedOut(seconds).into());
-                }
-            }
-        }
-    }
-
-    /// Starts `command` and lets it run on while something else is done.
-    pub(crate) fn start(&mut self, command: Command) -> Result<CommandId> {
-        let id = CommandId(self.next_command);
-        self.next_command += 1;
-        self.background.insert(id, Background::default());
-        self.tell(&ToGuest::Run { id, command })?;
-        Ok(id)
-    }
-
-    /// Waits until the command `id` has printed `text`.
-    pub(crate) fn wait_for(&mut self, id: CommandId, text: &str, limit: Duration) -> Result<()> {
-        let deadline = Instant::now() + limit;
-        loop {
-            let Some(background) = self.background.get(&id) else {
-                return Err(anyhow!("no such command runs in the background"));
-            };
-            let output = String::from_utf8_lossy(&background.output.bytes);
-            if output.contains(text) {
-                return Ok(());
-            }
-            if let Some(end) = &background.end {
-                return Err(anyhow!(
-                    "ended ({end:?}) before {text:?}; it said:\n{output}"
-                ));
-            }
-            if self.next_event(Some(deadline))?.is_none() {
-                let seconds = limit.as_secs();
-                return Err(anyhow!("no {text:?} within {seconds} s"));
-            }
-        }
-    }
-
-    /// Waits for the end of the command `id`, or kills it after `limit`; gives what it printed.
-    pub(crate) fn join(&mut self, id: CommandId, limit: Duration) -> Result<(CommandEnd, String)> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(background) = self.background.get_mut(&id)
-                && let Some(end) = background.end.take()
-            {
-                let output = String::from_utf8_lossy(&background.output.bytes).into_owned();
-                self.background.remove(&id);
-                return Ok((end, output));
-            }
-            if self.next_event(Some(deadline))?.is_none() {
-                let background = self.background.remove(&id).unwrap_or_default();
-                self.kill(id)?;
-                return Err(anyhow!(
-                    "did not end within {} s; it said:\n{}",
-                    limit.as_secs(),
-                    String::from_utf8_lossy(&background.output.bytes)
-                ));
-            }
-        }
-    }
-
-    /// Has QEMU do something.
-    pub(crate) fn ask_qemu(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let asked = self.qmp.send(command, arguments)?;
-        let deadline = Instant::now() + ANSWER_DEADLINE;
-        loop {
-            match self.next_event(Some(deadline))? {
-                Some(Event::Answer { number, result }) if number == asked => {
-                    return result.map_err(|reason| anyhow!("QEMU refuses {command}: {reason}"));
-                }
-                Some(_) => {}
-                None => return Err(anyhow!("QEMU does not answer {command}")),
-            }
-        }
-    }
-
-    /// Unplugs device `number`; the guest has to let go of it. Its backend is ended.
-    pub(crate) fn unplug(&mut self, number: u32) -> Result<()> {
-        let device = qemu::device_id(number);
-        let asked = self.qmp.send("device_del", json!({ "id": device }))?;
-        let deadline = Instant::now() + UNPLUG_DEADLINE;
-        loop {
-            match self.next_event(Some(deadline))? {
-                Some(Event::Answer { number, result }) if number == asked => {
-                    result.map_err(|reason| anyhow!("QEMU refuses device_del: {reason}"))?;
-                }
-                Some(Event::Unplugged(gone)) if gone == device => break,
-                Some(_) => {}
-                None => {
-                    let seconds = UNPLUG_DEADLINE.as_secs();
-                    return Err(anyhow!(
-                        "the guest did not let go of {device} within {seconds} s"
-                    ));
-                }
-            }
-        }
-        self.ask_qemu("chardev-remove", json!({ "id": qemu::chardev_id(number) }))?;
-        self.end_backend(number, Signal::TERM)
-    }
-
-    /// Plugs a new device in where device `number` was, with a new backend.
-    pub(crate) fn plug(&mut self, number: u32) -> Result<()> {
-        let backend = Backend::start(
-            &self.replug.spec,
-            number,
-            &self.replug.directory,
-            &self.replug.logs,
-        )?;
-        watch_backend(&backend, number, self.sender.clone())?;
-        let slot = self
-            .backends
-            .get_mut(number as usize)
-            .with_context(|| format!("there is no slot for device {number}"))?;
-        if slot.is_some() {
-            return Err(anyhow!("device {number} is plugged in"));
-        }
-        *slot = Some(backend);
-        let device = self.replug.spec.device(number);
-        self.ask_qemu("chardev-add", qemu::chardev(number, &device))?;
-        self.ask_qemu("device_add", qemu::device(number, &device))?;
-        Ok(())
-    }
-
-    /// Ends the backend of device `number` without that being the guest's death.
-    pub(crate) fn end_backend(&mut self, number: u32, signal: Signal) -> Result<()> {
-        // An unplugged device's backend may have ended by itself.
-        if let Some(mut backend) = self
-            .backends
-            .get_mut(number as usize)
-            .and_then(Option::take)
-        {
-            backend.process.signal(signal);
-            backend.process.wait()?;
-        }
-        Ok(())
-    }
-
-    /// Waits until everything that the kernel had to say up to now has been read.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        let number = self.next_mark;
-        self.mark(&format!("settle {number}"))?;
-        let deadline = Instant::now() + ANSWER_DEADLINE;
-        loop {
-            match self.next_event(Some(deadline))? {
-                Some(Event::Mark(text)) if text == format!("settle {number}") => {
-                    self.next_mark += 1;
-                    return Ok(());
-                }
-                Some(_) => {}
-                None => {
-                    let what = "a line written to the kernel log did not reach the console";
-                    return Err(self.died(GuestFailure::Silent(what.to_owned())));
-                }
-            }
-        }
-    }
-
-    /// Writes a line to the kernel log.
-    pub(crate) fn mark(&mut self, text: &str) -> Result<()> {
-        self.tell(&ToGuest::Mark(format!("{MARK_PREFIX}{text}")))
-    }
-
-    /// Waits until a program in the guest writes a mark to the kernel log, which is returned; whenever
-    /// the machine sleeps meanwhile it is woken.
-    pub(crate) fn wait_for_mark(&mut self, limit: Duration) -> Result<String> {
-        let deadline = Instant::now() + limit;
-        loop {
-            match self.next_event(Some(deadline))? {
-                Some(Event::Mark(text)) => return Ok(text),
-                Some(Event::Asleep) => {
-                    self.ask_qemu("system_wakeup", serde_json::json!({}))?;
-                }
-                Some(_) => {}
-                None => {
-                    let what = format!("nothing in the kernel log within {} s", limit.as_secs());
-                    return Err(self.died(GuestFailure::Silent(what)));
-                }
-            }
-        }
-    }
-
-    /// The kernel's complaints since the last call.
-    pub(crate) fn take_splats(&mut self) -> Vec<Splat> {
-        self.console.take_splats()
-    }
-
-    /// What the kernel's leak detector finds; nothing in kernels that have none.
-    pub(crate) fn leaks(&mut self) -> Result<Option<Splat>> {
-        self.tell(&ToGuest::FindLeaks)?;
-        let deadline = Instant::now() + LEAK_DEADLINE;
-        loop {
-            match self.next_event(Some(deadline))? {
-                Some(Event::Agent(ToHost::Leaks(report))) => {
-                    return Ok((!report.trim().is_empty()).then(|| Splat {
-                        lines: report.lines().map(str::to_owned).collect(),
-                    }));
-                }
-                Some(_) => {}
-                None => {
-                    let what = "the kernel's leak detector did not end".to_owned();
-                    return Err(self.died(GuestFailure::Silent(what)));
-                }
-            }
-        }
-    }
-
-    /// Ends a guest that has done its work; fails if its kernel complained about itself.
-    pub(crate) fn finish(mut self) -> Result<()> {
-        let leaks = self.leaks()?;
-        self.settle()?;
-        self.judge(leaks)
-    }
-
-    /// As [`Vm::finish`], for a guest whose agent cannot be reached any more: leaks are not looked for.
-    pub(crate) fn finish_unheard(mut self) -> Result<()> {
-        self.judge(None)
-    }
-
-    /// Fails if the kernel complained about itself, on its console or with `leaks`.
-    fn judge(&mut self, leaks: Option<Splat>) -> Result<()> {
-        let mut splats = self.take_splats();
-        splats.extend(leaks);
-        if splats.is_empty() {
-            return Ok(());
-        }
-        Err(RunFailure::Splat {
-            count: splats.len(),
-            text: splats
-                .iter()
-                .flat_map(|splat| &splat.lines)
-                .map(|line| format!("\n    {line}"))
-                .collect(),
-            log: self.console.log().to_owned(),
-        }
-        .into())
-    }
-
-    /// The backend of device `number`.
-    pub(crate) fn backend(&mut self, number: u32) -> Result<&mut Backend> {
-        self.backends
-            .get_mut(number as usize)
-            .and_then(Option::as_mut)
-            .with_context(|| format!("there is no device {number}"))
-    }
-
     /// QEMU's process.
     pub(crate) fn qemu(&mut self) -> &mut Process {
         &mut self.qemu
-    }
-
-    /// Ends a command that took too long; one that cannot be ended is a dead guest.
-    fn kill(&mut self, id: CommandId) -> Result<()> {
-        let kill = ToGuest::Signal {
-            id,
-            signal: Signal::KILL.as_raw(),
-        };
-        self.tell(&kill)?;
-        let deadline = Instant::now() + KILL_DEADLINE;
-        loop {
-            match self.next_event(Some(deadline))? {
-                Some(Event::Agent(ToHost::Ended { id: which, .. })) if which == id => {
-                    return Ok(());
-                }
-                Some(_) => {}
-                None => break,
-            }
-        }
-        // What it hangs in is worth knowing.
-        self.tell(&ToGuest::Blocked)?;
-        self.settle()?;
-        let what = "a command cannot be killed; the console's end shows what it waits for";
-        Err(self.died(GuestFailure::Silent(what.to_owned())))
     }
 
     /// The next event that is not dealt with here; `None` at the deadline.
@@ -713,23 +393,6 @@ impl Drop for Vm {
         self.qemu.end();
         self.console.wait_until_closed();
     }
-}
-
-/// Reports the end of a backend's process.
-fn watch_backend(backend: &Backend, number: u32, events: Sender<Event>) -> Result<()> {
-    let pid = i32::try_from(backend.process.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .context("a process without a number")?;
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .context("cannot watch the backend's process")?;
-    std::thread::spawn(move || {
-        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
-        while let Err(rustix::io::Errno::INTR) = poll(&mut polled, None) {}
-        // Nobody listens once the run is over.
-        let _ = events.send(Event::BackendEnded(number));
-    });
-    Ok(())
 }
 
 /// Reads what the agent sends in a thread of its own.
