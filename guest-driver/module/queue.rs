@@ -122,7 +122,8 @@ impl Ring {
     /// that may get none.
     fn settle(&mut self) -> bool {
         let only_polled = self.in_flight > 0 && self.in_flight == self.polled;
-        let needed = self.lookers == 0 && !only_polled;
+        // A task that waits for room sleeps, even if it is one that looks afterwards.
+        let needed = self.waiting > 0 || self.lookers == 0 && !only_polled;
         match self.queue.as_mut() {
             Some(queue) if needed => !queue.enable_interrupt(),
             _ => false,
@@ -320,12 +321,19 @@ impl Queue {
         }
     }
 
-    /// Waits until the ring may have room, with the lock let go meanwhile; `EINTR` on a signal.
+    /// Waits until the ring may have room, with the lock let go meanwhile and interrupts asked for;
+    /// `EINTR` on a signal.
     fn wait<'a>(
         &'a self,
         mut ring: Guard<'a, Ring, IrqSaveBackend>,
     ) -> Result<Guard<'a, Ring, IrqSaveBackend>> {
         ring.waiting += 1;
+        if ring.settle() {
+            ring.waiting -= 1;
+            drop(ring);
+            self.reap();
+            return Ok(self.ring.lock());
+        }
         let interrupted = self.room.wait_interruptible(&mut ring);
         ring.waiting -= 1;
         if !interrupted {

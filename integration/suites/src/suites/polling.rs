@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use vdma::Device;
 
@@ -44,6 +45,11 @@ pub(crate) const TESTS: &[Test] = &[
         "plain_reads_look_when_told_to",
         plain_reads_look_when_told_to,
     ),
+    Test::new(
+        "a_call_that_looks_may_have_to_wait_for_room",
+        a_call_that_looks_may_have_to_wait_for_room,
+    )
+    .device_arguments(SHALLOW),
     Test::new(
         "polled_requests_that_nobody_reaps_do_no_harm",
         polled_requests_that_nobody_reaps_do_no_harm,
@@ -361,5 +367,46 @@ fn polled_requests_that_nobody_reaps_do_no_harm() -> Result<()> {
     let completion = ring.wait(1)?[0];
     ensure!(completion.result == 512, "{completion:?}");
     device.nop()?;
+    Ok(())
+}
+
+/// Such a call has the interrupts off, and needs them when its requests do not all fit into the queue.
+fn a_call_that_looks_may_have_to_wait_for_room() -> Result<()> {
+    const PAGES: usize = 1024;
+    // Nobody looks after late requests, and so nobody helps out.
+    let _driver = Reloaded::with(&["timeout_ms=0"])?;
+    let device = open()?;
+    let data = bytes::random(11, PAGES * PAGE);
+    let source = Region::anonymous(data.len())?;
+    let target = Region::anonymous(data.len())?;
+    source.write(0, &data)?;
+    target.write(0, &data)?;
+    // In no order, hardly a page follows another, and a request has only some.
+    let mut order: Vec<usize> = (0..PAGES).collect();
+    fastrand::Rng::with_seed(11).shuffle(&mut order);
+    let vectors = |region: &Region| -> Vec<libc::iovec> {
+        let vector = |page: &usize| libc::iovec {
+            iov_base: region.at(page * PAGE).cast(),
+            iov_len: PAGE,
+        };
+        order.iter().map(vector).collect()
+    };
+    let (node, count) = (device.file().as_raw_fd(), i32::try_from(PAGES)?);
+    let from = vectors(&source);
+    // SAFETY: The kernel only reads from the region, which is as long.
+    let moved = unsafe { libc::pwritev2(node, from.as_ptr(), count, 0, libc::RWF_HIPRI) };
+    ensure!(usize::try_from(moved) == Ok(data.len()), "written: {moved}");
+    target.write(0, &vec![0; data.len()])?;
+    let to = vectors(&target);
+    // SAFETY: The region is as long, and no reference into it exists.
+    let moved = unsafe { libc::preadv2(node, to.as_ptr(), count, 0, libc::RWF_HIPRI) };
+    ensure!(usize::try_from(moved) == Ok(data.len()), "read: {moved}");
+    let back = target.read(0..data.len())?;
+    bytes::expect(&back, &data, "what came back")?;
+    let statistics = device.file_statistics()?;
+    ensure!(
+        statistics.queue_full > 0,
+        "the queue was never full: {statistics:?}"
+    );
     Ok(())
 }
