@@ -413,7 +413,8 @@ impl Vdma {
             .inspect_err(|_| buffers.revert(bytes))
     }
 
-    /// Hands a request to the device, which is told to `kick` off, unless there will be a better time.
+    /// Hands a request to the device; with `kick` it hears of it now, or when the submission ends that
+    /// the request is one of.
     fn hand_over(
         &self,
         queue: &Queue,
@@ -490,8 +491,8 @@ impl Vdma {
         self.patience.begin(queue, eager)
     }
 
-    /// Looks for the end of `transfer`, of so many `bytes`, of a task that waits: until it comes or a signal does if the
-    /// caller wants that (`eager`), otherwise for as long as it has paid lately.
+    /// Looks for the end of `transfer`, of so many `bytes`, of a task that waits: until it comes or a
+    /// signal does if the caller wants that (`eager`), otherwise for as long as it has paid lately.
     pub(crate) fn look_for(
         &self,
         transfer: &Transfer,

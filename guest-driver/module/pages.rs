@@ -192,7 +192,8 @@ impl Buffers<'_> {
                 error => return Err(Error::from_errno(error as i32)),
             };
             let count = (offset + bytes).div_ceil(PAGE_SIZE);
-            // SAFETY: The function filled in the pages behind the bytes that it took.
+            // SAFETY: The function filled in the pages behind the bytes that it took, at most `BATCH`; a
+            // `Page` is such a pointer.
             let pages = unsafe { slice::from_raw_parts(batch.as_ptr().cast::<Page>(), count) };
             list.push_pages(pages, offset, bytes, max_entry)?;
             taken_pages += count;

@@ -130,8 +130,8 @@ impl SlabBox<Request> {
 
     /// The request's fields.
     fn fields(&mut self) -> &mut Request {
-        // SAFETY: Nothing is moved out of the request here in this module: what makes it pinned are the
-        // entries that point at the header and the response, which are only written to.
+        // SAFETY: Pinned is what the entries point at, header and response, and the lists in a queue. This
+        // module moves no request out of its box, and others get at the lists alone, before they are in one.
         unsafe { self.as_mut().get_unchecked_mut() }
     }
 

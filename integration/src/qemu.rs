@@ -93,8 +93,8 @@ impl Machine {
         ]);
         add(&["-machine", "q35,memory-backend=memory"]);
         // Four levels of page tables: with five, a kernel with KASAN takes any interrupt that comes while
-        // it identifies the boot CPU (`identify_cpu` clears the capabilities, LA57 among them, and
-        // `kasan_mem_to_shadow`'s bounds depend on it) for an access to wild memory.
+        // it identifies the boot CPU for an access to wild memory: `identify_cpu` clears the capabilities,
+        // LA57 among them, on which the lowest address with a shadow depends (`addr_has_metadata`).
         match self.accel {
             Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host,la57=off"]),
             Accel::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Blocks that the file has room for; a guest that boots and runs fio has about a tenth.
+/// Blocks that the file has room for; those of a guest that has more are counted as lost.
 const CAPACITY: usize = 1 << 20;
 
 /// What the file begins with.

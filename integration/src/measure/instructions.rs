@@ -397,8 +397,9 @@ pub(crate) fn table(counts: &Instructions) -> String {
                 // What chance has made negative is nothing.
                 .map(|number| format!(" {:>8.0}", number.max(0.0)))
                 .collect();
+            let line = format!("{:<46} {device:<10}{numbers}{end}", comparison.job);
             // Writing to a string does not fail.
-            let _ = writeln!(text, "{:<46} {device:<10}{numbers}{end}", comparison.job);
+            let _ = writeln!(text, "{}", line.trim_end());
         }
     }
     text

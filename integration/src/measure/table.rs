@@ -31,9 +31,7 @@ pub(crate) fn of(measurements: &Measurements) -> String {
                     format!("{sign}{target} {}", if met { "ok" } else { "no" })
                 }
             };
-            // Writing to a string does not fail.
-            let _ = writeln!(
-                text,
+            let line = format!(
                 "{:<38} {:<38} {:>10} {:>10} {:>6.2} {target:>9}",
                 comparison.job,
                 peer.name,
@@ -41,6 +39,8 @@ pub(crate) fn of(measurements: &Measurements) -> String {
                 shown(median(peer.results.clone()), comparison.unit),
                 peer.ratio
             );
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{}", line.trim_end());
         }
     }
     text

@@ -55,7 +55,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
     let path = (0..count).find_map(|index| {
         // SAFETY: There are `count` arguments, one behind the other.
         let argument = unsafe { arguments.add(index) };
-        // SAFETY: As above.
+        // SAFETY: It is one of them.
         let argument = unsafe { *argument };
         // SAFETY: Each is a string, and lasts as long as the plugin.
         let argument = unsafe { CStr::from_ptr(argument) }.to_bytes();
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
             return 1;
         }
     }
-    // SAFETY: The id is this plugin's, and the callback does with any block that is translated.
+    // SAFETY: The id is this plugin's; the callback has the type that version 7 calls, and takes any block.
     unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation, ptr::null_mut()) };
     0
 }
