@@ -25,7 +25,8 @@ struct State {
     mapped: bool,
     /// Sent and not answered, with no stop of all rings since.
     pending: bool,
-    /// Counts requests to map, and stops of all rings; an answer to anything but the latest is void.
+    /// Counts requests to map, stops of all rings and the front end's departure; an answer to
+    /// anything but the latest is void.
     latest: u64,
 }
 
@@ -126,9 +127,11 @@ impl Bar {
         }
     }
 
-    /// The front end has gone: nothing more is sent, and the thread ends.
+    /// The front end has gone: nothing more is sent, an answer that is still to come says nothing,
+    /// and the thread ends.
     pub(super) fn close(&self) {
         lock(&self.requests).take();
+        lock(&self.state).latest += 1;
     }
 
     fn send_map(&self, channel: &BackendChannel) -> Result<(), String> {

@@ -169,3 +169,30 @@ fn a_paused_machine_keeps_its_bar() {
     let (_, log) = daemon.end();
     assert!(!log.contains("does not map"), "{log}");
 }
+
+/// That a front end which has gone does not map the BAR is no news.
+#[test]
+fn an_answer_that_comes_after_the_front_end_has_gone() {
+    let daemon = Daemon::start(&["--memory-size", "1M"]);
+    let options = Connect::default();
+    let (front, mut held) = unanswered(&daemon, &options);
+    drop(front);
+    let mut next = FrontEnd::connect(&daemon.socket());
+    assert_eq!(next.call(0, &nop()).0.status(), Status::OK);
+    *held = false;
+    drop(held);
+    let begin = std::time::Instant::now();
+    let waiting = || {
+        daemon
+            .thread_names()
+            .iter()
+            .filter(|name| *name == "bar")
+            .count()
+    };
+    while waiting() > 1 {
+        assert!(begin.elapsed() < DEADLINE, "the answer was not taken");
+        std::thread::yield_now();
+    }
+    let (_, log) = daemon.end();
+    assert!(!log.contains("does not map"), "{log}");
+}

@@ -18,13 +18,8 @@ fn nop() -> Request {
 
 /// Names of the daemon's threads that run queues.
 fn queue_threads(daemon: &Daemon) -> Vec<String> {
-    let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
-    let mut names: Vec<String> = std::fs::read_dir(tasks)
-        .unwrap()
-        .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap())
-        .map(|name| name.trim().to_owned())
-        .filter(|name| name.starts_with("queue"))
-        .collect();
+    let mut names = daemon.thread_names();
+    names.retain(|name| name.starts_with("queue"));
     names.sort_unstable();
     names
 }
