@@ -40,8 +40,9 @@ pub enum MemoryError {
         /// The size asked for.
         wanted: u64,
     },
-    /// Another process has locked the file.
-    #[error("memory file {} is in use by another process; stop it, or give --share to both", path.display())]
+    /// Another process has locked the file. A front end that still shows the memory to its guest
+    /// holds the lock, too: the guest may write there.
+    #[error("memory file {} is in use by another process (a daemon, or a QEMU that still shows it); stop it, or give --share to both", path.display())]
     Locked {
         /// The file.
         path: PathBuf,

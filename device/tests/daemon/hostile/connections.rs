@@ -168,8 +168,7 @@ fn a_front_end_that_never_answers_about_the_bar() {
     let mut front = FrontEnd::connect(&daemon.socket());
     assert_works(&mut front, 0);
     assert_eq!(front.config_word(36), vdma_protocol::STATE_BAR_MAPPED);
-    let (status, log) = daemon.end();
-    assert!(status.success(), "{log}");
+    daemon.end();
     drop(held);
 }
 
@@ -249,7 +248,6 @@ fn no_descriptors_left_for_a_while() {
     let mut front = FrontEnd::connect(&daemon.socket());
     assert_works(&mut front, 0);
     drop(front);
-    let (status, log) = daemon.end();
-    assert!(status.success(), "{log}");
+    let log = daemon.end();
     assert!(log.lines().count() < 100, "{log}");
 }

@@ -25,8 +25,7 @@ fn memory_cut_off_under_load() {
     let mut front = connect(&daemon);
     assert_works(&mut front, 0);
     drop(front);
-    let (status, log) = daemon.end();
-    assert!(status.success());
+    let log = daemon.end();
     assert!(log.contains("guest memory has vanished"), "{log}");
 }
 

@@ -30,8 +30,7 @@ fn assert_stops(reason: &str, corrupt: impl FnOnce(&Guest, &mut DriverRing)) {
     front.start();
     assert_works(&mut front, 0);
     drop(front);
-    let (status, log) = daemon.end();
-    assert!(status.success(), "{log}");
+    let log = daemon.end();
     assert_eq!(log.matches("ring corrupt").count(), 1, "{log}");
     assert!(log.contains(reason), "{log}");
 }
@@ -144,8 +143,7 @@ fn rings_outside_of_memory_or_misaligned() {
     assert!(await_event(&front.rings[0].error, DEADLINE));
     assert_works(&mut front, 1);
     drop(front);
-    let (status, log) = daemon.end();
-    assert!(status.success());
+    let log = daemon.end();
     assert!(
         log.contains("descriptor table at 0x1fffff0 is misaligned or outside"),
         "{log}"
@@ -184,6 +182,6 @@ fn a_guest_cannot_flood_the_log() {
         front.start();
     }
     drop(front);
-    let (_, log) = daemon.end();
+    let log = daemon.end();
     assert!(log.matches("ring corrupt").count() <= 20, "{log}");
 }

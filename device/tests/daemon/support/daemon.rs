@@ -76,11 +76,15 @@ impl Daemon {
         }
     }
 
+    fn log_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.so_far.lock().unwrap()).into_owned()
+    }
+
     /// Waits until the daemon has logged `text`.
     pub fn await_log(&self, text: &str) {
         let begin = Instant::now();
         loop {
-            let log = String::from_utf8_lossy(&self.so_far.lock().unwrap()).into_owned();
+            let log = self.log_so_far();
             if log.contains(text) {
                 return;
             }
@@ -92,7 +96,11 @@ impl Daemon {
     pub fn await_file(&mut self, path: &Path) {
         let begin = Instant::now();
         while !path.exists() {
-            assert!(self.is_running(), "the daemon has ended");
+            assert!(
+                self.is_running(),
+                "the daemon has ended: {}",
+                self.log_so_far()
+            );
             assert!(begin.elapsed() < DEADLINE, "{} never came", path.display());
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
@@ -138,10 +146,12 @@ impl Daemon {
         (status, log)
     }
 
-    /// Ends the daemon with SIGTERM; returns its status and all that it logged.
-    pub fn end(self) -> (ExitStatus, String) {
+    /// Ends the daemon with SIGTERM, which it has to take for a success; returns all that it logged.
+    pub fn end(self) -> String {
         self.signal(rustix::process::Signal::TERM);
-        self.wait()
+        let (status, log) = self.wait();
+        assert!(status.success(), "{status}: {log}");
+        log
     }
 }
 
