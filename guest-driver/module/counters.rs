@@ -4,7 +4,7 @@
 //! snapshot only while nothing is in flight.
 
 use crate::protocol::Statistics;
-use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::atomic::{Acquire, Atomic, Relaxed};
 
 /// Direction of the data of a request, seen from the caller.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,8 @@ impl Counter {
     }
 
     fn get(&self) -> u64 {
-        self.0.load(Relaxed)
+        // What is read next is no older than this.
+        self.0.load(Acquire)
     }
 
     /// Raises a maximum to `value` if that is more.
@@ -63,19 +64,23 @@ macro_rules! counters {
 
             /// The counts as user space sees them.
             pub(crate) fn snapshot(&self) -> Statistics {
-                let completed = self.completed.get();
-                let submitted = self.submitted.get();
-                Statistics {
-                    in_flight: submitted.saturating_sub(completed),
+                let counts = Statistics {
                     $($name: self.$name.get(),)*
+                    ..Default::default()
+                };
+                Statistics {
+                    in_flight: counts.submitted.saturating_sub(counts.completed),
+                    ..counts
                 }
             }
         }
     };
 }
+// In the order in which they are read: what completes meanwhile has not completed before it was
+// submitted.
 counters!(
-    submitted,
     completed,
+    submitted,
     failed,
     bytes_read,
     bytes_written,
