@@ -243,7 +243,7 @@ impl Buffer {
         let entries = (self.runs.len() - index)
             .min(max_entries)
             .min(left.div_ceil(PAGE_SIZE) + 1);
-        // Runs that are longer than an entry may be take several.
+        // Runs that are longer than an entry may take several.
         let entries = entries.max((left.div_ceil(max_entry) + 1).min(max_entries));
         list.make_room(entries)?;
         while left > 0 && list.room() > 0 {

@@ -247,7 +247,10 @@ impl<D: Send + Sync> Registration<D> {
         parent: *mut bindings::device,
     ) -> impl PinInit<Self, Error> {
         let name_pointer = name.as_ptr();
+        // The device first: the node can be opened before registering has returned.
         try_pin_init!(Self {
+            device,
+            _name: name,
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 let operations = OPERATIONS.as_ref().ok_or(EINVAL)?;
                 // SAFETY: `slot` is valid for writes.
@@ -263,8 +266,6 @@ impl<D: Send + Sync> Registration<D> {
                 // SAFETY: The structure and the name are in place until `drop` deregisters it.
                 kernel::error::to_result(unsafe { bindings::misc_register(slot) })
             }),
-            device,
-            _name: name,
         }? Error)
     }
 }
@@ -295,8 +296,8 @@ unsafe extern "C" fn open<T: FileOperations>(
     kernel::error::from_result(|| {
         // SAFETY: The misc class passes the registered structure, which cannot go while it opens.
         let misc = unsafe { (*file).private_data };
-        // SAFETY: It is the first field of a `Registration`, whose device is initialized: nodes of
-        // `T`'s operations are registered only for `T::Device`.
+        // SAFETY: It is the first field of a `Registration`, whose device was initialized before the node
+        // was registered: nodes of `T`'s operations are registered only for `T::Device`.
         let device = unsafe { &(*misc.cast::<Registration<T::Device>>()).device };
         let state = T::open(device.clone(), &Opening { inode, file })?;
         let state = KBox::new(state, GFP_KERNEL)?;

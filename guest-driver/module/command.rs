@@ -217,8 +217,10 @@ impl Job {
     pub(crate) fn combination(&self) -> (Combine, u64) {
         match self.operation {
             Operation::Compare => (Combine::FirstDifference, self.length),
-            Operation::ReadCrc32c | Operation::WriteCrc32c => (Combine::Crc32c(self.length), 0),
-            Operation::Crc32cGuest => {
+            Operation::Crc32c
+            | Operation::Crc32cGuest
+            | Operation::ReadCrc32c
+            | Operation::WriteCrc32c => {
                 // The checksum that is continued counts as that of a part before all others.
                 let before = crate::protocol::crc32c::shift(self.argument as u32, self.length);
                 (Combine::Crc32c(self.length), before.into())
@@ -231,10 +233,26 @@ impl Job {
     pub(crate) fn argument_at(&self, done: usize) -> u64 {
         match self.operation {
             // Parts begin anywhere in the pattern.
-            Operation::FillGuest => self.argument.rotate_right((done % 8 * 8) as u32),
+            Operation::Fill | Operation::FillGuest => {
+                self.argument.rotate_right((done % 8 * 8) as u32)
+            }
             // The parts' checksums are put together by the driver.
-            Operation::Crc32cGuest => 0,
+            Operation::Crc32c
+            | Operation::Crc32cGuest
+            | Operation::ReadCrc32c
+            | Operation::WriteCrc32c => 0,
             _ => self.argument,
+        }
+    }
+
+    /// Bytes of the part, of a job without data, that begins at byte `done`: `limit` at the most where
+    /// the operation can be split.
+    pub(crate) fn length_of_part(&self, done: usize, limit: usize) -> usize {
+        let left = self.length as usize - done;
+        match self.operation {
+            // Which end it begins with depends on how the ranges overlap.
+            Operation::Move => left,
+            _ => left.min(limit),
         }
     }
 

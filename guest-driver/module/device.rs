@@ -44,6 +44,9 @@ pub(crate) struct Submit {
     /// Whether the caller waits, so that the device had better begin with the first part while the pages
     /// of the next are being pinned.
     pub(crate) pipelined: bool,
+    /// Whether the caller may look for the completion, and if so, whether it does even where that has
+    /// not paid lately.
+    pub(crate) looks: Option<bool>,
 }
 
 /// A read (from device memory) or a write (to it), and where in device memory it begins.
@@ -99,8 +102,7 @@ pub(crate) struct Vdma {
     /// Parameters of the module, which do not change once it is loaded.
     inline_bytes: usize,
     verifies: bool,
-    #[pin]
-    space: SharedSpace,
+    space: Arc<SharedSpace>,
 }
 
 impl Vdma {
@@ -115,6 +117,7 @@ impl Vdma {
     ) -> Result<Arc<Self>> {
         let inline_bytes = compat::number(crate::module_parameters::inline_bytes.value());
         let verifies = compat::number(crate::module_parameters::verify.value()) != 0;
+        let space = Arc::pin_init(SharedSpace::new(), GFP_KERNEL)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 queues,
@@ -126,7 +129,7 @@ impl Vdma {
                 inline_bytes: inline_bytes as usize,
                 verifies,
                 patience: Patience::new(compat::number(crate::module_parameters::poll_us.value())),
-                space <- SharedSpace::new(),
+                space,
             }? Error),
             GFP_KERNEL,
         )
@@ -154,7 +157,7 @@ impl Vdma {
         &self.observer
     }
 
-    pub(crate) fn space(&self) -> &SharedSpace {
+    pub(crate) fn space(&self) -> &Arc<SharedSpace> {
         &self.space
     }
 
@@ -258,18 +261,20 @@ impl Vdma {
     ///
     /// When something fails on the way, what was submitted by then is all that the transfer does. When
     /// nothing was, the error is returned, and the transfer completes nothing.
-    pub(crate) fn submit(
+    ///
+    /// Looking, if the caller is to look, has begun with the last request: until the pages of all are
+    /// there, which takes as long as page faults take, others need the interrupts.
+    pub(crate) fn submit<'a>(
         &self,
-        queue: &Queue,
-        transfer: &ARef<Transfer>,
-        job: &Job,
+        queue: &'a Queue,
+        transfer: &'a ARef<Transfer>,
+        job: &'a Job,
         mut outgoing: Memory<'_>,
         mut incoming: Memory<'_>,
         submit: Submit,
-    ) -> Result {
+    ) -> Result<Option<Looking<'a>>> {
         let limits = self.part_limits(&outgoing, &incoming, submit.pipelined);
         let length = job.length as usize;
-        let has_data = (outgoing.is_some() || incoming.is_some()) && length > 0;
         let parts = Parts {
             queue,
             transfer,
@@ -277,18 +282,18 @@ impl Vdma {
             limits,
             submit,
         };
-        let submitted = if has_data {
+        let submitted = if length > 0 {
             self.submit_parts(&parts, &mut outgoing, &mut incoming)
         } else {
             self.submit_part(&parts, 0, &mut Memory::None, &mut Memory::None)
         };
         match submitted {
-            Ok(done) => {
+            Ok((done, looking)) => {
                 if done < length {
                     queue.kick();
                 }
                 transfer.submitted(done);
-                Ok(())
+                Ok(looking)
             }
             Err(error) => {
                 transfer.cancel();
@@ -297,21 +302,23 @@ impl Vdma {
         }
     }
 
-    /// Submits all parts of a job with data, as far as nothing fails; returns how many bytes that is.
-    fn submit_parts(
+    /// Submits all parts of a job that has bytes, as far as nothing fails; returns how many that is.
+    fn submit_parts<'a>(
         &self,
-        parts: &Parts<'_>,
+        parts: &Parts<'a>,
         outgoing: &mut Memory<'_>,
         incoming: &mut Memory<'_>,
-    ) -> Result<usize> {
+    ) -> Result<(usize, Option<Looking<'a>>)> {
         let length = parts.job.length as usize;
         let mut parts = *parts;
         let mut done = 0;
+        let mut looking = None;
         while done < length {
             match self.submit_part(&parts, done, outgoing, incoming) {
-                Ok(0) => break,
-                Ok(bytes) => {
+                Ok((0, _)) => break,
+                Ok((bytes, begun)) => {
                     done += bytes;
+                    looking = begun;
                     // Who may not wait has looked for room before.
                     parts.submit.when_full = WhenFull::Wait;
                 }
@@ -319,24 +326,26 @@ impl Vdma {
                 Err(_) => break,
             }
         }
-        Ok(done)
+        Ok((done, looking))
     }
 
-    /// Whether a job with so many bytes of one piece of data on each side is certain to fit into one
-    /// request.
+    /// Whether a job with so many bytes, of one piece of data on each side that has any, is certain to fit
+    /// into one request.
     pub(crate) fn fits(&self, length: usize, outgoing: &Memory<'_>, incoming: &Memory<'_>) -> bool {
         let limits = self.part_limits(outgoing, incoming, false);
-        length <= limits.bytes && length.div_ceil(PAGE_SIZE) < limits.entries
+        let has_data = outgoing.is_some() || incoming.is_some();
+        length <= limits.bytes && !(has_data && length.div_ceil(PAGE_SIZE) >= limits.entries)
     }
 
-    /// Submits the part of a job that begins at byte `done`, and returns how many bytes that is.
-    fn submit_part(
+    /// Submits the part of a job that begins at byte `done`, and returns how many bytes that is. With the
+    /// last part looking begins, if it is to.
+    fn submit_part<'a>(
         &self,
-        parts: &Parts<'_>,
+        parts: &Parts<'a>,
         done: usize,
         outgoing: &mut Memory<'_>,
         incoming: &mut Memory<'_>,
-    ) -> Result<usize> {
+    ) -> Result<(usize, Option<Looking<'a>>)> {
         let Parts {
             queue,
             transfer,
@@ -356,7 +365,7 @@ impl Vdma {
         }
         incoming.take(written, done, limits)?;
         let bytes = match (outgoing.is_some(), incoming.is_some()) {
-            (false, false) => job.length as usize,
+            (false, false) => job.length_of_part(done, limits.bytes),
             (true, false) => read.bytes(),
             (false, true) => written.bytes(),
             (true, true) if read.bytes() == written.bytes() => read.bytes(),
@@ -370,13 +379,18 @@ impl Vdma {
             bytes as u64,
             job.argument_at(done),
         ));
-        let kick = submit.pipelined || done + bytes >= job.length as usize;
+        let last = done + bytes >= job.length as usize;
+        let kick = submit.pipelined || last;
+        let looking = submit
+            .looks
+            .filter(|_| last)
+            .and_then(|eager| self.patience.begin(queue, eager));
         let submitted = self.hand_over(queue, request, submit, kick);
         if submitted.is_err() {
             outgoing.revert(bytes);
             incoming.revert(bytes);
         }
-        submitted.map(|()| bytes)
+        submitted.map(|()| (bytes, looking))
     }
 
     /// Submits one request for all of `job`, which reads or writes `buffers` and has room in one
@@ -485,12 +499,6 @@ impl Vdma {
         self.queues.iter().map(|queue| queue.look()).sum()
     }
 
-    /// Begins to look for what will be submitted to `queue`, if that may pay or the caller wants it
-    /// (`eager`).
-    pub(crate) fn begin_looking<'a>(&self, queue: &'a Queue, eager: bool) -> Option<Looking<'a>> {
-        self.patience.begin(queue, eager)
-    }
-
     /// Looks for the end of `transfer`, of so many `bytes`, of a task that waits: until it comes or a
     /// signal does if the caller wants that (`eager`), otherwise for as long as it has paid lately.
     pub(crate) fn look_for(
@@ -509,8 +517,9 @@ impl Vdma {
 
     /// What `poll` wants to know.
     pub(crate) fn poll(&self, poll: &Poll<'_>) -> Readiness {
-        for queue in &*self.queues {
-            poll.wait_for(queue.room());
+        // One for all queues: io_uring waits at two places at the most, and libaio at one.
+        if let Some(queue) = self.queues.first() {
+            poll.wait_for(queue.pollers());
         }
         let Ok(queue) = self.queue() else {
             return Readiness::Dead;

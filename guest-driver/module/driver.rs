@@ -15,7 +15,7 @@ use crate::{
         Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
-    queue::{Health, Queue, WhenFull, PERIODS_PER_TIMEOUT},
+    queue::{Health, Pollers, Queue, WhenFull, PERIODS_PER_TIMEOUT},
     request::Request,
     slab::SlabBox,
     virtio,
@@ -134,26 +134,24 @@ unsafe impl Sync for Recovery {}
 
 impl Ward for Recovery {
     fn check(&self) {
-        let mut late = false;
-        let mut broken = false;
+        let mut ill = false;
         for queue in &**self.vdma.queues() {
-            match queue.tick() {
-                Health::Good => {}
-                // Nobody may have looked: it is late only if the device has not done it.
-                Health::Late => late |= queue.reap() == 0 || queue.is_late(),
-                Health::Broken => broken = true,
-            }
+            ill |= !matches!(queue.tick(), Health::Good);
         }
-        if !late && !broken {
+        if !ill {
             return;
         }
         // SAFETY: The leash of the watchdog is dropped before the device goes.
         let device = unsafe { self.device.as_ref() };
-        // Removal, suspend and others who restart the device hold the lock; whatever they do comes
+        // Removal, suspend and others who restart the device hold the locks; whatever they do comes
         // before another look at the queues.
         let Some(_lock) = device.try_lock() else {
             return;
         };
+        let (late, broken) = self.look();
+        if !late && !broken {
+            return;
+        }
         let dev = device.as_device();
         let what = if broken {
             "the ring is broken"
@@ -172,15 +170,41 @@ impl Ward for Recovery {
             stop(device, self.vdma.queues(), ENODEV);
             return;
         }
+        // What was late may have been the sign of life.
+        if self.look() == (false, false) {
+            return;
+        }
         dev_warn!(dev, "{}; resetting the device\n", what);
         match device.restart() {
             Ok(()) => dev_info!(dev, "the device is back\n"),
-            Err(error) => dev_err!(
-                dev,
-                "the device does not come back: {:?}; given up\n",
-                error
-            ),
+            Err(error) => {
+                dev_err!(
+                    dev,
+                    "the device does not come back: {:?}; given up\n",
+                    error
+                );
+                self.vdma.give_up();
+                stop(device, self.vdma.queues(), ENODEV);
+            }
         }
+    }
+}
+
+impl Recovery {
+    /// Whether a request of any queue is late, and whether a queue is broken, once what has come back has
+    /// been seen.
+    fn look(&self) -> (bool, bool) {
+        let mut late = false;
+        let mut broken = false;
+        for queue in &**self.vdma.queues() {
+            queue.reap();
+            match queue.health() {
+                Health::Good => {}
+                Health::Late => late = true,
+                Health::Broken => broken = true,
+            }
+        }
+        (late, broken)
     }
 }
 
@@ -222,10 +246,12 @@ impl virtio::Driver for Driver {
 
         let timeout_ms = compat::number(crate::module_parameters::timeout_ms.value());
         let watchdog = Watchdog::new(timeout_ms.div_ceil(PERIODS_PER_TIMEOUT))?;
+        let pollers = Arc::pin_init(Pollers::new(), GFP_KERNEL)?;
         let mut queues = Queues::with_capacity(config.num_queues.get().into(), GFP_KERNEL)?;
         for _ in 0..config.num_queues.get() {
             let number = queues.len() as u32;
-            let queue = KBox::pin_init(Queue::new(number, watchdog.clone()), GFP_KERNEL)?;
+            let queue = Queue::new(number, pollers.clone(), watchdog.clone());
+            let queue = KBox::pin_init(queue, GFP_KERNEL)?;
             queues.push(queue, GFP_KERNEL)?;
         }
         let queues = Arc::new(queues, GFP_KERNEL)?;
@@ -326,6 +352,10 @@ impl virtio::Driver for Driver {
     }
 
     fn resume(device: &virtio::Device, bound: &Bound) -> Result {
+        // To start a device that was given up may end the machine: see `Recovery`.
+        if bound.vdma.queues().iter().any(|queue| queue.is_closed()) {
+            return Err(ENODEV);
+        }
         start(device, bound.vdma.queues(), bound.vdma.observer()).inspect_err(|_| {
             bound.vdma.give_up();
             stop(device, bound.vdma.queues(), ENODEV);

@@ -119,6 +119,7 @@ impl OpenFile {
             verified,
             batched: true,
             pipelined: false,
+            looks: None,
         };
         if let Some(pages) = self.device.pages_of_one(&buffers) {
             return self.device.submit_whole(
@@ -138,6 +139,7 @@ impl OpenFile {
         let queue = self.device.queue()?;
         self.device
             .submit(queue, &transfer, &job, outgoing, incoming, submit)
+            .map(drop)
     }
 
     /// Runs a read or write whose caller waits for it.
@@ -147,6 +149,9 @@ impl OpenFile {
         iocb: &Iocb<'_>,
         buffers: Buffers<'_>,
     ) -> Result<usize> {
+        // Pages that are not pinned stay with their owner only until the call ends, so a signal may
+        // not end it before the device is done with them.
+        let interruptible = buffers.will_pin();
         let (job, verified) = self.device.job(place, &buffers);
         let submit = Submit {
             when_full: when_full(iocb.no_wait()),
@@ -156,23 +161,17 @@ impl OpenFile {
             batched: false,
             // More parts need more room, for which not everybody waits.
             pipelined: !iocb.no_wait(),
+            looks: interruptible.then(|| iocb.polled()),
         };
         if self.device.pages_of_one(&buffers).is_none() {
             self.check_room(&buffers, submit)?;
         }
-        // Pages that are not pinned stay with their owner only until the call ends, so a signal may
-        // not end it before the device is done with them.
-        let interruptible = buffers.will_pin();
         let (combine, value) = job.combination();
         let transfer = Transfer::new(None, self.observer.clone(), combine, value)?;
         let (outgoing, incoming) = place.memory(buffers);
         let queue = self.device.queue()?;
-        let looking = if interruptible {
-            self.device.begin_looking(queue, iocb.polled())
-        } else {
-            None
-        };
-        self.device
+        let looking = self
+            .device
             .submit(queue, &transfer, &job, outgoing, incoming, submit)?;
         if let Some(looking) = looking {
             self.device.look_for(
@@ -223,8 +222,7 @@ impl OpenFile {
             &checked.outgoing,
             &checked.incoming,
         );
-        let has_data = checked.outgoing.is_some() || checked.incoming.is_some();
-        if when_full == WhenFull::Fail && has_data && !fits {
+        if when_full == WhenFull::Fail && !fits {
             return Err(EAGAIN);
         }
         let batched = completer.is_some();
@@ -236,6 +234,7 @@ impl OpenFile {
             verified: false,
             batched,
             pipelined: !batched,
+            looks: None,
         };
         let queue = self.device.queue()?;
         self.device.submit(

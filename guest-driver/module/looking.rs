@@ -42,7 +42,7 @@ impl Patience {
         }
     }
 
-    /// Begins to look at `queue`, before something is submitted to it, so that no interrupt is asked
+    /// Begins to look at `queue`, right before something is submitted to it, so that no interrupt is asked
     /// for: always if `eager`, otherwise if it may pay.
     pub(crate) fn begin<'a>(&self, queue: &'a Queue, eager: bool) -> Option<Looking<'a>> {
         let looks = eager || self.limit > 0 && !self.skips();

@@ -164,8 +164,8 @@ impl Buffers<'_> {
     }
 
     /// Takes pages off the buffers, pins them where that is needed, and appends them to `list`, until
-    /// `max_bytes` are there, the list is full or the buffers are used up. Returns the bytes taken
-    /// and the pages pinned. May sleep (page faults).
+    /// `max_bytes` are there, the list is full or the buffers are used up. Returns the pages
+    /// taken. May sleep (page faults).
     ///
     /// `EFAULT` where the memory cannot be pinned; what `list` holds by then stays pinned.
     fn pin_into(&mut self, list: &mut SgList, max_bytes: usize, max_entry: usize) -> Result<usize> {

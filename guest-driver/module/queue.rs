@@ -33,7 +33,7 @@ pub(crate) enum WhenFull {
     Fail,
 }
 
-/// Periods of the watchdog that are told apart. A request that is still there when its period comes
+/// Periods of the watchdog that are told apart. A request that is still there when its period would come
 /// round again is late.
 const EPOCHS: usize = 4;
 
@@ -118,16 +118,40 @@ struct Ring {
 }
 
 impl Ring {
+    fn health(&self) -> Health {
+        if self.queue.as_ref().is_some_and(|queue| queue.is_broken()) {
+            Health::Broken
+        } else if self.ages[(self.epoch + 1) % EPOCHS] > 0 {
+            Health::Late
+        } else {
+            Health::Good
+        }
+    }
+
     /// Asks for interrupts if anybody depends on them; returns whether used requests are waiting
     /// that may get none.
     fn settle(&mut self) -> bool {
         let only_polled = self.in_flight > 0 && self.in_flight == self.polled;
         // A task that waits for room sleeps, even if it is one that looks afterwards.
-        let needed = self.waiting > 0 || self.lookers == 0 && !only_polled;
+        let sleeps = self.waiting > 0 || self.starved;
+        let needed = sleeps || self.lookers == 0 && !only_polled;
         match self.queue.as_mut() {
             Some(queue) if needed => !queue.enable_interrupt(),
             _ => false,
         }
+    }
+}
+
+/// The tasks that poll a device.
+#[pin_data]
+pub(crate) struct Pollers {
+    #[pin]
+    room: PollCondVar,
+}
+
+impl Pollers {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self { room <- new_poll_condvar!("vdma_pollers") })
     }
 }
 
@@ -138,6 +162,8 @@ pub(crate) struct Queue {
     ring: IrqSpinLock<Ring>,
     #[pin]
     room: PollCondVar,
+    /// Where those wait that want room in any queue of the device.
+    pollers: Arc<Pollers>,
     number: u32,
     /// Kicks that are being sent: the virtqueue may not be deleted under them.
     kicks: Atomic<i32>,
@@ -147,7 +173,11 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// A queue without a ring: [`Queue::open`] gives it one.
-    pub(crate) fn new(number: u32, watchdog: Arc<Watchdog>) -> impl PinInit<Self> {
+    pub(crate) fn new(
+        number: u32,
+        pollers: Arc<Pollers>,
+        watchdog: Arc<Watchdog>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
             ring <- new_irq_spinlock!(
                 Ring {
@@ -165,6 +195,7 @@ impl Queue {
                 "vdma_ring"
             ),
             room <- new_poll_condvar!("vdma_room"),
+            pollers,
             number,
             kicks: Atomic::new(0),
             watchdog,
@@ -175,28 +206,27 @@ impl Queue {
     pub(crate) fn open(&self, queue: VirtQueue<SlabBox<Request>>) {
         let mut ring = self.ring.lock();
         ring.queue = Some(queue);
-        ring.gate = Gate::Open;
+        if ring.gate == Gate::Paused {
+            ring.gate = Gate::Open;
+        }
         drop(ring);
-        self.room.notify_all();
+        self.notify();
     }
 
     /// Begins a new period, and says how the queue is.
     pub(crate) fn tick(&self) -> Health {
         let mut ring = self.ring.lock();
-        ring.epoch = (ring.epoch + 1) % EPOCHS;
-        if ring.queue.as_ref().is_some_and(|queue| queue.is_broken()) {
-            Health::Broken
-        } else if ring.ages[ring.epoch] > 0 {
-            Health::Late
-        } else {
-            Health::Good
+        let health = ring.health();
+        // What is late keeps its period: requests that come meanwhile are not taken for it.
+        if !matches!(health, Health::Late) {
+            ring.epoch = (ring.epoch + 1) % EPOCHS;
         }
+        health
     }
 
-    /// Whether a request of the oldest period is still there.
-    pub(crate) fn is_late(&self) -> bool {
-        let ring = self.ring.lock();
-        ring.ages[ring.epoch] > 0
+    /// How the queue is.
+    pub(crate) fn health(&self) -> Health {
+        self.ring.lock().health()
     }
 
     /// Runs `f` on the virtqueue, while there is one.
@@ -216,12 +246,13 @@ impl Queue {
         &self,
         mut request: SlabBox<Request>,
         when_full: WhenFull,
-        kick: bool,
+        mut kick: bool,
     ) -> Result<(), (Error, SlabBox<Request>)> {
         // Counted before the device sees the request, for it may come back at once.
         request.announce(self.number);
         let mut full_before = false;
         let mut kicked = false;
+        let mut missed = false;
         let mut ring = self.ring.lock();
         let error = loop {
             let state = &mut *ring;
@@ -231,6 +262,8 @@ impl Queue {
                 _ if when_full == WhenFull::Fail => break EAGAIN,
                 _ => match self.wait(ring) {
                     Ok(locked) => {
+                        // A kick that was put off has been sent when the task went to sleep.
+                        kick = true;
                         ring = locked;
                         continue;
                     }
@@ -281,6 +314,7 @@ impl Queue {
                 break ENOMEM;
             }
             if when_full == WhenFull::Fail {
+                missed = state.settle();
                 break EAGAIN;
             }
             // Nobody else may be about to kick what makes room when it is done.
@@ -291,7 +325,10 @@ impl Queue {
                 continue;
             }
             match self.wait(ring) {
-                Ok(locked) => ring = locked,
+                Ok(locked) => {
+                    kick = true;
+                    ring = locked;
+                }
                 Err(error) => {
                     request.retract();
                     return Err((error, request));
@@ -299,6 +336,9 @@ impl Queue {
             }
         };
         drop(ring);
+        if missed {
+            self.reap();
+        }
         request.retract();
         Err((error, request))
     }
@@ -352,6 +392,7 @@ impl Queue {
     /// Takes up to [`BATCH`] used requests off the ring, and whether there may be more.
     fn pop_batch(&self) -> (Batch, bool) {
         let mut batch = Batch::new();
+        let mut wake = false;
         let mut ring = self.ring.lock();
         let state = &mut *ring;
         let more = loop {
@@ -370,6 +411,10 @@ impl Queue {
                 state.ages[request.epoch()] -= 1;
                 batch.push(request);
             }
+            if batch.count > 0 {
+                wake |= state.waiting > 0 || state.starved;
+                state.starved = false;
+            }
             if batch.count == BATCH {
                 break true;
             }
@@ -381,11 +426,9 @@ impl Queue {
                 break false;
             }
         };
-        let wake = state.waiting > 0 || state.starved;
-        state.starved = false;
         drop(ring);
         if wake {
-            self.room.notify_all();
+            self.notify();
         }
         (batch, more)
     }
@@ -424,10 +467,19 @@ impl Queue {
 
     /// Whether a request would find room now. If not, [`Queue::room`] hears of some.
     pub(crate) fn has_room(&self) -> bool {
-        let mut ring = self.ring.lock();
-        let room = ring.queue.as_ref().is_some_and(|queue| queue.free() > 0);
-        ring.starved |= !room;
-        room
+        if self.has_room_for(1) {
+            return true;
+        }
+        let missed = {
+            let mut ring = self.ring.lock();
+            ring.starved = true;
+            ring.settle()
+        };
+        if missed {
+            self.reap();
+        }
+        // Room that came before `starved` was set has woken nobody.
+        self.has_room_for(1)
     }
 
     /// Whether so many requests would find room now.
@@ -444,9 +496,15 @@ impl Queue {
         self.ring.lock().gate == Gate::Closed
     }
 
-    /// Where those wait that want room.
-    pub(crate) fn room(&self) -> &PollCondVar {
-        &self.room
+    /// Where those wait that want room in any queue of the device.
+    pub(crate) fn pollers(&self) -> &PollCondVar {
+        &self.pollers.room
+    }
+
+    /// Wakes all who wait for room.
+    fn notify(&self) {
+        self.room.notify_all();
+        self.pollers.room.notify_all();
     }
 
     /// Requests that have come back, ever.
@@ -470,7 +528,7 @@ impl Queue {
     /// Lets nothing more in ever, and sends away who waits.
     pub(crate) fn close(&self) {
         self.ring.lock().gate = Gate::Closed;
-        self.room.notify_all();
+        self.notify();
     }
 
     /// Completes every request, with its answer or with `error`, and gives up the virtqueue, which
@@ -478,10 +536,6 @@ impl Queue {
     ///
     /// To be called on a paused or closed queue of a device that has been reset.
     pub(crate) fn drain(&self, error: Error) {
-        while self.kicks.load(Acquire) != 0 {
-            // SAFETY: Removal runs in process context, where sleeping is allowed.
-            unsafe { bindings::msleep(1) };
-        }
         self.reap();
         let queue = {
             let mut ring = self.ring.lock();
@@ -490,6 +544,11 @@ impl Queue {
             ring.ages = [0; EPOCHS];
             ring.queue.take()
         };
+        // No kick begins any more: those that have are counted under the lock.
+        while self.kicks.load(Acquire) != 0 {
+            // SAFETY: Removal runs in process context, where sleeping is allowed.
+            unsafe { bindings::msleep(1) };
+        }
         if let Some(mut queue) = queue {
             while let Some(request) = queue.detach_unused() {
                 request.abandon(error);

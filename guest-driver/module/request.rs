@@ -337,6 +337,9 @@ impl SlabBox<Request> {
             Status::OK if written < Response::SIZE + incoming => {
                 Some((EIO, "fewer bytes written than transferred"))
             }
+            Status::OK if written > Response::SIZE + self.incoming.bytes() => {
+                Some((EIO, "more bytes written than there is room for"))
+            }
             Status::OK if u64::from(transferred) < length => Some((EIO, "short transfer")),
             Status::OK => None,
             Status::UNSUPPORTED => Some((compat::not_supported(), "operation not supported")),

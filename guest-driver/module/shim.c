@@ -3,6 +3,8 @@
 #include <linux/cpumask.h>
 #include <linux/dma-mapping.h>
 #include <linux/io.h>
+#include <linux/kernel.h>
+#include <linux/mount.h>
 #include <linux/pagemap.h>
 #include <linux/pci.h>
 #include <linux/sched/signal.h>
@@ -359,10 +361,26 @@ bool vdma_signal_pending(void)
 
 bool vdma_device_trylock(struct device *dev)
 {
-	return device_trylock(dev);
+	if (!device_trylock(dev->parent))
+		return false;
+	if (device_trylock(dev))
+		return true;
+	device_unlock(dev->parent);
+	return false;
 }
 
 void vdma_device_unlock(struct device *dev)
 {
 	device_unlock(dev);
+	device_unlock(dev->parent);
+}
+
+bool vdma_system_is_ending(void)
+{
+	return system_state > SYSTEM_RUNNING;
+}
+
+struct vfsmount *vdma_file_mount(struct file *file)
+{
+	return mntget(file->f_path.mnt);
 }

@@ -97,7 +97,14 @@ void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay);
 
 bool vdma_signal_pending(void);
 
+/* The device and its parent: the transport's device is what sleeps and is reset. */
 bool vdma_device_trylock(struct device *dev);
 void vdma_device_unlock(struct device *dev);
+
+/* Whether the machine sleeps, or is about to end: devices are being shut down. */
+bool vdma_system_is_ending(void);
+
+/* The mount by which a file was opened, with a reference. */
+struct vfsmount *vdma_file_mount(struct file *file);
 
 #endif

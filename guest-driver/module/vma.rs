@@ -5,9 +5,9 @@
 
 use crate::{
     bindings::{
-        vdma_mapping_is_shared, vdma_mapping_remap_io, vdma_mapping_set_cache,
-        vdma_mapping_set_fixed, vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
-        VDMA_PMD_ORDER, VDMA_PUD_ORDER,
+        mntput, vdma_file_mount, vdma_mapping_is_shared, vdma_mapping_remap_io,
+        vdma_mapping_set_cache, vdma_mapping_set_fixed, vdma_mapping_set_pfnmap,
+        vmf_insert_pfn_pmd, vmf_insert_pfn_pud, VDMA_PMD_ORDER, VDMA_PUD_ORDER,
     },
     pages::Page,
 };
@@ -17,7 +17,7 @@ use kernel::{
     ffi::{c_int, c_uint, c_ulong, c_void},
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 /// The state behind an open file whose mappings have operations of their own.
@@ -288,21 +288,51 @@ impl<T: Mappable> Table<T> {
     }
 }
 
-struct Inode(NonNull<bindings::inode>);
+/// An inode, and the mount by which it was opened: without that, its file system could go.
+struct Inode {
+    inode: NonNull<bindings::inode>,
+    mount: *mut bindings::vfsmount,
+}
 
-// SAFETY: Inodes are shared between tasks; this is a counted reference.
+// SAFETY: Inodes and mounts are shared between tasks; these are counted references.
 unsafe impl Send for Inode {}
+
+impl Inode {
+    /// # Safety
+    ///
+    /// `inode` and `file` are the arguments of `->open`.
+    unsafe fn hold(inode: *mut bindings::inode, file: *mut bindings::file) -> Self {
+        // SAFETY: `inode` is valid during `->open`, and so not null; the file has a path by then.
+        unsafe {
+            bindings::ihold(inode);
+            Self {
+                inode: NonNull::new_unchecked(inode),
+                mount: vdma_file_mount(file),
+            }
+        }
+    }
+
+    /// The address space of its mappings.
+    fn mapping(&self) -> *mut bindings::address_space {
+        // SAFETY: The inode is held.
+        unsafe { (*self.inode.as_ptr()).i_mapping }
+    }
+}
 
 impl Drop for Inode {
     fn drop(&mut self) {
-        // SAFETY: This object holds a reference to the inode. Dropped in process context only.
-        unsafe { bindings::iput(self.0.as_ptr()) }
+        // SAFETY: This object holds a reference to each. Dropped in process context only, and the inode
+        // first: its file system stays until then.
+        unsafe {
+            bindings::iput(self.inode.as_ptr());
+            mntput(self.mount);
+        }
     }
 }
 
 /// The one `struct address_space` through which all mappings of a device can be found: that of the
-/// inode by which the device was opened first. (The device may have several inodes, one for each node
-/// with its number.)
+/// inode by which the device was opened first, of those who have it open. (The device may have several
+/// inodes, one for each node with its number.)
 #[pin_data]
 pub(crate) struct SharedSpace {
     #[pin]
@@ -310,8 +340,10 @@ pub(crate) struct SharedSpace {
 }
 
 struct SpaceState {
-    /// The inode by which the device was opened first.
+    /// The inode by which the device was opened first, while any file is open.
     first: Option<Inode>,
+    /// Open files.
+    files: usize,
     /// Set when nothing may be mapped any more.
     closed: bool,
 }
@@ -320,6 +352,7 @@ impl SharedSpace {
     pub(crate) fn new() -> impl PinInit<Self> {
         let state = SpaceState {
             first: None,
+            files: 0,
             closed: false,
         };
         pin_init!(Self { state <- kernel::new_mutex!(state, "vdma_space") })
@@ -332,27 +365,18 @@ impl SharedSpace {
     ///
     /// `inode` and `file` are the arguments of `->open`.
     pub(crate) unsafe fn adopt(
-        &self,
+        self: &Arc<Self>,
         inode: *mut bindings::inode,
         file: *mut bindings::file,
     ) -> SpaceGuard {
         let mut state = self.state.lock();
-        let shared = match &state.first {
-            Some(inode) => inode.0,
-            None => {
-                // SAFETY: `inode` is valid during `->open`.
-                unsafe { bindings::ihold(inode) };
-                // SAFETY: As above: not null.
-                let inode = unsafe { NonNull::new_unchecked(inode) };
-                state.first = Some(Inode(inode));
-                inode
-            }
-        };
-        // SAFETY: The shared inode is held by `state`.
-        unsafe { bindings::ihold(shared.as_ptr()) };
-        // SAFETY: `file` is not in use yet, and the inode outlives it.
-        unsafe { (*file).f_mapping = (*shared.as_ptr()).i_mapping };
-        SpaceGuard(Inode(shared))
+        state.files += 1;
+        // SAFETY: As the caller says.
+        let first = || unsafe { Inode::hold(inode, file) };
+        let mapping = state.first.get_or_insert_with(first).mapping();
+        // SAFETY: `file` is not in use yet, and the inode is held until it is released.
+        unsafe { (*file).f_mapping = mapping };
+        SpaceGuard(self.clone())
     }
 
     /// Runs `map`, unless the space is closed: `None`. May sleep.
@@ -370,13 +394,25 @@ impl SharedSpace {
         state.closed = true;
         if let Some(inode) = &state.first {
             // SAFETY: The inode is held, and so is its address space; a hole of length 0 means all.
-            unsafe { bindings::unmap_mapping_range((*inode.0.as_ptr()).i_mapping, 0, 0, 1) };
+            unsafe { bindings::unmap_mapping_range(inode.mapping(), 0, 0, 1) };
         }
     }
 }
 
-/// Keeps the inode behind a file's mappings. Dropped in process context.
-pub(crate) struct SpaceGuard(#[allow(dead_code)] Inode);
+/// Keeps the inode behind a file's mappings. Dropped in process context, when the file has no mapping
+/// any more.
+pub(crate) struct SpaceGuard(Arc<SharedSpace>);
 
-// SAFETY: Nothing can be done with a shared reference.
-unsafe impl Sync for SpaceGuard {}
+impl Drop for SpaceGuard {
+    fn drop(&mut self) {
+        let unused = {
+            let mut state = self.0.state.lock();
+            state.files -= 1;
+            match state.files {
+                0 => state.first.take(),
+                _ => None,
+            }
+        };
+        drop(unused);
+    }
+}

@@ -255,7 +255,7 @@ struct vdma_config {
 	__le16 reserved0;
 	/* Most descriptors that one request may have, header and response included. */
 	__le32 max_segments;
-	/* Most data bytes that one request may move in each direction. */
+	/* Largest length of a request, in bytes. */
 	__le32 max_transfer;
 	/* STATE_* bits. */
 	__le32 state;
@@ -305,7 +305,8 @@ struct vdma_choice {
 /*
  * An operation of the device: see Operation for what each does with the fields.
  *
- * Longer ones than a request can carry are split by the driver, and their results put together.
+ * Longer ones than a request can carry are split by the driver, and their results put together; but not
+ * MOVE: EIO beyond DeviceInfo.max_transfer.
  */
 struct vdma_command {
 	/* Code of the operation. */

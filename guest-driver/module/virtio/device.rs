@@ -55,7 +55,7 @@ impl Private {
     }
 }
 
-/// The lock of a device, until dropped.
+/// The locks of a device and of its transport's, until dropped.
 pub(crate) struct DeviceLock<'a>(&'a Device);
 
 impl Drop for DeviceLock<'_> {
@@ -241,10 +241,10 @@ impl Device {
         unsafe { virtio_reset_device(self.raw()) }
     }
 
-    /// The lock that the driver core holds while it binds, unbinds or suspends the device, if nobody
-    /// has it.
+    /// The locks that the driver core holds while it binds or unbinds the device, and while it suspends
+    /// or resets the transport's, if nobody has them.
     pub(crate) fn try_lock(&self) -> Option<DeviceLock<'_>> {
-        // SAFETY: The embedded device is initialized.
+        // SAFETY: The embedded device is initialized, and its parent outlives it.
         unsafe { vdma_device_trylock(self.as_device_ptr()) }.then_some(DeviceLock(self))
     }
 

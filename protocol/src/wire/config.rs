@@ -56,7 +56,7 @@ pub struct Config {
     pub reserved0: Le16,
     /// Most descriptors that one request may have, header and response included.
     pub max_segments: Le32,
-    /// Most data bytes that one request may move in each direction.
+    /// Largest `length` of a request, in bytes.
     pub max_transfer: Le32,
     /// `STATE_*` bits.
     pub state: Le32,

@@ -114,7 +114,8 @@ pub const COMMAND_INCOMING_BUFFER: u16 = 2;
 
 /// An operation of the device: see [`super::Operation`] for what each does with the fields.
 ///
-/// Longer ones than a request can carry are split by the driver, and their results put together.
+/// Longer ones than a request can carry are split by the driver, and their results put together; but not
+/// MOVE: `EIO` beyond [`DeviceInfo::max_transfer`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Command {

@@ -26,6 +26,11 @@ pub(crate) const TESTS: &[Test] = &[
         "libaio_beyond_the_depth_of_the_queue",
         libaio_beyond_the_depth_of_the_queue,
     ),
+    Test::new(
+        "libaio_waits_for_room_with_the_last",
+        libaio_waits_for_room_with_the_last,
+    )
+    .device_arguments(&["--queue-size=16"]),
     Test::new("uring_reads_and_writes", uring_reads_and_writes),
     Test::new("uring_vectors", uring_vectors),
     Test::new("uring_registered_buffers", uring_registered_buffers),
@@ -102,6 +107,40 @@ fn libaio_beyond_the_depth_of_the_queue() -> Result<()> {
         },
         1000,
     )
+}
+
+/// The one that has to wait for room finds the ring empty: nobody else tells the device of it.
+fn libaio_waits_for_room_with_the_last() -> Result<()> {
+    const COUNT: usize = 17;
+    let device = open()?;
+    let context = Context::new(32)?;
+    let region = Region::anonymous(COUNT * PAGE)?;
+    for round in 0..20 {
+        let mut iocbs = Vec::new();
+        for index in 0..COUNT {
+            iocbs.push(Iocb::transfer(
+                Opcode::Read,
+                device.file(),
+                &region,
+                index * PAGE,
+                PAGE,
+                0,
+                index as u64,
+            )?);
+        }
+        // SAFETY: The region lives until all has completed, below.
+        let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+        ensure!(taken == COUNT, "{taken} of {COUNT} taken");
+        let events = context
+            .wait(COUNT)
+            .with_context(|| format!("round {round}"))?;
+        for event in events {
+            ensure!(event.result == PAGE as i64, "{event:?}");
+        }
+    }
+    let statistics = device.file_statistics()?;
+    ensure!(statistics.queue_full > 0, "none waited: {statistics:?}");
+    Ok(())
 }
 
 fn libaio_syncs() -> Result<()> {

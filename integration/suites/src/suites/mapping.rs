@@ -1,11 +1,16 @@
 //! Device memory mapped into processes: the BAR itself.
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use vdma::Device;
 
 use crate::support::child::Child;
 use crate::support::region::Region;
@@ -42,7 +47,50 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("a_hole_leaves_the_rest", a_hole_leaves_the_rest),
     Test::new("fork_shares_it", fork_shares_it),
     Test::new("it_outlives_the_file", it_outlives_the_file),
+    Test::new(
+        "a_node_goes_with_its_file_system",
+        a_node_goes_with_its_file_system,
+    ),
 ];
+
+/// A node of a container, say: the file system that it is on can be unmounted, and is in use for as long as
+/// mappings may need it.
+fn a_node_goes_with_its_file_system() -> Result<()> {
+    const MOUNT: &str = "/root/nodes";
+    let number = fs::metadata(NODE).context(NODE)?.rdev();
+    fs::create_dir_all(MOUNT)?;
+    mount(
+        "nodes",
+        MOUNT,
+        "tmpfs",
+        MountFlags::empty(),
+        None::<&std::ffi::CStr>,
+    )
+    .context("mount")?;
+    let path = Path::new(MOUNT).join("vdma");
+    mknodat(
+        CWD,
+        &path,
+        FileType::CharacterDevice,
+        Mode::RUSR | Mode::WUSR,
+        number,
+    )
+    .context("mknod")?;
+    let other = Device::open(&path)?;
+    let device = open()?;
+    let mapping = device.map(0, PAGE)?;
+    drop(other);
+    mapping.store(0, 0x55_u8)?;
+    errno::expect(
+        unmount(MOUNT, UnmountFlags::empty()).map_err(std::io::Error::from),
+        Errno::BUSY,
+        "unmounting what the mapping is found by",
+    )?;
+    drop((mapping, device));
+    unmount(MOUNT, UnmountFlags::empty()).context("umount")?;
+    let mapping = open()?.map(0, PAGE)?;
+    Ok(mapping.store(0, 0xaa_u8)?)
+}
 
 fn reads_see_stores() -> Result<()> {
     let device = open()?;

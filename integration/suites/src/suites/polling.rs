@@ -3,10 +3,12 @@
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use vdma::Device;
 
+use crate::support::aio::{Context, Iocb};
 use crate::support::driver::{Reloaded, Unbound};
 use crate::support::region::Region;
 use crate::support::uring::{Uring, fd};
@@ -16,6 +18,13 @@ use crate::test::Test;
 /// A queue that is soon full, and requests that stay there for a while: one after another.
 const SHALLOW: &[&str] = &["--queue-size=16", "--fault=delay=250ms,range=16M+1M"];
 
+/// Several of them.
+const SHALLOW_QUEUES: &[&str] = &[
+    "--num-queues=4",
+    "--queue-size=16",
+    "--fault=delay=250ms,range=16M+1M",
+];
+
 /// Where they stay.
 const SLOW: u64 = 16 << 20;
 
@@ -24,6 +33,16 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new(
         "a_full_queue_is_busy_until_there_is_room",
         a_full_queue_is_busy_until_there_is_room,
+    )
+    .device_arguments(SHALLOW),
+    Test::new(
+        "one_poll_is_enough_for_all_queues",
+        one_poll_is_enough_for_all_queues,
+    )
+    .device_arguments(SHALLOW_QUEUES),
+    Test::new(
+        "room_among_polled_requests_is_noticed",
+        room_among_polled_requests_is_noticed,
     )
     .device_arguments(SHALLOW),
     Test::new("removal_hangs_up", removal_hangs_up),
@@ -106,6 +125,56 @@ fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
         flags == PollFlags::IN | PollFlags::OUT,
         "{flags:?} in the end"
     );
+    for completion in ring.wait(count)? {
+        ensure!(completion.result == 1024, "{completion:?}");
+    }
+    Ok(())
+}
+
+/// io_uring waits at two places for a request that polls, and libaio at one.
+fn one_poll_is_enough_for_all_queues() -> Result<()> {
+    let mut cpu = CpuSet::new();
+    cpu.set(0);
+    sched_setaffinity(None, &cpu).context("sched_setaffinity")?;
+    let device = open()?;
+    let region = Region::anonymous(64 * KIB)?;
+    let mut ring = Uring::new(32)?;
+    let count = device.info().queue_size as usize;
+    fill_queue(&device, &mut ring, &region, count)?;
+    let flags = ready(&device)?;
+    ensure!(flags.is_empty(), "a full queue is {flags:?}");
+    let events = PollFlags::IN | PollFlags::OUT;
+    let context = Context::new(1)?;
+    let mut iocbs = [Iocb::poll(device.file(), events, 0)];
+    // SAFETY: There is no buffer.
+    unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+    let mut poller = Uring::new(1)?;
+    let poll = opcode::PollAdd::new(fd(device.file()), events.bits().into()).build();
+    // SAFETY: There is no buffer.
+    unsafe { poller.submit(&[poll]) }?;
+    for event in context.wait(1)? {
+        ensure!(event.result > 0, "libaio: {event:?}");
+    }
+    for completion in poller.wait(1)? {
+        ensure!(completion.result > 0, "io_uring: {completion:?}");
+    }
+    for completion in ring.wait(count)? {
+        ensure!(completion.result == 1024, "{completion:?}");
+    }
+    Ok(())
+}
+
+/// Requests that somebody polls for ask for no interrupt, and who waits for room needs one.
+fn room_among_polled_requests_is_noticed() -> Result<()> {
+    let device = open_direct()?;
+    let region = Region::anonymous(64 * KIB)?;
+    let mut ring = Uring::polled(32)?;
+    let count = (device.info().queue_size * device.info().num_queues) as usize;
+    fill_queue(&device, &mut ring, &region, count)?;
+    let flags = ready(&device)?;
+    ensure!(flags.is_empty(), "a full queue is {flags:?}");
+    let flags = wait_ready(&device, 20)?;
+    ensure!(!flags.is_empty(), "nobody noticed the room");
     for completion in ring.wait(count)? {
         ensure!(completion.result == 1024, "{completion:?}");
     }
@@ -213,7 +282,7 @@ fn eventfd_counts_completions() -> Result<()> {
     Ok(())
 }
 
-/// Interrupts of the device's queues so far.
+/// Interrupts of the device so far: each queue has its own, or all have one, which others may share.
 fn interrupts() -> Result<u64> {
     let table = std::fs::read_to_string("/proc/interrupts").context("/proc/interrupts")?;
     let cpus = table
@@ -224,11 +293,14 @@ fn interrupts() -> Result<u64> {
         .count();
     let device = crate::support::driver::bound()?;
     let name = device.first().context("the driver is bound to no device")?;
+    let queue = format!("{name}-");
+    let is_its = |line: &&str| {
+        line.split([' ', ','])
+            .any(|word| word == name || word.starts_with(&queue))
+    };
+    ensure!(table.lines().any(|line| is_its(&line)), "{name}: {table}");
     let mut sum = 0;
-    for line in table
-        .lines()
-        .filter(|line| line.contains(&format!("{name}-req")))
-    {
+    for line in table.lines().filter(is_its) {
         for number in line.split_whitespace().skip(1).take(cpus) {
             sum += number.parse::<u64>()?;
         }
@@ -272,10 +344,23 @@ fn polled_rings_need_no_interrupt() -> Result<()> {
         after.polled - before.polled > 0,
         "nothing was found by looking: {after:?}"
     );
-    let interrupts = interrupts()? - interrupts_before;
+    let interrupts_between = interrupts()?;
+    let polled = interrupts_between - interrupts_before;
     ensure!(
-        interrupts <= COUNT as u64 / 10,
-        "{interrupts} interrupts for {COUNT} polled reads"
+        polled <= COUNT as u64 / 10,
+        "{polled} interrupts for {COUNT} polled reads"
+    );
+    let mut ring = Uring::new(1)?;
+    for _ in 0..50 {
+        let entry = opcode::Read::new(fd(device.file()), region.at(0), 1024).build();
+        // SAFETY: The region outlives the wait.
+        unsafe { ring.submit(&[entry]) }?;
+        ring.wait(1)?;
+    }
+    let others = interrupts()? - interrupts_between;
+    ensure!(
+        others >= 50,
+        "{others} interrupts for 50 reads of which each needs one"
     );
     Ok(())
 }

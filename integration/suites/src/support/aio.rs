@@ -1,6 +1,7 @@
 //! libaio's system calls, without the library: nobody wraps them for Rust.
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::event::PollFlags;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 
@@ -49,6 +50,8 @@ pub(crate) enum Opcode {
     Sync = 2,
     /// `IOCB_CMD_FDSYNC`
     DataSync = 3,
+    /// `IOCB_CMD_POLL`
+    Poll = 5,
 }
 
 impl Iocb {
@@ -69,6 +72,14 @@ impl Iocb {
             offset: offset.cast_signed(),
             ..Self::new(opcode, file, data)
         })
+    }
+
+    /// A wait until the file is ready for one of `events`.
+    pub(crate) fn poll(file: impl AsFd, events: PollFlags, data: u64) -> Self {
+        Self {
+            buffer: events.bits().into(),
+            ..Self::new(Opcode::Poll, file, data)
+        }
     }
 
     /// A request without data.
@@ -137,9 +148,14 @@ impl Context {
                     &raw mut time,
                 )
             };
-            let more = usize::try_from(result)
-                .map_err(|_| io::Error::last_os_error())
-                .context("io_getevents")?;
+            let more = match usize::try_from(result) {
+                Ok(more) => more,
+                Err(_) => match io::Error::last_os_error() {
+                    // The task has work to do for io_uring.
+                    error if error.kind() == io::ErrorKind::Interrupted => continue,
+                    error => return Err(error).context("io_getevents"),
+                },
+            };
             ensure!(more > 0, "{got} of {count} completions within 20 seconds");
             got += more;
         }
