@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${CARGO_TARGET_DIR:-$PWD/target}
 
-stages=(packages format clippy docs coverage fuzz test debug-kernel)
+stages=(packages format clippy docs coverage fuzz test other-kernel debug-kernel)
 
 # Host packages that building and testing need. As an ordinary user: only say what is missing.
 run_packages() {
@@ -97,6 +97,9 @@ run_sanitizers() {
 # shellcheck disable=SC2086 # several arguments are meant
 run_test() { cargo vm test ${VM_TEST_ARGUMENTS:-}; }
 
+# The driver's suites on the other kernel series that it is built for.
+run_other-kernel() { cargo vm test --kernel "${OTHER_KERNEL:-7.2}" --only suites; }
+
 # Suites, devices that go and come, and sleep, on the kernel with KASAN, lockdep and kmemleak, which is
 # built first if it is not in the cache: ten minutes on two processors. Any complaint of that kernel
 # fails the stage. DEBUG_TEST_ARGUMENTS as VM_TEST_ARGUMENTS.
@@ -111,7 +114,7 @@ run_debug-kernel() {
 summary=() skips=()
 for stage in "${stages[@]}"; do
     case $stage in
-        packages | format | clippy | docs | coverage | fuzz | sanitizers | test | debug-kernel) ;;
+        packages | format | clippy | docs | coverage | fuzz | sanitizers | test | other-kernel | debug-kernel) ;;
         *) echo "ci/pipeline.sh: no stage $stage" >&2; exit 2 ;;
     esac
     echo "== $stage"

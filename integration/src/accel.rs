@@ -12,6 +12,9 @@ use crate::qemu::Accel;
 /// What was found out, by host kernel and QEMU version.
 const RECORD: &str = "accel.json";
 
+/// What a record says where there was no reason not to try.
+const OPENS: &str = "opens";
+
 /// What `--accel` says.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum AccelChoice {
@@ -43,11 +46,10 @@ pub(crate) fn decide(
         AccelChoice::Auto => {}
     }
     let unusable = kvm_unusable();
-    let host = rustix::system::uname();
     let key = format!(
-        "host kernel {}, QEMU {qemu_version}, /dev/kvm {}",
-        host.release().to_string_lossy(),
-        unusable.as_deref().unwrap_or("opens")
+        "{}, QEMU {qemu_version}, /dev/kvm {}",
+        host_kernel(),
+        unusable.as_deref().unwrap_or(OPENS)
     );
     let mut known = recorded(cache);
     if let Some(works) = known.get(&key) {
@@ -72,8 +74,24 @@ pub(crate) fn decide(
     Ok(if works { Accel::Kvm } else { Accel::Tcg })
 }
 
+fn host_kernel() -> String {
+    let host = rustix::system::uname();
+    format!("host kernel {}", host.release().to_string_lossy())
+}
+
+/// Whether a guest has booted with KVM where it could be tried with this host kernel: `None` if it never
+/// was.
+pub(crate) fn tried(cache: &Cache) -> Option<bool> {
+    let (begin, end) = (format!("{},", host_kernel()), format!("/dev/kvm {OPENS}"));
+    recorded(cache)
+        .into_iter()
+        .filter(|(key, _)| key.starts_with(&begin) && key.ends_with(&end))
+        .map(|(_, works)| works)
+        .next_back()
+}
+
 /// Everything that has been found out on this machine.
-pub(crate) fn recorded(cache: &Cache) -> BTreeMap<String, bool> {
+fn recorded(cache: &Cache) -> BTreeMap<String, bool> {
     fs::read(cache.path(RECORD))
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())

@@ -157,7 +157,7 @@ fn lock_file(path: &Path) -> Result<File> {
         .with_context(|| format!("cannot open the lock file {}", path.display()))
 }
 
-/// Removes a directory tree, also where directories in it are not writable.
+/// Removes a directory tree.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))
 }

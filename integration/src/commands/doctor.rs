@@ -162,8 +162,7 @@ fn kvm() -> Finding {
             "for speed, enable virtualization and add this user to the group kvm".to_owned(),
         );
     }
-    let known = Cache::open().map(|cache| accel::recorded(&cache));
-    match known.ok().and_then(|known| known.into_values().next_back()) {
+    match Cache::open().ok().and_then(|cache| accel::tried(&cache)) {
         Some(true) => Finding::Good("a guest has booted with it".to_owned()),
         Some(false) => Finding::Limited(
             format!("/dev/kvm opens, but no guest boots with it; {slower}"),
