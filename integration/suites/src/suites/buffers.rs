@@ -55,6 +55,11 @@ pub(crate) const TESTS: &[Test] = &[
     )
     .device_arguments(faults::ARGUMENTS),
     Test::new(
+        "allocated_memory_shows_nothing_of_others",
+        allocated_memory_shows_nothing_of_others,
+    )
+    .kernel_parameters(&["init_on_alloc=0"]),
+    Test::new(
         "allocated_memory_is_shared_with_the_device",
         allocated_memory_is_shared_with_the_device,
     ),
@@ -373,6 +378,26 @@ fn a_released_buffer_serves_to_the_end() -> Result<()> {
     })?;
     bytes::expect(&region.read(0..4 * PAGE)?, &data, "what was read")?;
     wait::until("the pages are let go", || Ok(pinned_pages()? == pinned))
+}
+
+/// The kernel gives out what was freed last, and does not clear it here.
+fn allocated_memory_shows_nothing_of_others() -> Result<()> {
+    const LENGTH: usize = 16 * MIB;
+    let parameters = fs::read_to_string("/proc/cmdline")?;
+    ensure!(parameters.contains("init_on_alloc=0"), "{parameters}");
+    let device = open()?;
+    let mut back = vec![1; LENGTH];
+    for round in 0..4 {
+        drop(vec![0xa5_u8; 4 * LENGTH]);
+        let buffer = device.allocate(LENGTH)?;
+        buffer.read(0, &mut back)?;
+        let other = back.iter().position(|byte| *byte != 0);
+        ensure!(
+            other.is_none(),
+            "round {round}: something at byte {other:?}"
+        );
+    }
+    Ok(())
 }
 
 fn allocated_memory_is_shared_with_the_device() -> Result<()> {

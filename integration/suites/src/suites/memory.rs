@@ -282,7 +282,12 @@ fn shared_file_mappings_reach_the_file_system() -> Result<()> {
     drop(region);
     drop_caches()?;
     file.read_exact_at(&mut seen, 0)?;
-    bytes::expect(&seen, &expected, "the file, read again")
+    bytes::expect(&seen, &expected, "the file, read again")?;
+    drop(file);
+    let file_system = file_system.remount()?;
+    let file = file_system.open()?;
+    file.read_exact_at(&mut seen, 0)?;
+    bytes::expect(&seen, &expected, "the file, mounted again")
 }
 
 fn pages_cleaned_during_a_transfer_become_dirty_again() -> Result<()> {
@@ -318,7 +323,12 @@ fn pages_cleaned_during_a_transfer_become_dirty_again() -> Result<()> {
     drop_caches()?;
     let mut seen = vec![0; length];
     file.read_exact_at(&mut seen, 0)?;
-    bytes::expect(&seen, &data, "the file, read again")
+    bytes::expect(&seen, &data, "the file, read again")?;
+    drop(file);
+    let file_system = file_system.remount()?;
+    let file = file_system.open()?;
+    file.read_exact_at(&mut seen, 0)?;
+    bytes::expect(&seen, &data, "the file, mounted again")
 }
 
 fn fork_during_a_transfer() -> Result<()> {

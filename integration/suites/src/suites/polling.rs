@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use rustix::thread::{CpuSet, sched_setaffinity};
+use std::io::IoSliceMut;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use vdma::Device;
@@ -12,7 +14,7 @@ use crate::support::aio::{Context, Iocb};
 use crate::support::driver::{Reloaded, Unbound};
 use crate::support::region::Region;
 use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, PAGE, bytes, open, open_direct, wait};
+use crate::support::{KIB, PAGE, bytes, errno, open, open_direct, wait};
 use crate::test::Test;
 
 /// A queue that is soon full, and requests that stay there for a while: one after another.
@@ -35,6 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
         a_full_queue_is_busy_until_there_is_room,
     )
     .device_arguments(SHALLOW),
+    Test::new("nowait_finds_a_full_queue", nowait_finds_a_full_queue).device_arguments(SHALLOW),
     Test::new(
         "one_poll_is_enough_for_all_queues",
         one_poll_is_enough_for_all_queues,
@@ -128,6 +131,26 @@ fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
     for completion in ring.wait(count)? {
         ensure!(completion.result == 1024, "{completion:?}");
     }
+    Ok(())
+}
+
+fn nowait_finds_a_full_queue() -> Result<()> {
+    let device = open()?;
+    let region = Region::anonymous(64 * KIB)?;
+    let mut ring = Uring::new(32)?;
+    let count = (device.info().queue_size * device.info().num_queues) as usize;
+    fill_queue(&device, &mut ring, &region, count)?;
+    let mut buffer = vec![0; PAGE];
+    let mut target = [IoSliceMut::new(&mut buffer)];
+    let read = |target: &mut [IoSliceMut<'_>]| {
+        preadv2(device.file(), target, 0, ReadWriteFlags::NOWAIT).map_err(std::io::Error::from)
+    };
+    errno::expect(read(&mut target), Errno::AGAIN, "a read with RWF_NOWAIT")?;
+    for completion in ring.wait(count)? {
+        ensure!(completion.result == 1024, "{completion:?}");
+    }
+    let moved = read(&mut target).context("with room")?;
+    ensure!(moved == PAGE, "{moved} bytes");
     Ok(())
 }
 
@@ -249,7 +272,7 @@ fn eventfd_counts_completions() -> Result<()> {
         let mut bytes = [0; 8];
         match rustix::io::read(&event, &mut bytes) {
             Ok(_) => Ok(u64::from_ne_bytes(bytes)),
-            Err(rustix::io::Errno::AGAIN) => Ok(0),
+            Err(Errno::AGAIN) => Ok(0),
             Err(error) => Err(error.into()),
         }
     };

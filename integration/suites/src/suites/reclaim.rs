@@ -3,6 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use io_uring::opcode;
 use rustix::mm::MapFlags;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
@@ -13,11 +14,18 @@ use crate::support::uring::{Uring, fd};
 use crate::support::{PAGE, bytes, open};
 use crate::test::Test;
 
-pub(crate) const TESTS: &[Test] = &[Test::new(
-    "pinned_pages_stay_and_their_neighbours_go",
-    pinned_pages_stay_and_their_neighbours_go,
-)
-.device_arguments(faults::ARGUMENTS)];
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "pinned_pages_stay_and_their_neighbours_go",
+        pinned_pages_stay_and_their_neighbours_go,
+    )
+    .device_arguments(faults::ARGUMENTS),
+    Test::new(
+        "reclaim_passes_by_what_is_pinned",
+        reclaim_passes_by_what_is_pinned,
+    )
+    .device_arguments(faults::ARGUMENTS),
+];
 
 /// Which pages of the mapping are in memory.
 fn resident(region: &Region) -> Result<Vec<bool>> {
@@ -29,6 +37,28 @@ fn resident(region: &Region) -> Result<Vec<bool>> {
 }
 
 fn pinned_pages_stay_and_their_neighbours_go() -> Result<()> {
+    // What is mapped is not dropped: only the pins hold anything.
+    while_pinned(|file, region| {
+        let pages = region.len();
+        drop(region);
+        drop_caches()?;
+        Ok(Region::file(file, 0, pages, MapFlags::SHARED)?)
+    })
+}
+
+/// As under memory pressure: the pages are unmapped, and those that nobody holds are freed.
+fn reclaim_passes_by_what_is_pinned() -> Result<()> {
+    while_pinned(|_, region| {
+        // SAFETY: The region is mapped, and its bytes stay what they are.
+        let result =
+            unsafe { libc::madvise(region.at(0).cast(), region.len(), libc::MADV_PAGEOUT) };
+        ensure!(result == 0, "MADV_PAGEOUT: {}", io::Error::last_os_error());
+        Ok(region)
+    })
+}
+
+/// Pins some pages of a mapped file, has `take_back` take back what it can, and looks what is left.
+fn while_pinned(take_back: impl FnOnce(&File, Region) -> Result<Region>) -> Result<()> {
     const PAGES: usize = 16;
     const PINNED: std::ops::Range<usize> = 5..8;
     let device = open()?;
@@ -44,11 +74,8 @@ fn pinned_pages_stay_and_their_neighbours_go() -> Result<()> {
         .build();
     // SAFETY: The memory is only read by the device, and pinned while it does.
     unsafe { ring.submit(&[write]) }?;
-    // What is mapped is not dropped: only the pins hold anything from here on.
-    drop(region);
-    drop_caches()?;
+    let region = take_back(&file, region)?;
     let in_flight = device.file_statistics()?.in_flight;
-    let region = Region::file(&file, 0, PAGES * PAGE, MapFlags::SHARED)?;
     let resident = resident(&region)?;
     if in_flight != 1 {
         bail!(

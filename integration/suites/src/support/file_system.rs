@@ -183,12 +183,23 @@ impl FileSystem {
         }
         fs::create_dir_all(MOUNT).context(MOUNT)?;
         let store = Store(Arc::new(Mutex::new(content)));
+        Self::mount_store(store)
+    }
+
+    fn mount_store(store: Store) -> Result<Self> {
         let session = fuser::spawn_mount(store.clone(), MOUNT, &fuser::Config::default())
             .context("cannot mount a FUSE file system")?;
         Ok(Self {
             store,
             _session: session,
         })
+    }
+
+    /// Unmounts it, with what the kernel knows of its file, and mounts it again.
+    pub(crate) fn remount(self) -> Result<Self> {
+        let store = self.store.clone();
+        drop(self);
+        Self::mount_store(store)
     }
 
     /// Opens the file.
