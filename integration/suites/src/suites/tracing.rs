@@ -1,6 +1,7 @@
 //! What happened: the trace in shared memory, tracepoints, debugfs.
 
 use anyhow::{Context as _, Result, ensure};
+use io_uring::opcode;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::fs;
@@ -13,6 +14,7 @@ use crate::support::child::Child;
 use crate::support::driver::tool;
 use crate::support::faults;
 use crate::support::region::Region;
+use crate::support::uring::{Uring, fd};
 use crate::support::{PAGE, become_nobody, errno, open};
 use crate::test::Test;
 
@@ -44,6 +46,10 @@ pub(crate) const TESTS: &[Test] = &[
         the_trace_outlives_the_device_file,
     ),
     Test::new("tracepoints_fire", tracepoints_fire),
+    Test::new(
+        "completions_come_in_interrupts",
+        completions_come_in_interrupts,
+    ),
     Test::new("debugfs_shows_the_counts", debugfs_shows_the_counts),
     Test::new(
         "vdma_trace_and_top_show_requests",
@@ -211,26 +217,63 @@ fn the_trace_outlives_the_device_file() -> Result<()> {
     Ok(())
 }
 
-fn tracepoints_fire() -> Result<()> {
-    const TRACING: &str = "/sys/kernel/tracing";
+const TRACING: &str = "/sys/kernel/tracing";
+
+/// What ftrace has of the driver's events while `run` does something.
+fn events_during(run: impl FnOnce() -> Result<()>) -> Result<String> {
     let events = format!("{TRACING}/events/virtio_dma");
     if !std::path::Path::new(&events).exists() {
         tool(&["mount", "-t", "tracefs", "tracefs", TRACING])
             .context("this kernel shows no tracepoints")?;
     }
     fs::write(format!("{events}/enable"), "1")?;
-    let device = open()?;
-    let done = device.file().write_all_at(&[1; 300], 4096);
+    let done = run();
     fs::write(format!("{events}/enable"), "0")?;
     done?;
     let trace = fs::read_to_string(format!("{TRACING}/trace"))?;
     fs::write(format!("{TRACING}/trace"), "")?;
+    Ok(trace)
+}
+
+fn tracepoints_fire() -> Result<()> {
+    let device = open()?;
+    let trace = events_during(|| Ok(device.file().write_all_at(&[1; 300], 4096)?))?;
     for wanted in [
         "vdma_submit: vdma0 queue=0 operation=write offset=0x1000 length=300",
         "vdma_complete: vdma0 queue=0 operation=write offset=0x1000 length=300 result=0",
     ] {
         ensure!(trace.contains(wanted), "no \"{wanted}\" in:\n{trace}");
     }
+    Ok(())
+}
+
+/// No thread is woken for a completion: who waits hears of it from the interrupt.
+fn completions_come_in_interrupts() -> Result<()> {
+    const COUNT: usize = 20;
+    let device = open()?;
+    let region = Region::anonymous(PAGE)?;
+    let mut ring = Uring::new(1)?;
+    let trace = events_during(|| {
+        for _ in 0..COUNT {
+            let entry = opcode::Read::new(fd(device.file()), region.at(0), 4096).build();
+            // SAFETY: The region lives until the request has completed, below.
+            unsafe { ring.submit(&[entry]) }?;
+            ring.wait(1)?;
+        }
+        Ok(())
+    })?;
+    // "TASK-PID [CPU] FLAGS TIME: EVENT: ...", with an h among the flags in an interrupt.
+    let in_interrupt = |line: &&str| {
+        let flags = line.split_once("] ").map_or("", |(_, rest)| rest);
+        let flags = flags.split_whitespace().next().unwrap_or("");
+        flags.contains(['h', 'H'])
+    };
+    let completions = || trace.lines().filter(|line| line.contains("vdma_complete:"));
+    ensure!(completions().count() == COUNT, "{trace}");
+    ensure!(
+        completions().filter(in_interrupt).count() >= COUNT / 2,
+        "{trace}"
+    );
     Ok(())
 }
 
