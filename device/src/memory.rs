@@ -30,6 +30,16 @@ pub enum MemoryError {
         /// What it has to be a multiple of.
         unit: u64,
     },
+    /// The file exists with a size that no memory can have.
+    #[error("memory file {} holds {found} bytes, no multiple of {unit}; `truncate --size {}` it or choose another file", path.display(), (*found).max(1).next_multiple_of(*unit))]
+    OddFile {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        found: u64,
+        /// What it has to be a multiple of.
+        unit: u64,
+    },
     /// The file exists with another size.
     #[error("memory file {} holds {found} bytes, not {wanted}; leave out --memory-size or choose another file", path.display())]
     FileSize {
@@ -362,7 +372,11 @@ fn named(
                 wanted,
             });
         }
-        (found, _) => checked_size(found, unit)?,
+        (found, _) => checked_size(found, unit).map_err(|_| MemoryError::OddFile {
+            path: path.to_owned(),
+            found,
+            unit,
+        })?,
     };
     Ok((file, size))
 }

@@ -34,7 +34,7 @@ fn the_daemon_fails_early_with_one_line() {
     );
     fails(
         &["-s", &socket, "--memory-file", &path("odd")],
-        "not a multiple",
+        "odd holds 5000 bytes, no multiple of 4096; `truncate --size 8192` it",
     );
     let small = path("small");
     fails(

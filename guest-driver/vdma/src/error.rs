@@ -88,6 +88,9 @@ fn call_remedy(error: &io::Error) -> &'static str {
         Some(code) if code == rustix::io::Errno::IO.raw_os_error() => {
             " (the device failed the request; the kernel log says why)"
         }
+        Some(code) if code == rustix::io::Errno::PERM.raw_os_error() => {
+            " (needs CAP_SYS_ADMIN: try as root)"
+        }
         _ => "",
     }
 }

@@ -5,7 +5,6 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 use serde_json::json;
 use std::ffi::c_void;
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use vdma::protocol::{PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE};
@@ -31,7 +30,6 @@ impl Buffer {
                 let file = OpenOptions::new()
                     .read(true)
                     .write(true)
-                    .custom_flags(0)
                     .open(path)
                     .with_context(|| format!("cannot open {}", path.display()))?;
                 let size = file.metadata().context("cannot ask for its size")?.len();
@@ -110,6 +108,9 @@ fn vma_of(address: usize) -> Result<String> {
         .with_context(|| format!("no mapping has the address {address:#x}"))
 }
 
+/// What the driver shows at a time: 1024 pages, counted from the beginning of the first.
+const MAX_BYTES: usize = 4 << 20;
+
 pub(super) struct Request<'a> {
     pub(super) device: &'a Path,
     pub(super) offset: u64,
@@ -128,6 +129,16 @@ pub(super) fn explain(request: &Request<'_>) -> Result<()> {
         request.skew < 4096,
         "--skew is {}; it has to be below 4096",
         request.skew
+    );
+    let reach = length.saturating_add(request.skew);
+    ensure!(
+        reach <= MAX_BYTES,
+        "--length {length} and --skew {} are more than the 4M that can be shown; choose a smaller --length",
+        request.skew
+    );
+    ensure!(
+        request.file.is_none() || matches!(request.memory, Memory::File),
+        "--file goes with --memory file; give both or neither"
     );
     let mut buffer = Buffer::new(request.memory, request.file, length, request.skew)?;
     if !matches!(request.memory, Memory::File) {
