@@ -480,37 +480,38 @@ fn polled_requests_that_nobody_reaps_do_no_harm() -> Result<()> {
 
 /// Such a call has the interrupts off, and needs them when its requests do not all fit into the queue.
 fn a_call_that_looks_may_have_to_wait_for_room() -> Result<()> {
-    const PAGES: usize = 1024;
+    // Twenty requests of fourteen pages, one after another and each slowly, in a queue of sixteen.
+    const PAGES: usize = 280;
     // Nobody looks after late requests, and so nobody helps out.
     let _driver = Reloaded::with(&["timeout_ms=0"])?;
     let device = open()?;
     let data = bytes::random(11, PAGES * PAGE);
-    let source = Region::anonymous(data.len())?;
+    device.map(SLOW, data.len())?.write(0, &data)?;
     let target = Region::anonymous(data.len())?;
-    source.write(0, &data)?;
-    target.write(0, &data)?;
+    target.write(0, &vec![0; data.len()])?;
     // In no order, hardly a page follows another, and a request has only some.
     let mut order: Vec<usize> = (0..PAGES).collect();
     fastrand::Rng::with_seed(11).shuffle(&mut order);
-    let vectors = |region: &Region| -> Vec<libc::iovec> {
-        let vector = |page: &usize| libc::iovec {
-            iov_base: region.at(page * PAGE).cast(),
+    let mut expected = Vec::new();
+    for page in &order {
+        expected.push((page * PAGE, expected.len() * PAGE));
+    }
+    let vectors: Vec<_> = order
+        .iter()
+        .map(|page| libc::iovec {
+            iov_base: target.at(page * PAGE).cast(),
             iov_len: PAGE,
-        };
-        order.iter().map(vector).collect()
-    };
+        })
+        .collect();
     let (node, count) = (device.file().as_raw_fd(), i32::try_from(PAGES)?);
-    let from = vectors(&source);
-    // SAFETY: The kernel only reads from the region, which is as long.
-    let moved = unsafe { libc::pwritev2(node, from.as_ptr(), count, 0, libc::RWF_HIPRI) };
-    ensure!(usize::try_from(moved) == Ok(data.len()), "written: {moved}");
-    target.write(0, &vec![0; data.len()])?;
-    let to = vectors(&target);
+    let offset = i64::try_from(SLOW)?;
     // SAFETY: The region is as long, and no reference into it exists.
-    let moved = unsafe { libc::preadv2(node, to.as_ptr(), count, 0, libc::RWF_HIPRI) };
+    let moved = unsafe { libc::preadv2(node, vectors.as_ptr(), count, offset, libc::RWF_HIPRI) };
     ensure!(usize::try_from(moved) == Ok(data.len()), "read: {moved}");
-    let back = target.read(0..data.len())?;
-    bytes::expect(&back, &data, "what came back")?;
+    for (at, from) in expected {
+        let back = target.read(at..at + PAGE)?;
+        bytes::expect(&back, &data[from..from + PAGE], "what came back")?;
+    }
     let statistics = device.file_statistics()?;
     ensure!(
         statistics.queue_full > 0,
