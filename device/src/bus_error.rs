@@ -5,14 +5,9 @@
 //! and all its devices. Instead a page of zeroes takes the place, the access goes on, and whoever
 //! made it learns of the fault afterwards and gives up what it was doing.
 
-use std::cell::Cell;
-use std::ffi::c_void;
-use std::fs::File;
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
-use std::ptr;
-use std::sync::Once;
+use std::{
+    cell::Cell, ffi::c_void, fs::File, io, mem::MaybeUninit, os::fd::AsRawFd, ptr, sync::Once,
+};
 
 use vm_memory::MmapRegion;
 
@@ -148,8 +143,9 @@ pub fn restore_page(mapping: &MmapRegion, file: &File, at: usize) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+    use super::*;
 
     #[test]
     fn a_file_cut_off_reads_as_zeroes_and_is_reported() {

@@ -1,20 +1,18 @@
 //! The command line.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use clap::error::ErrorKind;
-use clap::{ArgGroup, CommandFactory, Parser};
+use clap::{ArgGroup, CommandFactory, Parser, error::ErrorKind};
 
-use crate::fault::{self, FaultSpec};
-use crate::memory::{Backing, DeviceMemory};
-use crate::queue::MAX_QUEUE_SIZE;
-use crate::sandbox::{SandboxSettings, SeccompMode};
-use crate::size::parse_size;
-use crate::vhost_user::{Device, DeviceSettings, SocketListener};
+use crate::{
+    fault::{self, FaultSpec},
+    memory::{Backing, DeviceMemory},
+    queue::MAX_QUEUE_SIZE,
+    sandbox::{SandboxSettings, SeccompMode},
+    size::parse_size,
+    vhost_user::{Device, DeviceSettings, SocketListener},
+};
 
 /// Most request queues of a device.
 pub const MAX_QUEUES: u16 = 16;

@@ -1,7 +1,9 @@
 //! Keeping a guest from flooding the log.
 
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 /// Lines that pass at once, and again after each [`PERIOD`] without more than these.
 const BURST: u32 = 10;

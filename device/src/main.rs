@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vhost_device_dma::cli::Args;
-use vhost_device_dma::control::{self, Signals};
-use vhost_device_dma::{bus_error, sandbox};
+use vhost_device_dma::{
+    bus_error,
+    cli::Args,
+    control::{self, Signals},
+    sandbox,
+};
 
 fn main() -> ExitCode {
     // QEMU's conventions for back ends: all else is ignored then, whether it makes sense or not.

@@ -1,17 +1,19 @@
 //! Device memory: the bytes behind the BAR, kept in a memfd or in a file and mapped once.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, SealFlags};
 use thiserror::Error;
-use vm_memory::mmap::MmapRegionError;
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{
+    Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice, mmap::MmapRegionError,
+};
 
-use crate::bus_error;
-use crate::size::format_size;
+use crate::{bus_error, size::format_size};
 
 /// Smallest device memory, and the unit of its size: the page of the guest's BAR mapping.
 pub const GRANULE: u64 = 4096;

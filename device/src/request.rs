@@ -4,9 +4,11 @@ use std::fmt;
 
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
-use crate::engine::{Engine, Outcome, Segments, writes_incoming};
-use crate::fault::{Plan, flipped_bits};
-use crate::queue::Chain;
+use crate::{
+    engine::{Engine, Outcome, Segments, writes_incoming},
+    fault::{Plan, flipped_bits},
+    queue::Chain,
+};
 
 /// Bytes of a response. With data they are at most `MAX_TRANSFER` more, far below `u32::MAX`.
 #[allow(clippy::cast_possible_truncation)] // 16.

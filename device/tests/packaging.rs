@@ -3,8 +3,10 @@
 //! `UPDATE_PACKAGING=1 cargo test -p vhost-device-dma --test packaging` rewrites what is generated.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use clap::CommandFactory;
 use clap_complete::Shell;

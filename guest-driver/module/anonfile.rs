@@ -2,14 +2,16 @@
 
 //! Files without a name, which user space gets from a call and maps: `anon_inode_getfile`.
 
-use crate::bindings::{anon_inode_getfile, VDMA_O_CLOEXEC};
 use core::{ptr, ptr::NonNull};
+
 use kernel::{
     bindings,
     error::{from_err_ptr, from_result},
     ffi::c_int,
     prelude::*,
 };
+
+use crate::bindings::{VDMA_O_CLOEXEC, anon_inode_getfile};
 
 /// What is behind such a file. It is dropped, in process context, with the last reference to the file;
 /// each mapping has one.

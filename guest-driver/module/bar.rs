@@ -7,19 +7,21 @@
 //! kernel's own mapping reserves it: mappings by fault take what is reserved (`lookup_memtype` in
 //! `arch/x86/mm/pat/memtype.c`), and would be uncached without it.
 
-use crate::{
-    bindings::{vdma_ioremap, vdma_memcpy_fromio, vdma_memcpy_toio},
-    protocol::{CACHE_UNCACHED, CACHE_WRITE_BACK, MAP_LAZY},
-    virtio::SharedMemory,
-    vma::{Fault, FaultResult, Mappable, NewMapping},
-};
 use core::ptr::NonNull;
+
 use kernel::{
     bindings,
     ffi::c_void,
     page::PAGE_SIZE,
     prelude::*,
     sync::{Arc, Mutex},
+};
+
+use crate::{
+    bindings::{vdma_ioremap, vdma_memcpy_fromio, vdma_memcpy_toio},
+    protocol::{CACHE_UNCACHED, CACHE_WRITE_BACK, MAP_LAZY},
+    virtio::SharedMemory,
+    vma::{Fault, FaultResult, Mappable, NewMapping},
 };
 
 /// Device memory in the kernel's address space (`ioremap`). The address does not become invalid when

@@ -15,7 +15,6 @@
     clippy::undocumented_unsafe_blocks
 )]
 
-use kernel::bindings::*;
-use kernel::ffi;
+use kernel::{bindings::*, ffi};
 
 include!("bindings_generated.rs");

@@ -6,13 +6,15 @@
 //! The DMA API would do the same (swiotlb), where the device uses it (`VIRTIO_F_ACCESS_PLATFORM`) and
 //! the kernel has set memory aside for it. It is told of the limit, too, for what is not data.
 
+use core::ptr;
+
+use kernel::{bindings, page::PAGE_SIZE, prelude::*};
+
 use crate::{
-    bindings::{vdma_alloc_pages, VDMA_GFP_DMA32},
+    bindings::{VDMA_GFP_DMA32, vdma_alloc_pages},
     pages::Page,
     scatterlist::SgList,
 };
-use core::ptr;
-use kernel::{bindings, page::PAGE_SIZE, prelude::*};
 
 /// What a device can reach: frames below an address.
 #[derive(Clone, Copy)]

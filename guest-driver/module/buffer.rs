@@ -5,23 +5,25 @@
 //! Registered buffers are a user's pages, pinned for good (`FOLL_LONGTERM`) and charged to
 //! `RLIMIT_MEMLOCK`. Allocated buffers are pages of the driver's own, which user space maps.
 
-use crate::{
-    anonfile::{self, AnonymousFile},
-    bindings::{
-        split_page, vdma_alloc_pages, VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL,
-    },
-    chardev::mmap_prepare,
-    pages::Page,
-    scatterlist::SgList,
-    vma::{Fault, FaultResult, Mappable, NewMapping},
-};
 use core::ptr;
+
 use kernel::{
     bindings,
     mm::Mm,
     page::PAGE_SIZE,
     prelude::*,
-    sync::{aref::ARef, Arc, Mutex, UniqueArc},
+    sync::{Arc, Mutex, UniqueArc, aref::ARef},
+};
+
+use crate::{
+    anonfile::{self, AnonymousFile},
+    bindings::{
+        VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL, split_page, vdma_alloc_pages,
+    },
+    chardev::mmap_prepare,
+    pages::Page,
+    scatterlist::SgList,
+    vma::{Fault, FaultResult, Mappable, NewMapping},
 };
 
 /// Pages that are pinned at a time; their pointers are on the stack.

@@ -4,16 +4,8 @@
 //!
 //! The kernel crate's `MiscDevice` lacks most of the operations that this driver has.
 
-use crate::{
-    bindings::{
-        thp_get_unmapped_area, vdma_uring_file, VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT,
-        VDMA_FMODE_READ, VDMA_FMODE_WRITE, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT,
-    },
-    pages::Buffers,
-    uring::Submission,
-    vma::NewMapping,
-};
 use core::{marker::PhantomData, ptr, ptr::NonNull};
+
 use kernel::{
     bindings,
     ffi::{c_int, c_long, c_uint, c_ulong},
@@ -22,10 +14,20 @@ use kernel::{
     seq_file::SeqFile,
     str::CString,
     sync::{
-        poll::{PollCondVar, PollTable},
         Arc, SetOnce,
+        poll::{PollCondVar, PollTable},
     },
     types::Opaque,
+};
+
+use crate::{
+    bindings::{
+        VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
+        VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area, vdma_uring_file,
+    },
+    pages::Buffers,
+    uring::Submission,
+    vma::NewMapping,
 };
 
 /// How a read or write that did not fail ended.

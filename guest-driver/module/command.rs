@@ -2,17 +2,8 @@
 
 //! Commands: operations of the device on behalf of user space, from `ioctl` and io_uring.
 
-use crate::{
-    buffer::{Buffer, BufferTable},
-    compat,
-    counters::Direction,
-    pages::{Buffers, HeldPages},
-    protocol::{
-        Batch, Command, Operation, BATCH_MAX, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER,
-    },
-    transfer::Combine,
-};
 use core::mem::{offset_of, size_of};
+
 use kernel::{
     bindings,
     page::PAGE_SIZE,
@@ -21,6 +12,17 @@ use kernel::{
     transmute::{AsBytes, FromBytes},
     types::Opaque,
     uaccess::{UserPtr, UserSlice},
+};
+
+use crate::{
+    buffer::{Buffer, BufferTable},
+    compat,
+    counters::Direction,
+    pages::{Buffers, HeldPages},
+    protocol::{
+        BATCH_MAX, Batch, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command, Operation,
+    },
+    transfer::Combine,
 };
 
 // SAFETY: `repr(C)` integers without padding: the sizes are checked where the types are declared.

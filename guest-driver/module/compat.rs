@@ -3,6 +3,7 @@
 //! Where the kernels that this driver builds on differ.
 
 use core::borrow::Borrow;
+
 use kernel::{bindings, prelude::*};
 
 /// `EOPNOTSUPP`: not among the kernel crate's error codes before 7.3.

@@ -3,8 +3,9 @@
 //! Counts of what passed through an open file or a device. Each is exact; `completed` is read before
 //! `submitted`, and others fit together only while nothing is in flight.
 
-use crate::protocol::Statistics;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed};
+
+use crate::protocol::Statistics;
 
 /// Direction of the data of a request, seen from the caller.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts of each device below `/sys/kernel/debug/virtio_dma`.
+//! Counts of each device below `/sys/kernel/debug/vdma`.
 
-use crate::{device::Queues, observe::DeviceObserver, protocol::Statistics};
 use core::ptr;
+
 use kernel::{
     debugfs::{Dir, Scope},
     fmt,
     prelude::*,
     str::CString,
     sync::{
-        atomic::{Acquire, Atomic, Full, Release},
         Arc,
+        atomic::{Acquire, Atomic, Full, Release},
     },
 };
+
+use crate::{device::Queues, observe::DeviceObserver, protocol::Statistics};
 
 /// The directory of the module, while there is one.
 static ROOT: Atomic<*mut Dir> = Atomic::new(ptr::null_mut());
@@ -23,7 +25,7 @@ pub(crate) struct Root(#[allow(dead_code)] KBox<Dir>);
 
 impl Root {
     pub(crate) fn new() -> Result<Self> {
-        let directory = KBox::new(Dir::new(c"virtio_dma"), GFP_KERNEL)?;
+        let directory = KBox::new(Dir::new(c"vdma"), GFP_KERNEL)?;
         ROOT.store(ptr::from_ref(&*directory).cast_mut(), Release);
         Ok(Self(directory))
     }

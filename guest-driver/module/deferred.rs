@@ -9,21 +9,23 @@
 //! Buffers whose last user was a request: letting them go takes the folio lock, and that of the address
 //! space that they are charged to.
 
-use crate::{
-    buffer::Buffer,
-    request::Request,
-    slab::SlabBox,
-    spinlock::{new_irq_spinlock, IrqSpinLock},
-};
 use core::{mem::offset_of, ptr};
+
 use kernel::{
     bindings,
     prelude::*,
     sync::{
-        atomic::{Acquire, Atomic, Full, Release},
         Arc, UniqueArc,
+        atomic::{Acquire, Atomic, Full, Release},
     },
     types::Opaque,
+};
+
+use crate::{
+    buffer::Buffer,
+    request::Request,
+    slab::SlabBox,
+    spinlock::{IrqSpinLock, new_irq_spinlock},
 };
 
 /// What waits, in lists that need no memory of their own.

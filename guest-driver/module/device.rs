@@ -2,6 +2,13 @@
 
 //! A vdma device as open files see it: transfers and commands become requests, device memory is mapped.
 
+use kernel::{
+    bindings,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{Arc, aref::ARef},
+};
+
 use crate::{
     bar::Bar,
     bounce::Reach,
@@ -20,12 +27,6 @@ use crate::{
     slab::SlabBox,
     transfer::{Combine, Transfer},
     vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
-};
-use kernel::{
-    bindings,
-    page::PAGE_SIZE,
-    prelude::*,
-    sync::{aref::ARef, Arc},
 };
 
 /// Milliseconds that a device, whose requests are late, has to answer one that does nothing.

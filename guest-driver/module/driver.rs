@@ -2,6 +2,17 @@
 
 //! The driver on the virtio bus: how a device is found, started, watched, restarted and let go.
 
+use core::ptr::NonNull;
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        Arc,
+        atomic::{Atomic, Full, Relaxed},
+    },
+};
+
 use crate::{
     bar::Bar,
     bounce::Reach,
@@ -9,26 +20,17 @@ use crate::{
     command::Limits,
     compat,
     debugfs::Directory,
-    device::{submit_one, Queues, Vdma},
+    device::{Queues, Vdma, submit_one},
     observe::{DeviceObserver, Observer},
     protocol::{
-        Config, DeviceInfo, Operation, RequestHeader, CONFIG_MAGIC, CONFIG_VERSION, FEATURE_BAR,
+        CONFIG_MAGIC, CONFIG_VERSION, Config, DeviceInfo, FEATURE_BAR, Operation, RequestHeader,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
-    queue::{Health, Pollers, Queue, WhenFull, PERIODS_PER_TIMEOUT},
+    queue::{Health, PERIODS_PER_TIMEOUT, Pollers, Queue, WhenFull},
     request::Request,
     slab::SlabBox,
     virtio,
     watchdog::{Leash, Ward, Watchdog},
-};
-use core::ptr::NonNull;
-use kernel::{
-    prelude::*,
-    str::CString,
-    sync::{
-        atomic::{Atomic, Full, Relaxed},
-        Arc,
-    },
 };
 
 /// Descriptors of a request that are not data: the header and the response.

@@ -3,6 +3,7 @@
 //! Event counters of user space: `struct eventfd_ctx`.
 
 use core::ptr::NonNull;
+
 use kernel::{bindings, error::from_err_ptr, prelude::*};
 
 /// A counted reference to the counter behind an eventfd.

@@ -2,6 +2,15 @@
 
 //! What memory of a user looks like on its way to the device: every kind of address that a page has.
 
+use core::mem::size_of;
+
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    transmute::{AsBytes, FromBytes},
+    uaccess::{UserPtr, UserSlice},
+};
+
 use crate::{
     bounce::Reach,
     command::CallerMemory,
@@ -9,13 +18,6 @@ use crate::{
     pages::HeldPages,
     protocol::{ExplainedPage, Explanation, PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE},
     queue::Queue,
-};
-use core::mem::size_of;
-use kernel::{
-    page::PAGE_SIZE,
-    prelude::*,
-    transmute::{AsBytes, FromBytes},
-    uaccess::{UserPtr, UserSlice},
 };
 
 // SAFETY: `repr(C)` integers without padding: the sizes are checked where the types are declared.

@@ -2,8 +2,19 @@
 
 //! An open file of `/dev/vdmaN`.
 
+use kernel::{
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    sync::{
+        Arc,
+        aref::ARef,
+        atomic::{Atomic, Relaxed},
+    },
+};
+
 use crate::{
-    anonfile::{with_descriptor, NewFile},
+    anonfile::{NewFile, with_descriptor},
     buffer::{Buffer, BufferFile, BufferTable},
     chardev::{AsyncIocb, FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
     command::{self, BatchCommands, CallerMemory, Rights},
@@ -14,27 +25,16 @@ use crate::{
     observe::Observer,
     pages::Buffers,
     protocol::{
-        Allocation, Command, Registration, Statistics, Trace, IOCTL_ALLOCATE_BUFFER,
-        IOCTL_CACHE_MODE, IOCTL_DEVICE_STATISTICS, IOCTL_EVENTFD, IOCTL_EXPLAIN,
-        IOCTL_FILE_STATISTICS, IOCTL_IMPORT_BUFFER, IOCTL_INFO, IOCTL_MAP_MODE,
-        IOCTL_REGISTER_BUFFER, IOCTL_RELEASE_BUFFER, IOCTL_RUN, IOCTL_RUN_BATCH, IOCTL_TRACE,
-        MAP_EAGER, MAP_LAZY, NO_FILE, URING_RUN,
+        Allocation, Command, IOCTL_ALLOCATE_BUFFER, IOCTL_CACHE_MODE, IOCTL_DEVICE_STATISTICS,
+        IOCTL_EVENTFD, IOCTL_EXPLAIN, IOCTL_FILE_STATISTICS, IOCTL_IMPORT_BUFFER, IOCTL_INFO,
+        IOCTL_MAP_MODE, IOCTL_REGISTER_BUFFER, IOCTL_RELEASE_BUFFER, IOCTL_RUN, IOCTL_RUN_BATCH,
+        IOCTL_TRACE, MAP_EAGER, MAP_LAZY, NO_FILE, Registration, Statistics, Trace, URING_RUN,
     },
     queue::WhenFull,
     trace::TraceFile,
     transfer::{Completer, Transfer},
     uring::Submission,
     vma::{Fault, FaultResult, Mappable, NewMapping, SpaceGuard},
-};
-use kernel::{
-    prelude::*,
-    seq_file::SeqFile,
-    seq_print,
-    sync::{
-        aref::ARef,
-        atomic::{Atomic, Relaxed},
-        Arc,
-    },
 };
 
 /// What a caller does when there is no room, if it may (not) wait.

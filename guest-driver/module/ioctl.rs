@@ -2,14 +2,16 @@
 
 //! The structures of ioctl calls on their way from and to user space.
 
-use crate::protocol::{Allocation, Choice, DeviceInfo, Registration, Statistics, Trace};
 use core::mem::size_of;
+
 use kernel::{
     bindings,
     prelude::*,
     transmute::{AsBytes, FromBytes},
     uaccess::{UserPtr, UserSlice},
 };
+
+use crate::protocol::{Allocation, Choice, DeviceInfo, Registration, Statistics, Trace};
 
 /// Structures that may be copied as bytes.
 macro_rules! plain {

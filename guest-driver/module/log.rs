@@ -2,12 +2,13 @@
 
 //! Messages about the device, at most a few per second whatever it does.
 
-use crate::protocol::{Operation, RequestHeader};
 use kernel::{
     bindings,
     prelude::*,
     sync::atomic::{Atomic, Relaxed},
 };
+
+use crate::protocol::{Operation, RequestHeader};
 
 /// Messages that one second may bring.
 const PER_SECOND: u64 = 5;

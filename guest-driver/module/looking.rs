@@ -3,6 +3,8 @@
 //! Looking for a completion instead of sleeping until the interrupt: faster when it comes soon, a waste
 //! when it does not.
 
+use kernel::sync::atomic::{Atomic, Relaxed};
+
 use crate::{
     bindings::{vdma_cond_resched, vdma_cpu_relax},
     observe,
@@ -10,7 +12,6 @@ use crate::{
     transfer::Transfer,
     wait::signal_pending,
 };
-use kernel::sync::atomic::{Atomic, Relaxed};
 
 /// Looks that are skipped after each that was in vain, at the most: a device that is always slower than
 /// a look is long costs a task less than a sixteenth of its time.

@@ -47,10 +47,11 @@ mod watchdog;
 
 module! {
     type: VirtioDma,
-    name: "virtio_dma",
+    name: "vdma",
     authors: ["The vdma authors"],
     description: "vdma virtio DMA device",
     license: "GPL v2",
+    alias: ["virtio_dma"],
     params: {
         timeout_ms: u32 {
             default: 30000,
@@ -102,7 +103,7 @@ impl kernel::Module for VirtioDma {
         anonfile::install::<trace::TraceFile>(module);
         let debugfs = debugfs::Root::new()?;
         Ok(Self {
-            _driver: KBox::pin_init(virtio::Registration::new(c"virtio_dma", module), GFP_KERNEL)?,
+            _driver: KBox::pin_init(virtio::Registration::new(c"vdma", module), GFP_KERNEL)?,
             _debugfs: debugfs,
             _deferred: deferred,
             _transfers: transfers,

@@ -3,21 +3,22 @@
 //! Who hears of a request: the counts of the device and of the file that it came from, the trace, the
 //! tracepoints, the eventfd.
 
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::{
+        Arc, SetOnce,
+        atomic::{Atomic, Relaxed},
+    },
+};
+
 use crate::{
     bindings::{vdma_trace_complete, vdma_trace_submit, vdma_tracing},
     counters::Counters,
     eventfd::EventFd,
     protocol::{RequestHeader, TraceRecord},
-    spinlock::{new_irq_spinlock, IrqSpinLock},
+    spinlock::{IrqSpinLock, new_irq_spinlock},
     trace::TraceRing,
-};
-use kernel::{
-    bindings,
-    prelude::*,
-    sync::{
-        atomic::{Atomic, Relaxed},
-        Arc, SetOnce,
-    },
 };
 
 /// What is observed of a device.

@@ -2,6 +2,10 @@
 
 //! The pages of a request: pinned, lent by their owner, or those of a buffer.
 
+use core::{marker::PhantomData, mem::MaybeUninit, slice};
+
+use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Arc};
+
 use crate::{
     bindings::{
         crc32c, vdma_get_page, vdma_iov_iter_count, vdma_iov_iter_truncate, vdma_iov_iter_will_pin,
@@ -13,8 +17,6 @@ use crate::{
     deferred,
     scatterlist::SgList,
 };
-use core::{marker::PhantomData, mem::MaybeUninit, slice};
-use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Arc};
 
 /// Pages that one call of [`Buffers::pin_into`] takes at a time; their pointers are on the stack.
 const BATCH: usize = 32;

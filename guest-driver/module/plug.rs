@@ -3,13 +3,15 @@
 //! One kick for all requests of a submission: `struct blk_plug`, which io_uring and libaio put around
 //! what they submit together, and which the scheduler ends when the task sleeps.
 
+use core::ptr;
+
+use kernel::{bindings, sync::Arc};
+
 use crate::{
     bindings::{vdma_check_plugged, vdma_free_plug_callback, vdma_plug_callback},
     device::Queues,
     queue::Queue,
 };
-use core::ptr;
-use kernel::{bindings, sync::Arc};
 
 /// Puts the kick of `queue`, one of `queues`, off until the current submission ends. `false` where there
 /// is none: then it is the caller's to kick.

@@ -2,23 +2,24 @@
 
 //! A request queue: submission from any task, completion in interrupt context.
 
-use crate::{
-    request::Request,
-    slab::SlabBox,
-    spinlock::{new_irq_spinlock, IrqSaveBackend, IrqSpinLock},
-    virtio::{QueueHandler, VirtQueue},
-    wait::signal_pending,
-    watchdog::Watchdog,
-};
 use kernel::{
     bindings, new_poll_condvar,
     prelude::*,
     sync::{
+        Arc,
         atomic::{Acquire, Atomic, Relaxed, Release},
         lock::Guard,
         poll::PollCondVar,
-        Arc,
     },
+};
+
+use crate::{
+    request::Request,
+    slab::SlabBox,
+    spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
+    virtio::{QueueHandler, VirtQueue},
+    wait::signal_pending,
+    watchdog::Watchdog,
 };
 
 /// Completions that are taken off the ring before the lock is let go.

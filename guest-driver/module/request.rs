@@ -2,6 +2,18 @@
 
 //! One request to the device: header, response, and the pages in between.
 
+use core::{
+    marker::PhantomPinned,
+    mem,
+    ptr::{self, NonNull},
+};
+
+use kernel::{
+    ffi::c_void,
+    prelude::*,
+    sync::{Arc, aref::ARef},
+};
+
 use crate::{
     chardev::AsyncIocb,
     compat,
@@ -14,16 +26,6 @@ use crate::{
     slab::{Cache, Cached, SlabBox},
     transfer::Transfer,
     virtio::{Buffer, SgLists},
-};
-use core::{
-    marker::PhantomPinned,
-    mem,
-    ptr::{self, NonNull},
-};
-use kernel::{
-    ffi::c_void,
-    prelude::*,
-    sync::{aref::ARef, Arc},
 };
 
 /// Who hears of the answer to a request.

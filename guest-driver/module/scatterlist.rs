@@ -2,18 +2,20 @@
 
 //! Scatter-gather lists of pages, coalesced while they are built.
 
-use crate::{
-    bindings::{vdma_sg_set_buf, VDMA_SG_END, VDMA_SG_PAGE_LINK_MASK},
-    pages::Page,
-};
 use core::{
-    mem::{size_of, MaybeUninit},
+    mem::{MaybeUninit, size_of},
     slice,
 };
+
 use kernel::{
     bindings::{self, scatterlist},
     page::PAGE_SIZE,
     prelude::*,
+};
+
+use crate::{
+    bindings::{VDMA_SG_END, VDMA_SG_PAGE_LINK_MASK, vdma_sg_set_buf},
+    pages::Page,
 };
 
 /// Entries that fit into the list itself; longer lists get an allocation of their own.

@@ -3,19 +3,21 @@
 //! Slab caches: objects of one type, packed into pages and recycled without going back to the page
 //! allocator, and visible under their own name in `/proc/slabinfo`.
 
-use crate::bindings::{VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE};
 use core::{
     marker::PhantomData,
-    mem::{align_of, size_of, MaybeUninit},
+    mem::{MaybeUninit, align_of, size_of},
     ops::Deref,
     pin::Pin,
     ptr::{self, NonNull},
 };
+
 use kernel::{
     bindings,
     prelude::*,
     sync::atomic::{Acquire, Atomic, Full, Release},
 };
+
+use crate::bindings::{VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE};
 
 /// The place of a cache, in a `static` of the type whose objects it holds.
 ///

@@ -6,19 +6,11 @@
 //! The completions of several CPUs write at once: each takes the next number, and marks the slot while
 //! it writes (see [`TraceRecord`]). Nobody waits for readers; slow ones lose records and notice it.
 
-use crate::{
-    anonfile::{self, AnonymousFile},
-    bindings::{
-        remap_vmalloc_range, vdma_preempt_disable, vdma_preempt_enable, vdma_vma_forbid_writing,
-        vdma_vma_pgoff, vfree, vmalloc_user_noprof, VDMA_VM_WRITE,
-    },
-    observe::DeviceObserver,
-    protocol::{TraceHeader, TraceRecord},
-};
 use core::{
     mem::{offset_of, size_of},
     ptr::{self, NonNull},
 };
+
 use kernel::{
     bindings,
     error::{from_result, to_result},
@@ -26,9 +18,19 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     sync::{
-        atomic::{ordering, Atomic, Relaxed, Release},
         Arc,
+        atomic::{Atomic, Relaxed, Release, ordering},
     },
+};
+
+use crate::{
+    anonfile::{self, AnonymousFile},
+    bindings::{
+        VDMA_VM_WRITE, remap_vmalloc_range, vdma_preempt_disable, vdma_preempt_enable,
+        vdma_vma_forbid_writing, vdma_vma_pgoff, vfree, vmalloc_user_noprof,
+    },
+    observe::DeviceObserver,
+    protocol::{TraceHeader, TraceRecord},
 };
 
 /// Records of a ring: a power of two.

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Tracepoints: perf, ftrace and bpftrace see them as virtio_dma:vdma_submit and vdma_complete. */
+/* Tracepoints: perf, ftrace and bpftrace see them as vdma:vdma_submit and vdma_complete. */
 
 #undef TRACE_SYSTEM
-#define TRACE_SYSTEM virtio_dma
+#define TRACE_SYSTEM vdma
 
 #if !defined(VDMA_TRACEPOINTS_H) || defined(TRACE_HEADER_MULTI_READ)
 #define VDMA_TRACEPOINTS_H

@@ -7,24 +7,26 @@
 //! `kiocb` or command, or to the task that waits for it. (An asynchronous read or write that fits into
 //! one request has no transfer: see [`crate::request::Reply`].)
 
+use core::ptr::NonNull;
+
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        aref::{ARef, AlwaysRefCounted},
+        atomic::{Atomic, Full, Relaxed},
+    },
+};
+
 use crate::{
     chardev::AsyncIocb,
     observe::Observer,
     protocol::crc32c,
     request::Answer,
     slab::{self, Cache, Cached},
-    spinlock::{new_irq_spinlock, IrqSpinLock},
+    spinlock::{IrqSpinLock, new_irq_spinlock},
     uring::UringCommand,
     wait::Completion,
-};
-use core::ptr::NonNull;
-use kernel::{
-    prelude::*,
-    sync::{
-        aref::{ARef, AlwaysRefCounted},
-        atomic::{Atomic, Full, Relaxed},
-        Arc,
-    },
 };
 
 /// How the values of a transfer's requests make that of the transfer.

@@ -6,20 +6,22 @@
 //! hands it to the submitter's task, which writes the results to its memory before the ring hears of
 //! them.
 
-use crate::{
-    bindings::{
-        __io_uring_cmd_done, vdma_task_has_memory, vdma_uring_address, vdma_uring_complete_in_task,
-        vdma_uring_flags, vdma_uring_head, vdma_uring_operation, vdma_uring_private,
-        VDMA_URING_CQE32, VDMA_URING_NONBLOCK,
-    },
-    command,
-    transfer::Transfer,
-};
 use core::{
     mem::{align_of, size_of},
     ptr::NonNull,
 };
+
 use kernel::{bindings, ffi::c_uint, sync::aref::ARef};
+
+use crate::{
+    bindings::{
+        __io_uring_cmd_done, VDMA_URING_CQE32, VDMA_URING_NONBLOCK, vdma_task_has_memory,
+        vdma_uring_address, vdma_uring_complete_in_task, vdma_uring_flags, vdma_uring_head,
+        vdma_uring_operation, vdma_uring_private,
+    },
+    command,
+    transfer::Transfer,
+};
 
 /// What is kept there until the end. It begins with what the shim reads.
 #[repr(C)]

@@ -3,21 +3,23 @@
 //! User mappings: what `->mmap_prepare` fills in, what the operations of a mapping do, and the address
 //! space that finds all mappings of a device again.
 
-use crate::{
-    bindings::{
-        mntput, vdma_file_mount, vdma_mapping_is_shared, vdma_mapping_remap_io,
-        vdma_mapping_set_cache, vdma_mapping_set_fixed, vdma_mapping_set_pfnmap,
-        vmf_insert_pfn_pmd, vmf_insert_pfn_pud, VDMA_PMD_ORDER, VDMA_PUD_ORDER,
-    },
-    pages::Page,
-};
 use core::{marker::PhantomData, ptr, ptr::NonNull};
+
 use kernel::{
     bindings,
     ffi::{c_int, c_uint, c_ulong, c_void},
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
     sync::{Arc, Mutex},
+};
+
+use crate::{
+    bindings::{
+        VDMA_PMD_ORDER, VDMA_PUD_ORDER, mntput, vdma_file_mount, vdma_mapping_is_shared,
+        vdma_mapping_remap_io, vdma_mapping_set_cache, vdma_mapping_set_fixed,
+        vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
+    },
+    pages::Page,
 };
 
 /// The state behind an open file whose mappings have operations of their own.

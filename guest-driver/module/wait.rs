@@ -3,8 +3,9 @@
 //! Waiting for one event: `struct completion`, with the ways of waiting that the kernel crate's own
 //! `Completion` lacks.
 
-use crate::bindings::vdma_signal_pending;
 use kernel::{bindings, prelude::*, time::msecs_to_jiffies, types::Opaque};
+
+use crate::bindings::vdma_signal_pending;
 
 /// Milliseconds between two looks for signals while a task has work to do for others.
 const TASK_WORK_PAUSE_MS: u32 = 10;

@@ -2,12 +2,14 @@
 
 //! A periodic check in process context: `struct delayed_work`, queued again by its own callback.
 
+use core::mem::offset_of;
+
+use kernel::{bindings, prelude::*, sync::Arc, time::msecs_to_jiffies, types::Opaque};
+
 use crate::{
     bindings::{vdma_init_delayed_work, vdma_schedule_delayed_work, vdma_system_is_ending},
-    spinlock::{new_irq_spinlock, IrqSpinLock},
+    spinlock::{IrqSpinLock, new_irq_spinlock},
 };
-use core::mem::offset_of;
-use kernel::{bindings, prelude::*, sync::Arc, time::msecs_to_jiffies, types::Opaque};
 
 /// What a watchdog looks after.
 pub(crate) trait Ward: Send + Sync {

@@ -1,13 +1,18 @@
 //! Which accelerator to use. `/dev/kvm` can be there and useless, so a guest is really booted.
 
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+};
+
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use std::collections::BTreeMap;
-use std::fs::{self, File};
 
-use crate::cache::{self, Cache};
-use crate::progress;
-use crate::qemu::Accel;
+use crate::{
+    cache::{self, Cache},
+    progress,
+    qemu::Accel,
+};
 
 /// What was found out, by host kernel and QEMU version.
 const RECORD: &str = "accel.json";

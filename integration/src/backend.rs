@@ -1,17 +1,21 @@
 //! The device's backend: one process for each device, on the host.
 
+use std::{
+    fs::{self, File},
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, bail};
 use command_fds::{CommandFdExt as _, FdMapping};
-use std::fs::{self, File};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::failure::GuestFailure;
-use crate::process::{self, Process};
-use crate::qemu::DeviceSpec;
+use crate::{
+    failure::GuestFailure,
+    process::{self, Process},
+    qemu::DeviceSpec,
+};
 
 /// How long a backend may take until it listens.
 const START_DEADLINE: Duration = Duration::from_secs(10);

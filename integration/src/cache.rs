@@ -3,11 +3,14 @@
 //! An entry is built in a scratch directory under a file lock and renamed into place, so it is
 //! either absent or whole, and two runs at once build it once.
 
+use std::{
+    fmt::Write as _,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
-use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
 
 use crate::progress;
 

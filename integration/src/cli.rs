@@ -1,11 +1,10 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-use crate::accel::AccelChoice;
-use crate::mirror::MIRROR_VARIABLE;
-use crate::suite::select::Partition;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{accel::AccelChoice, mirror::MIRROR_VARIABLE, suite::select::Partition};
 
 /// Boots guests with the vdma device and driver, and runs things in them.
 #[derive(Debug, Parser)]
@@ -288,8 +287,9 @@ fn parse_memory(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::CommandFactory as _;
+
+    use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {

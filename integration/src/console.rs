@@ -1,18 +1,22 @@
 //! The guest's serial console: written to a file, read as it comes.
 
-use anyhow::{Context, Result};
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{ErrorKind, Read, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use crate::kernel_log::{Finding, Scanner, Splat};
-use crate::progress;
-use crate::vm::Event;
+use anyhow::{Context, Result};
+
+use crate::{
+    kernel_log::{Finding, Scanner, Splat},
+    progress,
+    vm::Event,
+};
 
 /// Lines that are kept for reports: a panic with its whole backtrace.
 const KEPT_LINES: usize = 60;

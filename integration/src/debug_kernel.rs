@@ -1,14 +1,17 @@
 //! The debug kernel: KASAN, lockdep, kmemleak and fault injection, built from Debian's sources.
 
-use anyhow::Result;
 use std::path::PathBuf;
 
-use crate::cache::{self, Cache};
-use crate::kernel::StockKernel;
-use crate::kernel_source::{self, PARTS, Recipe};
-use crate::packages::Snapshot;
-use crate::progress;
-use crate::tools::Tools;
+use anyhow::Result;
+
+use crate::{
+    cache::{self, Cache},
+    kernel::StockKernel,
+    kernel_source::{self, PARTS, Recipe},
+    packages::Snapshot,
+    progress,
+    tools::Tools,
+};
 
 /// What is switched on.
 const FRAGMENT: &str = include_str!("../../ci/kernel/debug.config");

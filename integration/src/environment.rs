@@ -3,14 +3,18 @@
 //! What was resolved is recorded in the cache and stays in use until `--refresh` or
 //! `cargo vm clean`; a run that finds everything there does no network traffic.
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 use std::fs;
 
-use crate::cache::{self, Cache};
-use crate::kernel::{self, StockKernel};
-use crate::packages::{SUITE, Snapshot};
-use crate::{host, mirror};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cache::{self, Cache},
+    host,
+    kernel::{self, StockKernel},
+    mirror,
+    packages::{SUITE, Snapshot},
+};
 
 /// The record's file in the cache.
 const RECORD: &str = "environment.json";

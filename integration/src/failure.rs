@@ -1,7 +1,9 @@
 //! How a run can fail, and the exit status that each way has.
 
-use std::fmt::{self, Display, Formatter};
-use std::path::PathBuf;
+use std::{
+    fmt::{self, Display, Formatter},
+    path::PathBuf,
+};
 
 use crate::interrupt::Interrupted;
 

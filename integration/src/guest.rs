@@ -1,27 +1,32 @@
 //! From options to a booted guest: provides everything that a guest needs, then starts it.
 
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
 use anyhow::{Context, Result};
 use guest_agent::InitConfig;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use crate::accel::{self, AccelChoice};
-use crate::backend::BackendSpec;
-use crate::cache::Cache;
-use crate::environment::Environment;
-use crate::failure::RunFailure;
-use crate::guest_image;
-use crate::initramfs::{self, Initramfs};
-use crate::kernel_choice::Choice;
-use crate::kernel_files::KernelFiles;
-use crate::module_build::{self, InstalledModule};
-use crate::programs::{self, Programs};
-use crate::qemu::{Accel, Machine};
-use crate::run_dir::RunDir;
-use crate::steps::Steps;
-use crate::tools::Tools;
-use crate::vm::{Vm, VmSpec};
+use crate::{
+    accel::{self, AccelChoice},
+    backend::BackendSpec,
+    cache::Cache,
+    environment::Environment,
+    failure::RunFailure,
+    guest_image,
+    initramfs::{self, Initramfs},
+    kernel_choice::Choice,
+    kernel_files::KernelFiles,
+    module_build::{self, InstalledModule},
+    programs::{self, Programs},
+    qemu::{Accel, Machine},
+    run_dir::RunDir,
+    steps::Steps,
+    tools::Tools,
+    vm::{Vm, VmSpec},
+};
 
 /// Environment variable: seconds that a guest may take to come up.
 const BOOT_SECONDS: &str = "VDMA_BOOT_SECONDS";

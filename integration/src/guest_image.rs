@@ -1,14 +1,19 @@
 //! The guest's root file system: a configured minimal Debian as a read-only EROFS image.
 
-use anyhow::{Context, Result};
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use crate::cache::{self, Cache};
-use crate::packages::{SUITE, Snapshot};
-use crate::tools::{self, Tools};
-use crate::{process, progress};
+use anyhow::{Context, Result};
+
+use crate::{
+    cache::{self, Cache},
+    packages::{SUITE, Snapshot},
+    process, progress,
+    tools::{self, Tools},
+};
 
 /// What every guest has.
 const PACKAGES: &str = include_str!("../../ci/image/guest.packages");

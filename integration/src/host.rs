@@ -1,8 +1,11 @@
 //! Packages that the host itself needs, few as they are: all else runs from the tools' tree.
 
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use anyhow::{Context, Result, bail};
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::{process, progress};
 

@@ -1,13 +1,16 @@
 //! The initial file system of a run: the agent, the modules that it loads, the run's files.
 
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{BufWriter, Write},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Component, Path, PathBuf},
+};
+
 use anyhow::{Context, Result, bail};
 use cpio::newc;
 use guest_agent::{INIT_CONFIG, InitConfig, LAYER};
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Component, Path, PathBuf};
 
 const DIRECTORY: u32 = 0o040_755;
 const REGULAR: u32 = 0o100_000;
@@ -231,8 +234,9 @@ pub(crate) fn size_of(path: &Path) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::BTreeMap;
+
+    use super::*;
 
     fn read(archive: &[u8]) -> BTreeMap<String, (u32, Vec<u8>)> {
         let mut found = BTreeMap::new();

@@ -1,11 +1,16 @@
 //! SIGINT, SIGTERM and SIGHUP: every child is ended, then the run ends with 128 + signal.
 
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicI32, Ordering},
+};
+
 use anyhow::{Context, Result};
 use rustix::process::Signal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 use crate::process;
 

@@ -1,8 +1,9 @@
 //! Stock kernels: which there are, and which one is meant.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
 
 use crate::packages::Package;
 

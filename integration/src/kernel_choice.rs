@@ -1,16 +1,19 @@
 //! Which kernel `--kernel` means, and how to come by it.
 
-use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-use crate::cache::Cache;
-use crate::debug_kernel;
-use crate::failure::RunFailure;
-use crate::kernel::{self, StockKernel};
-use crate::kernel_files::KernelFiles;
-use crate::kernel_tree::KernelTree;
-use crate::packages::Snapshot;
-use crate::tools::Tools;
+use anyhow::{Context, Result};
+
+use crate::{
+    cache::Cache,
+    debug_kernel,
+    failure::RunFailure,
+    kernel::{self, StockKernel},
+    kernel_files::KernelFiles,
+    kernel_tree::KernelTree,
+    packages::Snapshot,
+    tools::Tools,
+};
 
 /// Which kernel `--kernel` means.
 pub(crate) enum Choice<'a> {

@@ -1,14 +1,19 @@
 //! The files that booting a kernel takes: its image, and the modules for its root file system.
 
-use anyhow::{Context, Result};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::cache::{self, Cache};
-use crate::kernel::StockKernel;
-use crate::packages::{self, Snapshot};
-use crate::tools::Tools;
-use crate::{process, progress};
+use anyhow::{Context, Result};
+
+use crate::{
+    cache::{self, Cache},
+    kernel::StockKernel,
+    packages::{self, Snapshot},
+    process, progress,
+    tools::Tools,
+};
 
 /// Kernel modules that a guest needs before it has a root file system.
 const ROOT_MODULES: [&str; 3] = ["virtio_blk", "erofs", "overlay"];

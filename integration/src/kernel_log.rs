@@ -166,7 +166,7 @@ mod tests {
             "[    0.000000] Linux version 7.3.4+deb13-cloud-amd64\r\n\
              [    0.100000] Spectre V2 : WARNING: Unprivileged eBPF is enabled\r\n\
              [    0.200000] [Firmware Bug]: TSC doesn't count\r\n\
-             [    1.000000] virtio_dma: module verification failed: tainting kernel\r\n\
+             [    1.000000] vdma: module verification failed: tainting kernel\r\n\
              [    2.000000] traps: cat[12] general protection fault ip:1 sp:2\r\n",
         );
         assert!(findings.is_empty(), "{findings:?}");

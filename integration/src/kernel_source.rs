@@ -1,14 +1,16 @@
 //! Kernel trees made from Debian's source package, by a script that runs in the sandbox.
 
-use anyhow::{Context, Result};
-use std::fs;
-use std::path::Path;
+use std::{fs, path::Path};
 
-use crate::cache::Cache;
-use crate::kernel::StockKernel;
-use crate::packages::{self, Package, Snapshot};
-use crate::tools::Tools;
-use crate::{process, progress};
+use anyhow::{Context, Result};
+
+use crate::{
+    cache::Cache,
+    kernel::StockKernel,
+    packages::{self, Package, Snapshot},
+    process, progress,
+    tools::Tools,
+};
 
 /// Where the script finds what was unpacked and put beside it.
 pub(crate) const PARTS: &str = "/mnt/parts";

@@ -1,15 +1,20 @@
 //! Kernel trees that out-of-tree modules can be built against.
 
-use anyhow::{Context, Result};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::cache::{self, Cache};
-use crate::kernel::StockKernel;
-use crate::kernel_files::{self, KernelFiles};
-use crate::kernel_source::{self, PARTS, Recipe};
-use crate::packages::Snapshot;
-use crate::tools::Tools;
+use anyhow::{Context, Result};
+
+use crate::{
+    cache::{self, Cache},
+    kernel::StockKernel,
+    kernel_files::{self, KernelFiles},
+    kernel_source::{self, PARTS, Recipe},
+    packages::Snapshot,
+    tools::Tools,
+};
 
 /// A kernel tree that modules can be built against.
 #[derive(Clone, Debug)]

@@ -1,7 +1,8 @@
 //! Which package mirror to use: the one that this machine uses itself.
 
-use anyhow::{Context, Result, bail};
 use std::process::Command;
+
+use anyhow::{Context, Result, bail};
 
 /// Environment variable that overrides the mirror.
 pub(crate) const MIRROR_VARIABLE: &str = "VDMA_MIRROR";

@@ -1,16 +1,21 @@
 //! Builds the driver's kernel module against a prepared kernel tree.
 
-use anyhow::{Context, Result, bail};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::cache::{self, Cache};
-use crate::kernel_tree::KernelTree;
-use crate::tools::Tools;
-use crate::{process, progress};
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    cache::{self, Cache},
+    kernel_tree::KernelTree,
+    process, progress,
+    tools::Tools,
+};
 
 /// The module's file.
-const MODULE: &str = "virtio_dma.ko";
+const MODULE: &str = "vdma.ko";
 
 /// What the module is compiled from: its own directory, and the protocol beside it.
 const SOURCES: [&str; 2] = ["guest-driver/module", "protocol/src/wire"];
@@ -174,8 +179,9 @@ fn is_source(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_source;
     use std::path::Path;
+
+    use super::is_source;
 
     #[test]
     fn tells_sources_from_what_a_build_leaves() {
@@ -184,7 +190,7 @@ mod tests {
         }
         for name in [
             "main.o",
-            "virtio_dma.mod.c",
+            "vdma.mod.c",
             "bindings_generated.rs",
             ".main.o.cmd",
             "README.md",

@@ -4,14 +4,19 @@
 //! apt does the work, with directories of its own, so that the host's state is neither used nor
 //! changed and no privileges are needed. A snapshot stays as it is until it is refreshed.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::cache::{self, Cache};
-use crate::{interrupt, process, progress};
+use crate::{
+    cache::{self, Cache},
+    interrupt, process, progress,
+};
 
 /// The release that guests and tools are made of.
 pub(crate) const SUITE: &str = "trixie";

@@ -1,14 +1,17 @@
 //! Child processes: each in a process group of its own, none of which outlives this program.
 
+use std::{
+    fs::{self, File},
+    io::{Seek as _, SeekFrom},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
-use std::fs::{self, File};
-use std::io::{Seek as _, SeekFrom};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::interrupt;
 

@@ -1,12 +1,14 @@
 //! The workspace's own programs: built by cargo, for the host and for guests.
 
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use crate::process::Process;
-use crate::{interrupt, progress};
+use crate::{interrupt, process::Process, progress};
 
 /// What guests' programs are compiled for. Linked statically, they run in any guest.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -180,8 +182,9 @@ fn named(built: &[Artifact], name: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{artifact, named};
     use std::path::Path;
+
+    use super::{artifact, named};
 
     #[test]
     fn finds_programs_among_cargos_messages() {

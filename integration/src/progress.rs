@@ -2,10 +2,13 @@
 //!
 //! A step that ends within [`QUIET_FOR`] is never shown, so a warm run prints nothing.
 
+use std::{
+    io::IsTerminal as _,
+    sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::io::IsTerminal as _;
-use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 const QUIET_FOR: Duration = Duration::from_secs(2);
 

@@ -1,12 +1,11 @@
 //! QEMU's command line.
 
+use std::{os::fd::OwnedFd, path::PathBuf, process::Command};
+
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt as _, FdMapping};
 use guest_agent::{PORT_NAME, ROOT_SERIAL};
 use serde_json::{Value, json};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::process::Command;
 
 use crate::tools::Tools;
 

@@ -1,11 +1,14 @@
 //! QEMU's control connection: what it is asked to do, and what it says of its own accord.
 
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    sync::mpsc::Sender,
+};
+
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Sender;
 
 use crate::vm::Event;
 

@@ -1,9 +1,12 @@
 //! Directories of one run: a short-lived one for sockets and images, and one for logs that stays.
 
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
 use anyhow::{Context, Result};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cache::Cache;
 

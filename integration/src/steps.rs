@@ -1,7 +1,8 @@
 //! Work that runs side by side.
 
-use anyhow::{Result, anyhow};
 use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Result, anyhow};
 
 use crate::process;
 

@@ -3,15 +3,20 @@
 //! It brings the QEMU and the kernel tool chain that the host may not have, and changes nothing
 //! on the host. Nothing in it is configured; it is only unpacked.
 
-use anyhow::{Context, Result};
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use crate::cache::{self, Cache};
-use crate::packages::{self, Package, Snapshot};
-use crate::progress;
+use anyhow::{Context, Result};
+
+use crate::{
+    cache::{self, Cache},
+    packages::{self, Package, Snapshot},
+    progress,
+};
 
 /// What the tools are made of.
 const PACKAGES: &str = include_str!("../../ci/image/tools.packages");

@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use vdma_protocol::{
-    Config, Le16, Le32, Le64, Operation, RequestHeader, Response, Status, CONFIG_MAGIC,
-    CONFIG_VERSION,
+    CONFIG_MAGIC, CONFIG_VERSION, Config, Le16, Le32, Le64, Operation, RequestHeader, Response,
+    Status,
 };
 
 /// CRC32C bit by bit.

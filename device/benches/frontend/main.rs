@@ -20,10 +20,9 @@ mod ring;
 
 use std::time::{Duration, Instant};
 
-use vdma_protocol::{Operation, RequestHeader};
-
 use peer::{Peer, PeerKind};
 use ring::Buffer;
+use vdma_protocol::{Operation, RequestHeader};
 
 /// What one row measures.
 struct Case {

@@ -1,21 +1,26 @@
 //! A back end under measurement: the device, or qemu-storage-daemon.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    os::fd::AsRawFd,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustix::fs::MemfdFlags;
 use vdma_protocol::{Operation, Response, Status};
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{
+    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
+    vhost_user::{Frontend, VhostUserFrontend, message::VhostUserProtocolFeatures},
+};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::ring::{BASE, Buffer, FastRing};
-use crate::{Case, MIB, header};
+use crate::{
+    Case, MIB, header,
+    ring::{BASE, Buffer, FastRing},
+};
 
 pub const DEVICE_BYTES: u64 = 256 * MIB;
 const GUEST_BYTES: u64 = 512 * MIB;

@@ -1,9 +1,13 @@
 //! The driver's side of a ring, made for speed: everything is resolved once.
 
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::{
+    fs::File,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+};
 
 use rustix::event::{PollFd, PollFlags};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};

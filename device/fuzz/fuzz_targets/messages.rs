@@ -4,17 +4,21 @@
 //! that is just being started looks like a leak.
 #![no_main]
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use vhost_device_dma::memory::{Backing, DeviceMemory};
-use vhost_device_dma::sandbox::SeccompMode;
-use vhost_device_dma::vhost_user::{Device, DeviceSettings, Server, SocketListener};
+use vhost_device_dma::{
+    memory::{Backing, DeviceMemory},
+    sandbox::SeccompMode,
+    vhost_user::{Device, DeviceSettings, Server, SocketListener},
+};
 
 #[derive(Arbitrary, Debug)]
 enum Step {

@@ -3,8 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use vdma_protocol::{Operation, RequestHeader};
-use vhost_device_dma::fault::{FaultSpec, Injector};
-use vhost_device_dma::size::{format_size, parse_size};
+use vhost_device_dma::{
+    fault::{FaultSpec, Injector},
+    size::{format_size, parse_size},
+};
 
 fuzz_target!(|text: &str| {
     if let Ok(bytes) = parse_size(text) {

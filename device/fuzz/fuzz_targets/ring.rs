@@ -6,9 +6,11 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use vdma_protocol::{Operation, RequestHeader};
-use vhost_device_dma::engine::Engine;
-use vhost_device_dma::memory::{Backing, DeviceMemory};
-use vhost_device_dma::queue::{GuestView, Pass, Processor, Surroundings};
+use vhost_device_dma::{
+    engine::Engine,
+    memory::{Backing, DeviceMemory},
+    queue::{GuestView, Pass, Processor, Surroundings},
+};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 

@@ -1,14 +1,20 @@
 //! The counters, for whoever connects: one HTTP/1.0 answer for each connection.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::Arc,
+};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use crate::metrics::{DeviceMetrics, prometheus_text};
-use crate::vhost_user::{Device, SocketListener};
+use crate::{
+    metrics::{DeviceMetrics, prometheus_text},
+    vhost_user::{Device, SocketListener},
+};
 
 /// Connections at a time; the oldest gives way.
 const MAX_CONNECTIONS: usize = 16;

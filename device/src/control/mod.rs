@@ -3,22 +3,28 @@
 mod metrics_socket;
 mod signals;
 
-use std::cell::RefCell;
-use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::{
+    cell::RefCell,
+    io::Write,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
-use self::metrics_socket::MetricsSocket;
-use self::signals::{Signal, SignalPipe};
-use crate::metrics::summary_lines;
-use crate::sandbox::{Role, SandboxError, SeccompMode, confine_thread};
-use crate::vhost_user::{Device, Server, SocketListener};
+use self::{
+    metrics_socket::MetricsSocket,
+    signals::{Signal, SignalPipe},
+};
+use crate::{
+    metrics::summary_lines,
+    sandbox::{Role, SandboxError, SeccompMode, confine_thread},
+    vhost_user::{Device, Server, SocketListener},
+};
 
 /// How long requests that are under way may take to end after a signal. The whole end is promised
 /// within 200 ms.

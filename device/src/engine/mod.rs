@@ -12,8 +12,7 @@ use vdma_protocol::{Operation, RequestHeader, Status};
 use vm_memory::VolatileSlice;
 
 pub use self::segments::Segments;
-use crate::bus_error;
-use crate::memory::DeviceMemory;
+use crate::{bus_error, memory::DeviceMemory};
 
 /// Most data bytes of one request.
 pub const MAX_TRANSFER: u32 = 1 << 30;

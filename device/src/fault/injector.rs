@@ -155,8 +155,9 @@ pub(crate) fn flipped_bits(count: u32, seed: u64, bits: u64) -> impl Iterator<It
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use vdma_protocol::Operation;
+
+    use super::*;
 
     fn strikes(spec: &str, queue: u16, requests: usize) -> Vec<usize> {
         let header = RequestHeader::new(Operation::Read, 0, 4096, 0);

@@ -8,8 +8,10 @@ mod injector;
 mod spec;
 
 pub(crate) use self::injector::flipped_bits;
-pub use self::injector::{Injector, Plan};
-pub use self::spec::{Action, FaultError, FaultSpec, HELP};
+pub use self::{
+    injector::{Injector, Plan},
+    spec::{Action, FaultError, FaultSpec, HELP},
+};
 
 /// The kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

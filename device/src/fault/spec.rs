@@ -1,7 +1,6 @@
 //! The grammar of `--fault`.
 
-use std::str::FromStr;
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use thiserror::Error;
 use vdma_protocol::{Operation, RequestHeader, Status};

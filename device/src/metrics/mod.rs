@@ -7,14 +7,17 @@
 mod prometheus;
 mod summary;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use vdma_protocol::{Operation, Status};
 
-pub use self::prometheus::prometheus_text;
-pub use self::summary::summary_lines;
+pub use self::{prometheus::prometheus_text, summary::summary_lines};
 use crate::fault::FaultKind;
 
 /// A count with one writer at a time.

@@ -3,8 +3,10 @@
 use vdma_protocol::{Response, Status};
 use vm_memory::{Bytes, VolatileSlice};
 
-use super::ring::{DESCRIPTOR_SIZE, Descriptor};
-use super::{GuestView, MAX_SEGMENTS, Ring, RingError};
+use super::{
+    GuestView, MAX_SEGMENTS, Ring, RingError,
+    ring::{DESCRIPTOR_SIZE, Descriptor},
+};
 
 /// [`MAX_SEGMENTS`], for counting.
 const LIMIT: usize = MAX_SEGMENTS as usize;

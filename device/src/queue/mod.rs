@@ -11,10 +11,12 @@ mod view;
 
 use thiserror::Error;
 
-pub use self::chain::{Chain, Scratch};
-pub use self::pass::{Empty, MAX_BATCH, Pass, Processor, Surroundings};
-pub use self::ring::Ring;
-pub use self::view::{AddressError, GuestView};
+pub use self::{
+    chain::{Chain, Scratch},
+    pass::{Empty, MAX_BATCH, Pass, Processor, Surroundings},
+    ring::Ring,
+    view::{AddressError, GuestView},
+};
 
 /// Most descriptors of one request: longer ones are answered with `BAD_REQUEST`.
 pub const MAX_SEGMENTS: u16 = 1024;

@@ -1,17 +1,18 @@
 //! One pass over a queue: take what is available, serve it, publish and notify in batches.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use vdma_protocol::Operation;
 use virtio_queue::{Queue, QueueT};
 
 use super::{Chain, GuestView, Ring, RingError, Scratch};
-use crate::bus_error;
-use crate::engine::Engine;
-use crate::fault::{Injector, Plan};
-use crate::metrics::{QueueMetrics, nanoseconds};
-use crate::request::{Request, Served};
+use crate::{
+    bus_error,
+    engine::Engine,
+    fault::{Injector, Plan},
+    metrics::{QueueMetrics, nanoseconds},
+    request::{Request, Served},
+};
 
 /// Most requests between two publications of the used index, and so for one call.
 pub const MAX_BATCH: usize = 32;

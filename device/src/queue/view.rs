@@ -1,7 +1,6 @@
 //! Guest memory as the device reaches it.
 
-use std::cell::Cell;
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use thiserror::Error;
 use vm_memory::{

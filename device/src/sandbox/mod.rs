@@ -8,8 +8,7 @@
 mod filesystem;
 mod syscalls;
 
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
 use rustix::thread::CapabilitySet;
 use thiserror::Error;

@@ -1,28 +1,33 @@
 //! What the `vhost-user-backend` crate asks of a device.
 
-use std::io;
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use vdma_protocol::{
     CONFIG_MAGIC, CONFIG_VERSION, Config, FEATURE_BAR, Le16, Le32, Le64, STATE_BAR_MAPPED,
     STATE_PERSISTENT, STATE_SHARED,
 };
-use vhost::vhost_user::Backend as BackendChannel;
-use vhost::vhost_user::message::{
-    VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
+use vhost::vhost_user::{
+    Backend as BackendChannel,
+    message::{VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures},
 };
 use vhost_user_backend::VhostUserBackend;
-use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::{
+    virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1},
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
+};
 use vmm_sys_util::epoll::EventSet;
 
-use super::bar::Bar;
-use super::server::{Device, DeviceSettings};
-use super::session::Session;
-use super::vring::{Memory, Vring};
-use crate::engine::{Engine, MAX_TRANSFER};
-use crate::memory::Backing;
-use crate::queue::MAX_SEGMENTS;
+use super::{
+    bar::Bar,
+    server::{Device, DeviceSettings},
+    session::Session,
+    vring::{Memory, Vring},
+};
+use crate::{
+    engine::{Engine, MAX_TRANSFER},
+    memory::Backing,
+    queue::MAX_SEGMENTS,
+};
 
 /// Feature bits that a device with these settings offers.
 fn offered_features(settings: &DeviceSettings) -> u64 {

@@ -5,16 +5,18 @@
 //! there no request is served, so that a driver whose first request came back knows that the BAR
 //! either shows device memory or never will (`STATE_BAR_MAPPED` says which).
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering, mpsc},
+    thread,
+};
 
 use vdma_protocol::SHMEM_ID_DEVICE_MEMORY;
-use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
-use vhost::vhost_user::{Backend as BackendChannel, VhostUserFrontendReqHandler};
+use vhost::vhost_user::{
+    Backend as BackendChannel, VhostUserFrontendReqHandler,
+    message::{VhostUserMMap, VhostUserMMapFlags},
+};
 
-use super::session::Session;
-use super::vring::lock;
+use super::{session::Session, vring::lock};
 
 /// Most threads of a device that wait for an answer. A front end that goes without closing its
 /// channel leaves one behind, and there must not be any number of them.

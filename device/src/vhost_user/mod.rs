@@ -16,5 +16,7 @@ mod session;
 mod vring;
 mod worker;
 
-pub use self::listener::{ListenError, SocketListener};
-pub use self::server::{Device, DeviceSettings, Server};
+pub use self::{
+    listener::{ListenError, SocketListener},
+    server::{Device, DeviceSettings, Server},
+};

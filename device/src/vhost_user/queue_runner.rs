@@ -1,22 +1,28 @@
 //! One ring and what runs it, a pass at a time.
 
-use std::fs::File;
-use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use super::polling::Polling;
-use super::session::Session;
-use super::vring::{Memory, Notifiers, Vring, notify};
-use crate::engine::Engine;
-use crate::fault::Injector;
-use crate::memory::DeviceMemory;
-use crate::metrics::QueueMetrics;
-use crate::queue::{Empty, GuestView, Pass, Processor, RingError, Surroundings};
-use crate::request::Served;
+use super::{
+    polling::Polling,
+    session::Session,
+    vring::{Memory, Notifiers, Vring, notify},
+};
+use crate::{
+    engine::Engine,
+    fault::Injector,
+    memory::DeviceMemory,
+    metrics::QueueMetrics,
+    queue::{Empty, GuestView, Pass, Processor, RingError, Surroundings},
+    request::Served,
+};
 
 /// Everything that a queue is run with.
 pub(super) struct QueueParts {

@@ -1,29 +1,37 @@
 //! Serving front ends, one after the other.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::backend::Backend;
-use super::bar::Bar;
-use super::listener::SocketListener;
-use super::queue_runner::QueueParts;
-use super::session::Session;
-use super::vring::{collect_rings, lock};
-use super::worker;
-use crate::fault::FaultSpec;
-use crate::log_limit::LogLimit;
-use crate::memory::DeviceMemory;
-use crate::metrics::DeviceMetrics;
-use crate::sandbox::{Role, SeccompMode, confine_thread};
+use super::{
+    backend::Backend,
+    bar::Bar,
+    listener::SocketListener,
+    queue_runner::QueueParts,
+    session::Session,
+    vring::{collect_rings, lock},
+    worker,
+};
+use crate::{
+    fault::FaultSpec,
+    log_limit::LogLimit,
+    memory::DeviceMemory,
+    metrics::DeviceMetrics,
+    sandbox::{Role, SeccompMode, confine_thread},
+};
 
 /// What is fixed for the life of a device.
 #[derive(Clone, Debug)]

@@ -1,14 +1,18 @@
 //! What belongs to one front end.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::server::Device;
-use super::vring::{Memory, Vring, lock};
+use super::{
+    server::Device,
+    vring::{Memory, Vring, lock},
+};
 use crate::memory::FileIdentity;
 
 /// The rings of one front end, and what all of them have to obey.

@@ -1,19 +1,25 @@
 //! A ring as `vhost-user-backend` sets it up and a worker runs it.
 
-use std::cell::RefCell;
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    cell::RefCell,
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error as QueueError, QueueT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use crate::bus_error;
-use crate::queue::{MAX_QUEUE_SIZE, RingError};
+use crate::{
+    bus_error,
+    queue::{MAX_QUEUE_SIZE, RingError},
+};
 
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 

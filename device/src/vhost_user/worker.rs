@@ -1,8 +1,10 @@
 //! The thread that runs one queue, or several in turn.
 
-use std::io;
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::{
+    io,
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 

@@ -1,7 +1,9 @@
 //! The command line: what it refuses, sockets, and the kinds of device memory.
 
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 
 use vdma_protocol::Operation;
 

@@ -3,8 +3,7 @@
 use vdma_protocol::{
     CONFIG_MAGIC, CONFIG_VERSION, Config, Operation, STATE_BAR_MAPPED, STATE_PERSISTENT, Status,
 };
-use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::vhost_user::{VhostUserFrontend, message::VhostUserConfigFlags};
 
 use crate::support::{Connect, Daemon, FEATURES, FrontEnd, Request};
 

@@ -1,9 +1,10 @@
 //! The daemon over its socket: data, framing, rings, and who comes after whom.
 
+use vdma_protocol::{Operation, RequestHeader, Response, Status};
+
 use crate::support::{
     Buffer, Connect, DATA, Daemon, FEATURES, FrontEnd, HEADERS, RESPONSES, Request,
 };
-use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
 fn pattern(seed: u8, length: usize) -> Vec<u8> {
     let mut state = u32::from(seed) * 0x9e37 + 1;

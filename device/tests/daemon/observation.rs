@@ -1,8 +1,10 @@
 //! Metrics, the summary, the log, signals, and what an idle daemon does.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use vdma_protocol::Operation;

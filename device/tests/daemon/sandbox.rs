@@ -1,7 +1,9 @@
 //! That what is forbidden really is: a child process confines itself and then tries.
 
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::{Command, Output},
+};
 
 use vdma_protocol::Operation;
 use vhost_device_dma::sandbox::{

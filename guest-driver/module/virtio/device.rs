@@ -2,6 +2,16 @@
 
 //! A device on the virtio bus.
 
+use core::{mem::size_of, ptr};
+
+use kernel::{
+    device,
+    ffi::c_void,
+    prelude::*,
+    sync::atomic::{Acquire, Atomic, Release},
+    types::Opaque,
+};
+
 use super::{Buffer, VirtQueue};
 use crate::bindings::{
     vdma_device_trylock, vdma_device_unlock, vdma_set_dma_mask, vdma_virtio_cread_words,
@@ -9,14 +19,6 @@ use crate::bindings::{
     vdma_virtio_get_shm_region, virtio_device, virtio_device_reset_done,
     virtio_device_reset_prepare, virtio_max_dma_size, virtio_reset_device, virtio_shm_region,
     virtqueue, virtqueue_info,
-};
-use core::{mem::size_of, ptr};
-use kernel::{
-    device,
-    ffi::c_void,
-    prelude::*,
-    sync::atomic::{Acquire, Atomic, Release},
-    types::Opaque,
 };
 
 /// A window of guest-physical addresses in which the device shows memory (virtio 1.2, section 2.10).

@@ -2,13 +2,20 @@
 
 //! Registration of a driver with the virtio bus.
 
-use super::{device::Private, Device};
+use core::{marker::PhantomData, ptr};
+
+use kernel::{
+    error::from_result,
+    ffi::c_int,
+    prelude::*,
+    types::{ForeignOwnable, Opaque},
+};
+
+use super::{Device, device::Private};
 use crate::bindings::{
     __register_virtio_driver, unregister_virtio_driver, virtio_device, virtio_device_id,
     virtio_driver,
 };
-use core::{marker::PhantomData, ptr};
-use kernel::{error::from_result, ffi::c_int, prelude::*, types::ForeignOwnable, types::Opaque};
 
 /// A driver for devices on the virtio bus.
 pub(crate) trait Driver: 'static {

@@ -8,6 +8,8 @@ mod device;
 mod driver;
 mod virtqueue;
 
-pub(crate) use self::device::{Device, QueueHandler, SharedMemory};
-pub(crate) use self::driver::{Driver, Registration};
-pub(crate) use self::virtqueue::{Buffer, SgLists, VirtQueue};
+pub(crate) use self::{
+    device::{Device, QueueHandler, SharedMemory},
+    driver::{Driver, Registration},
+    virtqueue::{Buffer, SgLists, VirtQueue},
+};

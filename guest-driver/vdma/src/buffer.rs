@@ -1,17 +1,19 @@
 //! Buffers: memory that is made ready for DMA once and used in many requests.
 
-use crate::{Device, Error, Mapping, Source, Target};
-use rustix::ioctl::{Opcode, Setter, Updater, ioctl};
 use std::{
     io,
     marker::PhantomData,
     ops::{Deref, DerefMut, Range},
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
+
+use rustix::ioctl::{Opcode, Setter, Updater, ioctl};
 use vdma_protocol::{
     Allocation, Choice, IOCTL_ALLOCATE_BUFFER, IOCTL_IMPORT_BUFFER, IOCTL_REGISTER_BUFFER,
     IOCTL_RELEASE_BUFFER, Registration,
 };
+
+use crate::{Device, Error, Mapping, Source, Target};
 
 /// Memory of the process, pinned for as long as this exists.
 ///

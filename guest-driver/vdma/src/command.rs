@@ -1,12 +1,14 @@
 //! The operations of the device that read and write cannot express.
 
-use crate::{Device, Error};
-use rustix::ioctl::{Opcode, Updater, ioctl};
 use std::{io, os::fd::AsFd};
+
+use rustix::ioctl::{Opcode, Updater, ioctl};
 use vdma_protocol::{
     BATCH_MAX, Batch, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command, IOCTL_RUN,
     IOCTL_RUN_BATCH, Operation,
 };
+
+use crate::{Device, Error};
 
 /// Data that the device reads.
 #[derive(Clone, Copy, Debug)]

@@ -1,16 +1,18 @@
-use crate::{Error, Mapping};
-use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl};
 use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
 };
+
+use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl};
 use vdma_protocol::{
     CACHE_UNCACHED, CACHE_WRITE_BACK, CACHE_WRITE_COMBINING, Choice, DeviceInfo, ExplainedPage,
     Explanation, IOCTL_CACHE_MODE, IOCTL_DEVICE_STATISTICS, IOCTL_EVENTFD, IOCTL_EXPLAIN,
     IOCTL_FILE_STATISTICS, IOCTL_INFO, IOCTL_MAP_MODE, MAP_EAGER, MAP_LAZY, NO_FILE, Statistics,
 };
+
+use crate::{Error, Mapping};
 
 /// How mappings of device memory are filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -72,9 +72,7 @@ pub enum Error {
 
 fn open_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound => {
-            "; is the module virtio_dma loaded, and a device there? (`vdma list`)"
-        }
+        io::ErrorKind::NotFound => "; is the module vdma loaded, and a device there? (`vdma list`)",
         io::ErrorKind::PermissionDenied => "; try as root, or join the group that owns the node",
         _ => "",
     }

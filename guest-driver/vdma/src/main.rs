@@ -2,9 +2,9 @@
 
 mod cli;
 
+use std::{io, process::ExitCode};
+
 use clap::Parser;
-use std::io;
-use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {

@@ -1,6 +1,8 @@
-use crate::Error;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::{ffi::c_void, io, os::fd::BorrowedFd, ptr};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::Error;
 
 mod sealed {
     pub trait Sealed {}

@@ -1,8 +1,9 @@
-use crate::Error;
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+
+use crate::Error;
 
 /// A vdma device that the system knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +62,9 @@ fn nodes_below(class: &Path) -> io::Result<Vec<Node>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::os::unix::fs::symlink;
+
+    use super::*;
 
     #[test]
     fn finds_devices_in_the_order_of_their_numbers() {

@@ -1,13 +1,15 @@
 //! The trace of a device: completed requests, read from shared memory without a system call.
 
-use crate::{Device, Error, Mapping};
-use rustix::ioctl::{Getter, Opcode, ioctl};
 use std::{
     mem::offset_of,
     os::fd::{AsFd, FromRawFd, OwnedFd},
     sync::atomic::{Ordering, fence},
 };
+
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use vdma_protocol::{IOCTL_TRACE, TraceHeader, TraceRecord};
+
+use crate::{Device, Error, Mapping};
 
 /// An open trace. While one exists the driver records what it completes.
 #[derive(Debug)]

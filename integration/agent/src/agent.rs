@@ -1,19 +1,26 @@
 //! The agent: takes the harness's messages and answers them.
 
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
 use guest_agent::{
     CommandEnd, CommandId, HOST_SOCKET, HostReply, PORT_NAME, ToGuest, ToHost, read_frame,
     write_frame,
 };
 use rustix::process::Signal;
-use std::collections::HashMap;
-use std::fs::{self, File};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::command::{self, Running};
-use crate::{init, kernel_log, leaks};
+use crate::{
+    command::{self, Running},
+    init, kernel_log, leaks,
+};
 
 /// The connection to the harness and everything that waits for it.
 pub(crate) struct Link {

@@ -1,19 +1,28 @@
 //! Commands that run in the guest: on pipes or on a terminal, their output sent as it comes.
 
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
+    process::{Child, Stdio},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+};
+
 use guest_agent::{Command, CommandEnd, CommandId, Stream, ToHost, WindowSize};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
-use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{Mode, OFlags},
+    io::Errno,
+    process::{Pid, Signal},
+    pty::OpenptFlags,
+    termios::Winsize,
+};
 
 use crate::agent::Link;
 

@@ -1,7 +1,8 @@
 //! Length-prefixed frames.
 
-use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
+
+use serde::{Serialize, de::DeserializeOwned};
 
 /// Most bytes that the body of one frame may have: 4 MiB.
 pub const MAX_FRAME: usize = 4 << 20;

@@ -1,7 +1,8 @@
 //! Asking the harness from a program in the guest.
 
-use crate::{FrameError, HostCall, HostReply, read_frame, write_frame};
 use std::os::unix::net::UnixStream;
+
+use crate::{FrameError, HostCall, HostReply, read_frame, write_frame};
 
 /// Where the agent takes calls.
 pub const HOST_SOCKET: &str = "/run/vdma-host.sock";

@@ -1,14 +1,19 @@
 //! Process 1: from the initial file system to a guest that takes commands.
 
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
 use guest_agent::{INIT_CONFIG, InitConfig, LAYER, ROOT_SERIAL};
-use rustix::io::Errno;
-use rustix::mount::MountFlags;
-use rustix::process::{Pid, WaitOptions};
-use rustix::system::RebootCommand;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use rustix::{
+    io::Errno,
+    mount::MountFlags,
+    process::{Pid, WaitOptions},
+    system::RebootCommand,
+};
 
 use crate::loopback;
 

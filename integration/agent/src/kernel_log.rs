@@ -1,8 +1,8 @@
 //! Lines in the kernel log: they reach the console whole, in order with the kernel's own.
 
+use std::{fs::File, io::Write as _};
+
 use guest_agent::FATAL_PREFIX;
-use std::fs::File;
-use std::io::Write as _;
 
 /// Writes one line at a level that always reaches the console.
 pub(crate) fn mark(text: &str) -> std::io::Result<()> {

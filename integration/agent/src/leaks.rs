@@ -1,8 +1,6 @@
 //! The kernel's leak detector (Documentation/dev-tools/kmemleak.rst).
 
-use std::fs;
-use std::io;
-use std::time::Duration;
+use std::{fs, io, time::Duration};
 
 /// Where the detector is, in kernels that have one.
 const DETECTOR: &str = "/sys/kernel/debug/kmemleak";

@@ -1,8 +1,6 @@
 //! The loopback network interface.
 
-use std::io;
-use std::net::UdpSocket;
-use std::os::fd::AsRawFd as _;
+use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
 
 /// `IFF_UP | IFF_RUNNING`, in the width that the request has.
 const FLAGS: libc::c_short = 0x41;

@@ -1,7 +1,6 @@
 //! Reading the counts.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use crate::layout::{LayoutError, Shared};
 

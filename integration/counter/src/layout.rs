@@ -1,12 +1,17 @@
 //! The shared file: a header, and a record for each block.
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
-use std::collections::HashMap;
-use std::path::Path;
-use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::HashMap,
+    path::Path,
+    ptr::{NonNull, null_mut},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    mm::{MapFlags, ProtFlags},
+};
 
 /// Blocks that the file has room for; those of a guest that has more are counted as lost.
 const CAPACITY: usize = 1 << 20;

@@ -1,9 +1,12 @@
 //! What the driver holds on behalf of others: nothing of it may stay.
 
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, ensure};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
 
 use crate::Demo;
 

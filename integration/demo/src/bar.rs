@@ -3,9 +3,10 @@
 //! The harness reads and writes the backend's memory on the host, so what is shown here has really
 //! left the guest.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use guest_agent::{HostCall, call_host};
-use std::fs;
 
 use crate::Demo;
 

@@ -1,8 +1,10 @@
 //! Memory to pin: pages of the process's own.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+};
 
 /// Alignment of buffers. Huge pages begin at such addresses, so that the kernel may back a buffer
 /// with them, and then its pages are neighbours in physical memory as well.

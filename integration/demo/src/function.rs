@@ -1,8 +1,8 @@
 //! The PCI function as the kernel presents it.
 
+use std::{fs, path::Path};
+
 use anyhow::{Context, Result, ensure};
-use std::fs;
-use std::path::Path;
 
 use crate::Demo;
 
@@ -36,13 +36,13 @@ pub(crate) fn show(_: &Demo) -> Result<()> {
         .join("driver");
     let driver = fs::canonicalize(&driver).with_context(|| driver.display().to_string())?;
     ensure!(
-        driver.ends_with("virtio_dma"),
+        driver.ends_with("vdma"),
         "{} is bound to {}",
         node.virtio,
         driver.display()
     );
     println!(
-        "   {} is bound to virtio_dma: {}",
+        "   {} is bound to vdma: {}",
         node.virtio,
         node.path.display()
     );

@@ -10,10 +10,10 @@ mod function;
 mod operations;
 mod transfer;
 
+use std::{path::PathBuf, process::ExitCode};
+
 use anyhow::{Context as _, Result};
 use balance::Holdings;
-use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// What the steps work with.
 struct Demo {

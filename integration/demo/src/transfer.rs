@@ -1,15 +1,16 @@
 //! A file on its way through device memory.
 
+use std::{
+    fs, io,
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::{IoUring, opcode, squeue, types};
 use sha2::{Digest, Sha256};
-use std::fs;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
 
-use crate::Demo;
-use crate::buffer::Buffer;
+use crate::{Demo, buffer::Buffer};
 
 /// Bytes of one request.
 const CHUNK: usize = 64 << 10;

@@ -1,17 +1,22 @@
 //! `cargo vm bench`: the device beside virtio-blk, as a table, JSON and SVG.
 
-use anyhow::{Context as _, Result};
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::PathBuf,
+};
 
-use crate::accel::AccelChoice;
-use crate::cache::Cache;
-use crate::cli::BenchOptions;
-use crate::failure::RunFailure;
-use crate::guest::{Bench, Wanted};
-use crate::measure::{self, chart, instructions, table};
-use crate::progress;
+use anyhow::{Context as _, Result};
+
+use crate::{
+    accel::AccelChoice,
+    cache::Cache,
+    cli::BenchOptions,
+    failure::RunFailure,
+    guest::{Bench, Wanted},
+    measure::{self, chart, instructions, table},
+    progress,
+};
 
 /// Measures; gives the exit status.
 pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {

@@ -1,16 +1,18 @@
 //! `cargo vm demo`: a guest in which every part is shown at work.
 
-use anyhow::Result;
-use guest_agent::{Command, CommandEnd};
 use std::path::PathBuf;
 
-use super::exec::Inherited;
-use super::status_of;
-use crate::cache::Cache;
-use crate::cli::Demo;
-use crate::failure::RunFailure;
-use crate::guest::{Bench, GuestSpec, Wanted};
-use crate::progress;
+use anyhow::Result;
+use guest_agent::{Command, CommandEnd};
+
+use super::{exec::Inherited, status_of};
+use crate::{
+    cache::Cache,
+    cli::Demo,
+    failure::RunFailure,
+    guest::{Bench, GuestSpec, Wanted},
+    progress,
+};
 
 /// The guest's side of the demo.
 const PROGRAM: &str = "vdma-demo";

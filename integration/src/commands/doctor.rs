@@ -1,11 +1,10 @@
 //! `cargo vm doctor`: what this machine has and lacks, each with its remedy.
 
-use anyhow::Result;
-use std::fs;
-use std::process::Command;
+use std::{fs, process::Command};
 
-use crate::cache::Cache;
-use crate::{accel, host, mirror, process, programs};
+use anyhow::Result;
+
+use crate::{accel, cache::Cache, host, mirror, process, programs};
 
 /// Free space that a cold run needs, in bytes.
 const SPACE: u64 = 6 << 30;

@@ -1,17 +1,22 @@
 //! `cargo vm exec`: one command in a fresh guest, as if it ran here.
 
+use std::{
+    io::{Read as _, Write as _},
+    sync::mpsc::{Sender, channel},
+    time::Duration,
+};
+
 use anyhow::{Context, Result};
 use guest_agent::{Command, CommandEnd, Stream};
-use std::io::{Read as _, Write as _};
-use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
 
 use super::{guest_spec, status_of, wanted};
-use crate::cache::Cache;
-use crate::cli::Exec;
-use crate::guest::Bench;
-use crate::progress;
-use crate::vm::{CommandIo, Event};
+use crate::{
+    cache::Cache,
+    cli::Exec,
+    guest::Bench,
+    progress,
+    vm::{CommandIo, Event},
+};
 
 /// Bytes of input that are sent at once.
 const CHUNK: usize = 32 << 10;

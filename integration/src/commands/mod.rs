@@ -11,8 +11,10 @@ mod test;
 use anyhow::Result;
 use guest_agent::CommandEnd;
 
-use crate::cli::{Command, GuestOptions};
-use crate::guest::{GuestSpec, Wanted};
+use crate::{
+    cli::{Command, GuestOptions},
+    guest::{GuestSpec, Wanted},
+};
 
 /// Runs `command`; gives the exit status.
 pub(crate) fn run(command: Command) -> Result<u8> {

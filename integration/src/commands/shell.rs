@@ -1,20 +1,14 @@
 //! `cargo vm shell`: a root shell on a terminal of its own in a fresh guest.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use guest_agent::{Command, WindowSize};
 use rustix::termios::{OptionalActions, Termios};
-use signal_hook::consts::SIGWINCH;
-use signal_hook::iterator::Signals;
-use std::time::Duration;
+use signal_hook::{consts::SIGWINCH, iterator::Signals};
 
-use super::exec::Inherited;
-use super::{guest_spec, status_of, wanted};
-use crate::cache::Cache;
-use crate::cli::Shell;
-use crate::failure::RunFailure;
-use crate::guest::Bench;
-use crate::progress;
-use crate::vm::Event;
+use super::{exec::Inherited, guest_spec, status_of, wanted};
+use crate::{cache::Cache, cli::Shell, failure::RunFailure, guest::Bench, progress, vm::Event};
 
 /// Runs the shell; gives its exit status.
 pub(crate) fn run(arguments: Shell) -> Result<u8> {

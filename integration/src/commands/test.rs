@@ -1,19 +1,25 @@
 //! `cargo vm test`: the workspace's unit tests, every suite in guests, and the scenarios.
 
-use anyhow::Result;
 use std::io::Write as _;
 
-use crate::cache::Cache;
-use crate::cli::{Test, TestKind};
-use crate::failure::RunFailure;
-use crate::guest::{Bench, Wanted};
-use crate::scenarios::{self, Scenario};
-use crate::suite::guests::{self, GuestTest};
-use crate::suite::report::Report;
-use crate::suite::select::Selection;
-use crate::suite::units::{self, UnitTest};
-use crate::suite::{Record, junit};
-use crate::{interrupt, programs, progress};
+use anyhow::Result;
+
+use crate::{
+    cache::Cache,
+    cli::{Test, TestKind},
+    failure::RunFailure,
+    guest::{Bench, Wanted},
+    interrupt, programs, progress,
+    scenarios::{self, Scenario},
+    suite::{
+        Record,
+        guests::{self, GuestTest},
+        junit,
+        report::Report,
+        select::Selection,
+        units::{self, UnitTest},
+    },
+};
 
 /// Any test.
 enum AnyTest {

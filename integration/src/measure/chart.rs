@@ -1,8 +1,9 @@
 //! Measurements as a picture: a bar for each ratio.
 
+use std::path::Path;
+
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
-use std::path::Path;
 
 use super::Measurements;
 

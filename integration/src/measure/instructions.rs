@@ -3,18 +3,14 @@
 //! Each job runs twice, with few and with many requests: the difference is what the requests cost, and
 //! nothing of what starting and ending costs.
 
+use std::{collections::HashMap, fmt::Write as _, time::Duration};
+
 use anyhow::{Context as _, Result, ensure};
 use instruction_counter::{Counts, Snapshot};
 use serde::Serialize;
-use std::collections::HashMap;
-use std::fmt::Write as _;
-use std::time::Duration;
 
 use super::{DEVICE, GUEST, boot, median, sh};
-use crate::guest::Bench;
-use crate::progress;
-use crate::qemu::COUNTS;
-use crate::vm::Vm;
+use crate::{guest::Bench, progress, qemu::COUNTS, vm::Vm};
 
 /// Requests of the short run and of the long one.
 type Requests = (u32, u32);
@@ -134,7 +130,7 @@ pub(crate) struct Cost {
     pub(crate) programs: f64,
     /// That of the kernel without the module.
     pub(crate) kernel: f64,
-    /// That of the module `virtio_dma`.
+    /// That of the module `vdma`.
     pub(crate) module: f64,
     /// Functions with most instructions.
     pub(crate) functions: Vec<Function>,
@@ -289,7 +285,7 @@ struct Symbol {
 
 impl Symbol {
     fn is_of_module(&self) -> bool {
-        self.name.ends_with("[virtio_dma]")
+        self.name.ends_with("[vdma]")
     }
 }
 
@@ -303,7 +299,7 @@ impl Symbols {
         let symbols = Self::parse(&text);
         ensure!(
             symbols.0.iter().any(Symbol::is_of_module),
-            "/proc/kallsyms has no symbols of virtio_dma"
+            "/proc/kallsyms has no symbols of vdma"
         );
         Ok(symbols)
     }
@@ -410,7 +406,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "ffffffff81000000 T _text\nffffffff81000100 t do_it\n\
-        ffffffffc0000000 t _RNvMs_NtCs1a_10virtio_dma5queueNtB4_5Queue4reap\t[virtio_dma]\n";
+        ffffffffc0000000 t _RNvMs_NtCs1a_4vdma5queueNtB4_5Queue4reap\t[vdma]\n";
 
     #[test]
     fn addresses_belong_to_the_symbol_before() {
@@ -425,7 +421,7 @@ mod tests {
         assert_eq!(name(0xffff_ffff_8100_0100), Some("do_it"));
         assert_eq!(
             name(0xffff_ffff_c000_0001),
-            Some("virtio_dma::queue::Queue::reap [virtio_dma]")
+            Some("vdma::queue::Queue::reap [vdma]")
         );
         assert!(symbols.0[2].is_of_module() && !symbols.0[1].is_of_module());
     }

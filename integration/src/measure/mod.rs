@@ -6,17 +6,19 @@ mod jobs;
 mod peers;
 pub(crate) mod table;
 
-use anyhow::{Context as _, Result, bail};
-use guest_agent::{Command, CommandEnd, Stream};
-use serde::Serialize;
 use std::time::Duration;
 
-use crate::guest::{Bench, GuestSpec};
-use crate::progress;
-use crate::vm::{CommandIo, Vm};
-
+use anyhow::{Context as _, Result, bail};
+use guest_agent::{Command, CommandEnd, Stream};
 use jobs::{JOBS, Job};
 use peers::{PEERS, Peer};
+use serde::Serialize;
+
+use crate::{
+    guest::{Bench, GuestSpec},
+    progress,
+    vm::{CommandIo, Vm},
+};
 
 /// Packages that the guest needs.
 pub(crate) const PACKAGES: &[&str] = &["fio"];

@@ -1,8 +1,11 @@
 //! What the device is compared with: virtio-blk disks of the same guest.
 
+use std::{
+    fs::{self, File},
+    path::Path,
+};
+
 use anyhow::{Context as _, Result};
-use std::fs::{self, File};
-use std::path::Path;
 
 use crate::qemu::RUN;
 

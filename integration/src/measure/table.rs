@@ -1,7 +1,8 @@
 //! Measurements as a table of text.
 
-use super::{Measurements, median};
 use std::fmt::Write as _;
+
+use super::{Measurements, median};
 
 /// The table, with a line for each job and peer.
 pub(crate) fn of(measurements: &Measurements) -> String {

@@ -1,16 +1,21 @@
 //! `cargo vm` as its users see it: exit statuses, messages, streams, nothing left behind.
 
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
-use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use super::{Context, Scenario};
-use crate::failure::{GUEST_FAILED, TIMED_OUT, USAGE};
-use crate::process::Process;
+use crate::{
+    failure::{GUEST_FAILED, TIMED_OUT, USAGE},
+    process::Process,
+};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {

@@ -1,13 +1,14 @@
 //! `cargo vm bench`: what it writes holds what was measured. How fast anything is, is nobody's test.
 
+use std::{fs, path::Path, process::Command};
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use super::harness::{expect_message, expect_status, run};
-use super::{Context, Scenario};
+use super::{
+    Context, Scenario,
+    harness::{expect_message, expect_status, run},
+};
 use crate::failure::USAGE;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -87,7 +88,7 @@ fn instructions_are_counted_where_they_are(context: &Context<'_>) -> Result<()> 
         let functions = comparison["device"]["functions"].as_array();
         let reap = |function: &Value| {
             let name = function["name"].as_str().unwrap_or_default();
-            name.contains("reap") && name.ends_with("[virtio_dma]")
+            name.contains("reap") && name.ends_with("[vdma]")
         };
         // Beside what it takes to pin 256 pages, one completion may be too little to be listed.
         let small = job.as_str().is_some_and(|job| job.starts_with("4 KiB"));

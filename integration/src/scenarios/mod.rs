@@ -9,16 +9,21 @@ mod measure;
 mod outage;
 mod sleep;
 
-use anyhow::{Context as _, Result};
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use crate::cli::EnvironmentOptions;
-use crate::guest::{Bench, GuestSpec};
-use crate::interrupt;
-use crate::suite::{Outcome, Record};
-use crate::vm::Vm;
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cli::EnvironmentOptions,
+    guest::{Bench, GuestSpec},
+    interrupt,
+    suite::{Outcome, Record},
+    vm::Vm,
+};
 
 /// A scenario.
 pub(crate) struct Scenario {

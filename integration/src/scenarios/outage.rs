@@ -5,9 +5,11 @@ use guest_agent::Command;
 use rustix::process::Signal;
 
 use super::{Context, Scenario};
-use crate::failure::{GuestDeath, GuestFailure, RunFailure};
-use crate::suite::guests::Collected;
-use crate::vm::Vm;
+use crate::{
+    failure::{GuestDeath, GuestFailure, RunFailure},
+    suite::guests::Collected,
+    vm::Vm,
+};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {

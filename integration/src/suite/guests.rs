@@ -1,19 +1,23 @@
 //! Suites inside guests: tests that need the same guest share one, a test that kills it gets the
 //! blame and the rest a new one.
 
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result};
 use guest_agent::{Command, CommandEnd, Stream};
 use serde::Deserialize;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 use super::{Outcome, Record};
-use crate::failure::RunFailure;
-use crate::guest::{Bench, GuestSpec};
-use crate::interrupt;
-use crate::process;
-use crate::qemu::Accel;
-use crate::vm::{CommandIo, Vm};
+use crate::{
+    failure::RunFailure,
+    guest::{Bench, GuestSpec},
+    interrupt, process,
+    qemu::Accel,
+    vm::{CommandIo, Vm},
+};
 
 /// Exit status of a test that cannot run in this guest.
 const SKIPPED: i32 = 77;

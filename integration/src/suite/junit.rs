@@ -1,11 +1,9 @@
 //! A test run as a JUnit file.
 
+use std::{collections::BTreeMap, fs::File, path::Path, time::Duration};
+
 use anyhow::{Context, Result};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::Path;
-use std::time::Duration;
 
 use super::{Outcome, Record};
 

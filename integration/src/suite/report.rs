@@ -1,7 +1,9 @@
 //! What the user sees of a test run: a line for each test, the failures' output at the end.
 
-use std::io::Write as _;
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use super::{Outcome, Record};
 

@@ -1,13 +1,19 @@
 //! The workspace's unit tests, as cargo builds them and libtest runs them.
 
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use super::{Outcome, Record};
-use crate::process::{self, Process};
-use crate::{interrupt, programs, progress};
+use crate::{
+    interrupt,
+    process::{self, Process},
+    programs, progress,
+};
 
 /// Begins the names of unit tests.
 const PREFIX: &str = "unit";

@@ -1,13 +1,16 @@
 //! Commands that a guest runs: to their end, or beside something else.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, anyhow};
 use guest_agent::{Command, CommandEnd, CommandId, ToGuest, ToHost};
 use rustix::process::Signal;
-use std::time::{Duration, Instant};
 
 use super::{CommandIo, Event, Vm};
-use crate::failure::{GuestFailure, RunFailure};
-use crate::suite::guests::Collected;
+use crate::{
+    failure::{GuestFailure, RunFailure},
+    suite::guests::Collected,
+};
 
 /// How long a killed command may take to end.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);

@@ -1,16 +1,23 @@
 //! Devices and their backends, as they come and go; what QEMU is asked for.
 
+use std::{
+    path::PathBuf,
+    sync::mpsc::Sender,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, anyhow};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal},
+};
 use serde_json::{Value, json};
-use std::path::PathBuf;
-use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
 
 use super::{ANSWER_DEADLINE, Event, Vm};
-use crate::backend::{Backend, BackendSpec};
-use crate::qemu;
+use crate::{
+    backend::{Backend, BackendSpec},
+    qemu,
+};
 
 /// How long the guest may take to let go of a device.
 const UNPLUG_DEADLINE: Duration = Duration::from_secs(60);

@@ -1,12 +1,15 @@
 //! What the guest's kernel says, and whether that is a complaint.
 
-use anyhow::Result;
-use guest_agent::{ToGuest, ToHost};
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+use guest_agent::{ToGuest, ToHost};
+
 use super::{ANSWER_DEADLINE, Event, Vm};
-use crate::failure::{GuestFailure, RunFailure};
-use crate::kernel_log::{MARK_PREFIX, Splat};
+use crate::{
+    failure::{GuestFailure, RunFailure},
+    kernel_log::{MARK_PREFIX, Splat},
+};
 
 /// How long the kernel may look for leaks.
 const LEAK_DEADLINE: Duration = Duration::from_secs(600);

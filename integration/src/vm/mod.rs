@@ -7,32 +7,39 @@ mod commands;
 mod devices;
 mod kernel;
 
+use std::{
+    collections::HashMap,
+    io::ErrorKind,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::PathBuf,
+    process::Stdio,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, anyhow};
 use guest_agent::{
     CommandId, FrameError, HostCall, HostReply, Stream, ToGuest, ToHost, WindowSize, read_frame,
     write_frame,
 };
 use serde_json::Value;
-use std::collections::HashMap;
-use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::Stdio;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
 
-use self::commands::Background;
-use self::devices::{Replug, watch_backend};
-use crate::backend::{self, Backend, BackendSpec};
-use crate::console::Console;
-use crate::failure::{GuestDeath, GuestFailure, RunFailure};
-use crate::process::{self, Process};
-use crate::qemu::Machine;
-use crate::qmp::Qmp;
-use crate::run_dir::RunDir;
-use crate::tools::Tools;
-use crate::{interrupt, progress};
+use self::{
+    commands::Background,
+    devices::{Replug, watch_backend},
+};
+use crate::{
+    backend::{self, Backend, BackendSpec},
+    console::Console,
+    failure::{GuestDeath, GuestFailure, RunFailure},
+    interrupt,
+    process::{self, Process},
+    progress,
+    qemu::Machine,
+    qmp::Qmp,
+    run_dir::RunDir,
+    tools::Tools,
+};
 
 /// How long a panicking kernel may take to finish its report.
 const PANIC_REPORT: Duration = Duration::from_secs(3);

@@ -1,22 +1,31 @@
 //! The guest's halves of scenarios: programs that use a device while the harness does something to
 //! it. The harness starts them as `guest-suites act NAME`.
 
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::io::Errno;
-use rustix::process::Signal;
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use rustix::{io::Errno, process::Signal};
 use vdma::Device;
 
-use crate::support::aio::{Context, Iocb, Opcode};
-use crate::support::child::Child;
-use crate::support::driver::{self, tool};
-use crate::support::region::Region;
-use crate::support::{MIB, NODE, PAGE, bytes, errno, open, procfs, wait};
-use crate::watch;
+use crate::{
+    support::{
+        MIB, NODE, PAGE,
+        aio::{Context, Iocb, Opcode},
+        bytes,
+        child::Child,
+        driver::{self, tool},
+        errno, open, procfs,
+        region::Region,
+        wait,
+    },
+    watch,
+};
 
 /// An actor: its name, and what it does.
 type Actor = (&'static str, fn() -> Result<()>);
@@ -147,7 +156,7 @@ fn hold_an_unplugged_device() -> Result<()> {
 /// Transfers until the device dies; what was under way has to end within the driver's time-out.
 fn load_a_dying_device() -> Result<()> {
     driver::unload()?;
-    tool(&["modprobe", "virtio_dma", "timeout_ms=1500"])?;
+    tool(&["modprobe", "vdma", "timeout_ms=1500"])?;
     wait::until("the node is there", || Ok(Path::new(NODE).exists()))?;
     let device = open()?;
     let mapping = device.map(0, PAGE)?;
@@ -236,7 +245,7 @@ fn hold_nothing() -> Result<()> {
     }
     let mut users = String::new();
     wait::until("nobody uses the module", || {
-        users = fs::read_to_string("/sys/module/virtio_dma/refcnt")?;
+        users = fs::read_to_string("/sys/module/vdma/refcnt")?;
         Ok(users.trim() == "0")
     })
 }

@@ -11,13 +11,18 @@ mod support;
 mod test;
 mod watch;
 
+use std::{
+    io::Write as _,
+    process::{Command, ExitCode},
+};
+
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use std::io::Write as _;
-use std::process::{Command, ExitCode};
 
-use crate::test::{Needs, Skip, Test};
-use crate::watch::Holdings;
+use crate::{
+    test::{Needs, Skip, Test},
+    watch::Holdings,
+};
 
 /// Exit status of a skipped test.
 const SKIPPED: u8 = 77;
@@ -117,8 +122,9 @@ fn find(name: &str) -> Result<&'static Test> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::HashSet;
+
+    use super::*;
 
     #[test]
     fn names_are_unique_and_plain() {

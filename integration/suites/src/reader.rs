@@ -1,14 +1,15 @@
 //! A program that does nothing but read: io_uring with as little around it as there can be. What a
 //! request costs shows best where the program costs nothing.
 
+use std::{
+    fs::OpenOptions,
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+};
+
 use anyhow::{Context as _, Result, bail, ensure};
 use io_uring::{IoUring, opcode, types};
-use std::fs::OpenOptions;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 
-use crate::support::PAGE;
-use crate::support::region::Region;
+use crate::support::{PAGE, region::Region};
 
 /// Requests in flight.
 const DEPTH: u32 = 32;

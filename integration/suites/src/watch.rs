@@ -1,8 +1,11 @@
 //! What a test must not leave behind: pinned pages, open files, requests under way.
 
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result, bail};
-use std::fs;
-use std::time::{Duration, Instant};
 
 /// How long the kernel may take to let go after the test's process has ended: io_uring instances
 /// and delayed frees are taken apart by worker threads.
@@ -23,7 +26,7 @@ pub(crate) struct Holdings {
 impl Holdings {
     /// The state now.
     pub(crate) fn now() -> Result<Self> {
-        let driver_users = match fs::read_to_string("/sys/module/virtio_dma/refcnt") {
+        let driver_users = match fs::read_to_string("/sys/module/vdma/refcnt") {
             Ok(text) => text.trim().parse().context("the driver's use count")?,
             // A test may unload the driver.
             Err(_) => 0,

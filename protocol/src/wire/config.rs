@@ -2,9 +2,9 @@
 
 //! Device identity, feature bits and configuration space (SPEC.md, sections 1 to 5).
 
-use super::endian::le64_at;
-use super::{Le16, Le32, Le64};
 use core::mem::{offset_of, size_of};
+
+use super::{Le16, Le32, Le64, endian::le64_at};
 
 /// Virtio device id: reserved for "dmabuf" in the virtio list, with neither driver nor
 /// specification. [`CONFIG_MAGIC`] tells this device from any other with the same id.

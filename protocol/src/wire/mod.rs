@@ -8,7 +8,4 @@ mod endian;
 mod ioctl;
 mod request;
 
-pub use self::config::*;
-pub use self::endian::*;
-pub use self::ioctl::*;
-pub use self::request::*;
+pub use self::{config::*, endian::*, ioctl::*, request::*};

@@ -6,9 +6,9 @@
 //! the outgoing data; its device-writable bytes are a [`Response`] followed by the incoming data.
 //! How these bytes are spread over descriptors means nothing (virtio 1.2, section 2.6.4).
 
-use super::endian::le64_at;
-use super::{Le16, Le32, Le64};
 use core::mem::{offset_of, size_of};
+
+use super::{Le16, Le32, Le64, endian::le64_at};
 
 /// What the device is asked to do: the code in [`RequestHeader::operation`] (SPEC.md, section 7.3).
 ///

@@ -7,11 +7,9 @@
 mod render;
 mod source;
 
-use std::fmt::Write;
-use std::path::Path;
-use std::process::Command;
+use std::{fmt::Write, path::Path, process::Command};
 
-use render::{render, Value};
+use render::{Value, render};
 
 fn header_path() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("include/virtio_dma.h")

@@ -1,15 +1,16 @@
 //! Front ends that send nonsense, leave half-way, or never speak.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
-use crate::support::{Connect, DEADLINE, Daemon, FrontEnd, Request, curl};
 use vdma_protocol::Operation;
-use vhost::vhost_user::VhostUserFrontend;
-use vhost::{VhostBackend, VringConfigData};
+use vhost::{VhostBackend, VringConfigData, vhost_user::VhostUserFrontend};
 
 use super::{assert_works, connect, two_queues};
+use crate::support::{Connect, DEADLINE, Daemon, FrontEnd, Request, curl};
 
 #[test]
 fn ring_messages_early_repeated_and_out_of_range() {

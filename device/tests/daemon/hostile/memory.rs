@@ -1,10 +1,10 @@
 //! Guest memory that goes, changes, or is device memory itself.
 
-use crate::support::{BAR, DATA, DEADLINE, Daemon, FrontEnd, Request, await_event};
 use vdma_protocol::{Operation, Status};
 use vhost::VhostBackend;
 
 use super::{MIB, assert_works, connect, two_queues};
+use crate::support::{BAR, DATA, DEADLINE, Daemon, FrontEnd, Request, await_event};
 
 #[test]
 fn memory_cut_off_under_load() {

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{Buffer, DATA, FrontEnd, HEADERS, RESPONSES, Request};
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
 use super::{MIB, two_queues};
+use crate::support::{Buffer, DATA, FrontEnd, HEADERS, RESPONSES, Request};
 
 /// Sends one chain as it is and returns the response and the used length.
 fn send(front: &mut FrontEnd, chain: &[Buffer]) -> (Response, u32) {

@@ -1,12 +1,12 @@
 //! Rings that cannot be followed.
 
+use vhost::VhostBackend;
+
+use super::{MIB, assert_works, two_queues};
 use crate::support::{
     Buffer, DEADLINE, Daemon, DriverRing, FrontEnd, Guest, HEADERS, await_event,
     descriptor_flags::{INDIRECT, NEXT},
 };
-use vhost::VhostBackend;
-
-use super::{MIB, assert_works, two_queues};
 
 /// A descriptor's contents: memory, flags, next.
 type Descriptor = (Buffer, u16, u16);

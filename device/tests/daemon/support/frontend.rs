@@ -1,28 +1,31 @@
 //! A vhost-user front end: guest memory in memfds, rings, and the BAR.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::Instant;
+use std::{
+    fs::File,
+    os::fd::AsRawFd,
+    path::Path,
+    sync::{Arc, Mutex},
+    thread,
+    time::Instant,
+};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use vdma_protocol::{Config, FEATURE_BAR};
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures,
+use vhost::{
+    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
+    vhost_user::{
+        self, Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend,
+        VhostUserFrontendReqHandler,
+        message::{
+            VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures,
+        },
+    },
 };
-use vhost::vhost_user::{
-    self, Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend,
-    VhostUserFrontendReqHandler,
-};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
 };
 
-use super::ring::RING_BYTES;
-use super::{DEADLINE, DriverRing, Used};
+use super::{DEADLINE, DriverRing, Used, ring::RING_BYTES};
 
 /// VERSION_1, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, BAR.
 pub const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 29 | 1 << 30 | 1 << FEATURE_BAR;

@@ -4,13 +4,15 @@ mod daemon;
 mod frontend;
 mod ring;
 
-pub use self::daemon::{Daemon, is_sandboxed};
-pub use self::frontend::{BAR, Connect, FEATURES, FrontEnd, Guest, await_event};
-pub use self::ring::{Buffer, DriverRing, Used, descriptor_flags};
-
 use std::time::Duration;
 
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
+
+pub use self::{
+    daemon::{Daemon, is_sandboxed},
+    frontend::{BAR, Connect, FEATURES, FrontEnd, Guest, await_event},
+    ring::{Buffer, DriverRing, Used, descriptor_flags},
+};
 
 /// How long a test waits for what must come. Only a failing test waits that long.
 pub const DEADLINE: Duration = Duration::from_secs(20);

@@ -1,14 +1,22 @@
-use super::show::{JSON_VERSION, print_json};
-use super::{Memory, Output};
+use std::{
+    ffi::c_void,
+    fs::{self, OpenOptions},
+    path::{Path, PathBuf},
+    ptr,
+};
+
 use anyhow::{Context as _, Result, ensure};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use serde_json::json;
-use std::ffi::c_void;
-use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
-use std::ptr;
-use vdma::protocol::{PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE};
-use vdma::{Device, ExplainedPage};
+use vdma::{
+    Device, ExplainedPage,
+    protocol::{PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE},
+};
+
+use super::{
+    Memory, Output,
+    show::{JSON_VERSION, print_json},
+};
 
 const HUGE: usize = 2 << 20;
 

@@ -15,8 +15,9 @@ mod size;
 mod transfer;
 mod watch;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Looks at vdma devices and moves data to and from their memory.
 #[derive(Debug, Parser)]
@@ -282,8 +283,9 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::CommandFactory;
+
+    use super::*;
 
     #[test]
     fn command_line_is_consistent() {

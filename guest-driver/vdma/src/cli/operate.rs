@@ -1,8 +1,12 @@
-use super::Output;
-use super::show::{JSON_VERSION, print_json};
-use serde_json::json;
 use std::path::Path;
+
+use serde_json::json;
 use vdma::Device;
+
+use super::{
+    Output,
+    show::{JSON_VERSION, print_json},
+};
 
 /// Bytes of the range that begins at `offset`: to the end of device memory unless said otherwise.
 fn length_from(device: &Device, offset: u64, length: Option<u64>) -> u64 {

@@ -1,7 +1,9 @@
-use super::Output;
-use serde_json::{Value, json};
 use std::path::Path;
+
+use serde_json::{Value, json};
 use vdma::{Device, DeviceInfo, Node, Operation, Statistics};
+
+use super::Output;
 
 /// Version of the JSON output.
 pub(super) const JSON_VERSION: u32 = 1;
@@ -27,7 +29,7 @@ pub(super) fn list(output: Output) -> anyhow::Result<()> {
             })).collect::<Vec<_>>(),
         }))?,
         Output::Text if devices.is_empty() => {
-            eprintln!("no vdma device; is the module virtio_dma loaded, and a device plugged?");
+            eprintln!("no vdma device; is the module vdma loaded, and a device plugged?");
         }
         Output::Text => {
             print_line!(

@@ -1,10 +1,11 @@
-use anyhow::{Context, bail, ensure};
 use std::{
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::FileExt,
     path::Path,
 };
+
+use anyhow::{Context, bail, ensure};
 use vdma::Device;
 
 /// Bytes that one call moves.

@@ -1,13 +1,19 @@
-use super::Output;
-use super::show::{JSON_VERSION, size};
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal as _, Write as _, stdout},
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use std::collections::BTreeMap;
-use std::io::{IsTerminal as _, Write as _, stdout};
-use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 use vdma::{Device, Operation, TraceRecord};
+
+use super::{
+    Output,
+    show::{JSON_VERSION, size},
+};
 
 /// Time between two looks at the trace: short enough for nothing to be lost at 400 000 requests per
 /// second.

@@ -5,12 +5,15 @@
 
 #![deny(missing_docs)]
 
+use std::{
+    ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void},
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    ptr,
+    sync::{Mutex, PoisonError},
+};
+
 use instruction_counter::{FILE_ARGUMENT, Record, Recorder};
-use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
-use std::ptr;
-use std::sync::{Mutex, PoisonError};
 
 /// The version of the interface that this is made for.
 #[unsafe(no_mangle)]

@@ -1,19 +1,29 @@
 //! libaio and io_uring: queued in the caller's context, completed once, never lost.
 
-use anyhow::{Context as _, Result, ensure};
-use io_uring::opcode;
-use io_uring::squeue::{Entry, Flags};
-use rustix::io::Errno;
 use std::os::unix::fs::FileExt as _;
+
+use anyhow::{Context as _, Result, ensure};
+use io_uring::{
+    opcode,
+    squeue::{Entry, Flags},
+};
+use rustix::io::Errno;
 use vdma::Device;
 
-use crate::support::aio::{Context, Iocb, Opcode};
-use crate::support::faults::{self, SLUGGISH};
-use crate::support::pieces::Pieces;
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, MIB, PAGE, bytes, open, procfs};
-use crate::test::Test;
+use crate::{
+    support::{
+        KIB, MIB, PAGE,
+        aio::{Context, Iocb, Opcode},
+        bytes,
+        faults::{self, SLUGGISH},
+        open,
+        pieces::Pieces,
+        procfs,
+        region::Region,
+        uring::{Uring, fd},
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("libaio_moves_many_at_once", libaio_moves_many_at_once),

@@ -1,22 +1,29 @@
 //! Buffers that are made ready for DMA once: pinned memory of a user, and memory of the driver's.
 
-use anyhow::{Context as _, Result, ensure};
-use rustix::io::Errno;
-use rustix::mm::MapFlags;
-use rustix::process::{Resource, Rlimit, setrlimit};
-use std::fs;
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileExt as _;
-use vdma::protocol::{COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command};
-use vdma::{Device, Operation};
+use std::{
+    fs,
+    os::{fd::AsFd as _, unix::fs::FileExt as _},
+};
 
-use crate::support::child::Child;
-use crate::support::faults;
-use crate::support::file_system::FileSystem;
-use crate::support::region::Region;
-use crate::support::{KIB, MIB, PAGE, become_nobody, bytes, errno, open, wait};
-use crate::test::Test;
-use crate::watch::pinned_pages;
+use anyhow::{Context as _, Result, ensure};
+use rustix::{
+    io::Errno,
+    mm::MapFlags,
+    process::{Resource, Rlimit, setrlimit},
+};
+use vdma::{
+    Device, Operation,
+    protocol::{COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command},
+};
+
+use crate::{
+    support::{
+        KIB, MIB, PAGE, become_nobody, bytes, child::Child, errno, faults, file_system::FileSystem,
+        open, region::Region, wait,
+    },
+    test::Test,
+    watch::pinned_pages,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

@@ -1,16 +1,18 @@
 //! Operations that read and write cannot express, by ioctl.
 
-use anyhow::{Result, ensure};
-use rustix::io::Errno;
-use rustix::mm::Advice;
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt as _;
-use vdma::protocol::{COMMAND_INCOMING_BUFFER, Command};
-use vdma::{Device, Operation};
+use std::{fs::OpenOptions, os::unix::fs::FileExt as _};
 
-use crate::support::region::Region;
-use crate::support::{KIB, MIB, NODE, PAGE, bytes, errno, open};
-use crate::test::Test;
+use anyhow::{Result, ensure};
+use rustix::{io::Errno, mm::Advice};
+use vdma::{
+    Device, Operation,
+    protocol::{COMMAND_INCOMING_BUFFER, Command},
+};
+
+use crate::{
+    support::{KIB, MIB, NODE, PAGE, bytes, errno, open, region::Region},
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("copy_moves_memory_to_memory", copy_moves_memory_to_memory),

@@ -1,20 +1,26 @@
 //! Everything at once: removal, sleep and faults find every kind of thing in use.
 
+use std::os::unix::fs::FileExt as _;
+
 use anyhow::{Result, ensure};
 use io_uring::opcode;
-use rustix::io::Errno;
-use rustix::mm::MapFlags;
-use rustix::process::Signal;
-use std::os::unix::fs::FileExt as _;
-use vdma::protocol::{Command, URING_RUN};
-use vdma::{MapMode, Operation};
+use rustix::{io::Errno, mm::MapFlags, process::Signal};
+use vdma::{
+    MapMode, Operation,
+    protocol::{Command, URING_RUN},
+};
 
-use crate::support::child::Child;
-use crate::support::driver::Unbound;
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, MIB, PAGE, bytes, errno, open};
-use crate::test::Test;
+use crate::{
+    support::{
+        KIB, MIB, PAGE, bytes,
+        child::Child,
+        driver::Unbound,
+        errno, open,
+        region::Region,
+        uring::{Uring, fd},
+    },
+    test::Test,
+};
 
 /// A queue for a thousand, and requests that stay for some seconds.
 const CROWDED: &[&str] = &["--queue-size=1024", "--fault=delay=5s,range=16M+1M"];

@@ -1,16 +1,23 @@
 //! A device that fails requests, or says what cannot be true.
 
+use std::os::unix::fs::FileExt as _;
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
 use rustix::io::Errno;
-use std::os::unix::fs::FileExt as _;
 use vdma::Device;
 
-use crate::support::driver::Unbound;
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, MIB, PAGE, bytes, errno, faults, kernel_log, open, wait};
-use crate::test::Test;
+use crate::{
+    support::{
+        KIB, MIB, PAGE, bytes,
+        driver::Unbound,
+        errno, faults, kernel_log, open,
+        region::Region,
+        uring::{Uring, fd},
+        wait,
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("a_failed_request_is_eio", a_failed_request_is_eio)
@@ -362,7 +369,7 @@ fn failures_are_counted_and_logged() -> Result<()> {
     // Others may have used up what the driver allows itself to say in this second.
     wait::until("the kernel log names the request that failed", || {
         fail()?;
-        let told = |line: &String| line.contains("virtio_dma") && line.contains("0x2000123");
+        let told = |line: &String| line.contains("vdma") && line.contains("0x2000123");
         Ok(log.lines()?.iter().any(told))
     })?;
     // A device that fails everything does not fill the log.

@@ -1,17 +1,19 @@
 //! Every kind of address that a page has, and what becomes of pages on their way to the device.
 
+use std::{fs::File, os::unix::fs::FileExt as _};
+
 use anyhow::{Context as _, Result, ensure};
 use rustix::io::Errno;
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use vdma::ExplainedPage;
-use vdma::protocol::{PAGE_ANONYMOUS, PAGE_HUGE};
+use vdma::{
+    ExplainedPage,
+    protocol::{PAGE_ANONYMOUS, PAGE_HUGE},
+};
 
-use crate::support::driver::tool;
-use crate::support::region::Region;
-use crate::support::{MIB, PAGE, errno, open};
-use crate::test::Test;
-use crate::watch::pinned_pages;
+use crate::{
+    support::{MIB, PAGE, driver::tool, errno, open, region::Region},
+    test::Test,
+    watch::pinned_pages,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

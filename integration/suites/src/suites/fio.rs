@@ -1,12 +1,17 @@
 //! fio, as its users run it: every way to submit, blocks of any size, contents verified.
 
+use std::{
+    os::unix::fs::FileExt as _,
+    process::{Command, Output},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use std::os::unix::fs::FileExt as _;
-use std::process::{Command, Output};
 
-use crate::support::{NODE, open, wait};
-use crate::test::Test;
+use crate::{
+    support::{NODE, open, wait},
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     with_fio("psync", || verified(&["--ioengine=psync"])),

@@ -1,17 +1,22 @@
 //! The PCI function is reset under the driver (`/sys/bus/pci/devices/.../reset`): what the driver does
 //! before and after is what it does before and after a sleep of the machine.
 
+use std::{fs, os::unix::fs::FileExt as _};
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
 use rustix::io::Errno;
-use std::fs;
-use std::os::unix::fs::FileExt as _;
 
-use crate::support::faults::{self, VERY_SLOW};
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, MIB, PAGE, bytes, open};
-use crate::test::{Skip, Test};
+use crate::{
+    support::{
+        KIB, MIB, PAGE, bytes,
+        faults::{self, VERY_SLOW},
+        open,
+        region::Region,
+        uring::{Uring, fd},
+    },
+    test::{Skip, Test},
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

@@ -1,10 +1,13 @@
 //! The guest as such: what every other suite takes for granted.
 
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt as _, FileTypeExt as _},
+    path::Path,
+};
+
 use anyhow::{Context, Result, bail, ensure};
 use guest_agent::{HostCall, call_host};
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
-use std::path::Path;
 
 use crate::test::Test;
 
@@ -21,7 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn driver_is_bound() -> Result<()> {
-    let bound = fs::read_dir("/sys/bus/virtio/drivers/virtio_dma")
+    let bound = fs::read_dir("/sys/bus/virtio/drivers/vdma")
         .context("the driver is not registered")?
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("virtio"))

@@ -1,22 +1,30 @@
 //! Programs that go, or let go, while the device has their requests.
 
+use std::{
+    os::unix::{fs::FileExt as _, process::CommandExt as _},
+    process::Command,
+};
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
-use rustix::io::Errno;
-use rustix::process::Signal;
-use std::os::unix::fs::FileExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use rustix::{io::Errno, process::Signal};
 use vdma::Device;
 
-use crate::support::aio::{Context, Opcode};
-use crate::support::child::Child;
-use crate::support::faults::{self, SLOW};
-use crate::support::pieces::Pieces;
-use crate::support::region::Region;
-use crate::support::uring::{Completion, Uring};
-use crate::support::{MIB, PAGE, bytes, open, wait};
-use crate::test::Test;
+use crate::{
+    support::{
+        MIB, PAGE,
+        aio::{Context, Opcode},
+        bytes,
+        child::Child,
+        faults::{self, SLOW},
+        open,
+        pieces::Pieces,
+        region::Region,
+        uring::{Completion, Uring},
+        wait,
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

@@ -1,18 +1,26 @@
 //! Signals while a call waits for the device.
 
-use anyhow::{Context as _, Result, bail, ensure};
-use io_uring::opcode;
-use rustix::io::Errno;
-use rustix::process::Signal;
 use std::os::unix::fs::FileExt as _;
 
-use crate::support::child::Child;
-use crate::support::faults::{self, SLUGGISH, VERY_SLOW};
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{MIB, PAGE, bytes, errno, open, signal, wait};
-use crate::test::Test;
-use crate::watch;
+use anyhow::{Context as _, Result, bail, ensure};
+use io_uring::opcode;
+use rustix::{io::Errno, process::Signal};
+
+use crate::{
+    support::{
+        MIB, PAGE, bytes,
+        child::Child,
+        errno,
+        faults::{self, SLUGGISH, VERY_SLOW},
+        open,
+        region::Region,
+        signal,
+        uring::{Uring, fd},
+        wait,
+    },
+    test::Test,
+    watch,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("a_read_ends_with_eintr", a_read_ends_with_eintr).device_arguments(faults::ARGUMENTS),

@@ -1,18 +1,21 @@
 //! Mappings that are filled when they are touched, and the cache attribute of all mappings.
 
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+};
+
 use anyhow::{Context as _, Result, ensure};
-use rustix::io::Errno;
-use rustix::process::Signal;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use rustix::{io::Errno, mm::MapFlags, process::Signal};
 use vdma::{Cache, Device, MapMode};
 
-use crate::support::child::Child;
-use crate::support::driver::Unbound;
-use crate::support::region::Region;
-use crate::support::{MIB, PAGE, become_nobody, bytes, errno, open, procfs};
-use crate::test::{Skip, Test};
-use rustix::mm::MapFlags;
+use crate::{
+    support::{
+        MIB, PAGE, become_nobody, bytes, child::Child, driver::Unbound, errno, open, procfs,
+        region::Region,
+    },
+    test::{Skip, Test},
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

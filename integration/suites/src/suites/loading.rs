@@ -1,15 +1,22 @@
 //! The module found by name and by its device, and the node's owner: what kmod and udev do.
 
-use anyhow::{Context as _, Result, ensure};
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::Command;
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    path::Path,
+    process::Command,
+};
 
-use crate::support::driver::{self, tool};
-use crate::support::{NODE, open};
-use crate::test::Test;
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    support::{
+        NODE,
+        driver::{self, tool},
+        open,
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("modinfo_describes_the_module", modinfo_describes_the_module),
@@ -32,11 +39,15 @@ const GROUP: u32 = 990;
 const USER: u32 = 991;
 
 fn modinfo_describes_the_module() -> Result<()> {
-    let field = |name: &str| tool(&["modinfo", "--field", name, "virtio_dma"]);
+    let field = |name: &str| tool(&["modinfo", "--field", name, "vdma"]);
     let license = field("license")?;
     ensure!(license.trim() == "GPL v2", "license {license}");
     let alias = field("alias")?;
     ensure!(alias.contains("virtio:d00000025v*"), "alias {alias}");
+    ensure!(
+        alias.lines().any(|line| line == "virtio_dma"),
+        "alias {alias}"
+    );
     for name in ["description", "vermagic"] {
         ensure!(!field(name)?.trim().is_empty(), "no {name}");
     }
@@ -44,10 +55,19 @@ fn modinfo_describes_the_module() -> Result<()> {
 }
 
 fn modprobe_loads_and_unloads() -> Result<()> {
-    tool(&["modprobe", "--remove", "virtio_dma"])?;
+    tool(&["modprobe", "--remove", "vdma"])?;
     ensure!(!driver::is_loaded(), "modprobe --remove left it loaded");
     ensure!(!Path::new(NODE).exists(), "{NODE} is still there");
     driver::load()?;
+    open()?;
+    // The module's former name still loads it.
+    tool(&["modprobe", "--remove", "virtio_dma"])?;
+    ensure!(
+        !driver::is_loaded(),
+        "modprobe --remove virtio_dma left it loaded"
+    );
+    tool(&["modprobe", "virtio_dma"])?;
+    ensure!(driver::is_loaded(), "modprobe virtio_dma loaded nothing");
     open()?;
     Ok(())
 }
@@ -62,7 +82,7 @@ fn the_devices_alias_loads_it() -> Result<()> {
         driver::load()?;
     }
     let names = result?;
-    ensure!(names.trim() == "virtio_dma", "{alias} means {names}");
+    ensure!(names.trim() == "vdma", "{alias} means {names}");
     ensure!(loaded, "modprobe {alias} did not load it");
     Ok(())
 }

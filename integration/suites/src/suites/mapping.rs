@@ -1,21 +1,25 @@
 //! Device memory mapped into processes: the BAR itself.
 
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::Path,
+};
+
 use anyhow::{Context as _, Result, ensure};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::process::Signal;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    io::Errno,
+    mm::{MapFlags, MprotectFlags, ProtFlags},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::Signal,
+};
 use vdma::Device;
 
-use crate::support::child::Child;
-use crate::support::region::Region;
-use crate::support::{MIB, NODE, PAGE, bytes, errno, open, procfs};
-use crate::test::Test;
+use crate::{
+    support::{MIB, NODE, PAGE, bytes, child::Child, errno, open, procfs, region::Region},
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("reads_see_stores", reads_see_stores),

@@ -1,20 +1,31 @@
 //! Every kind of memory as source and target of transfers.
 
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+};
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
-use rustix::fs::MemfdFlags;
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use rustix::{
+    fs::MemfdFlags,
+    io::Errno,
+    mm::{MapFlags, ProtFlags},
+};
 
-use crate::support::child::Child;
-use crate::support::faults::{self, SLOW};
-use crate::support::file_system::{FileSystem, drop_caches};
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{MIB, PAGE, bytes, errno, open, procfs};
-use crate::test::{Skip, Test};
+use crate::{
+    support::{
+        MIB, PAGE, bytes,
+        child::Child,
+        errno,
+        faults::{self, SLOW},
+        file_system::{FileSystem, drop_caches},
+        open, procfs,
+        region::Region,
+        uring::{Uring, fd},
+    },
+    test::{Skip, Test},
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("anonymous_memory", anonymous_memory),

@@ -1,16 +1,22 @@
 //! Parameters of the module: what the driver does when it is told to.
 
+use std::os::unix::fs::FileExt as _;
+
 use anyhow::{Result, ensure};
 use io_uring::opcode;
 use rustix::io::Errno;
-use std::os::unix::fs::FileExt as _;
 use vdma::protocol::PAGE_BOUNCED;
 
-use crate::support::driver::{self, Reloaded};
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, MIB, PAGE, bytes, errno, open};
-use crate::test::Test;
+use crate::{
+    support::{
+        KIB, MIB, PAGE, bytes,
+        driver::{self, Reloaded},
+        errno, open,
+        region::Region,
+        uring::{Uring, fd},
+    },
+    test::Test,
+};
 
 /// A device that reads wrongly in one place and stores wrongly in another.
 const FLIPPING: &[&str] = &[
@@ -138,7 +144,7 @@ fn all_of_memory_is_in_reach_otherwise() -> Result<()> {
 fn impossible_widths_are_refused() -> Result<()> {
     for bits in ["0", "31", "65"] {
         driver::unload()?;
-        let loaded = driver::tool(&["modprobe", "virtio_dma", &format!("dma_bits={bits}")]);
+        let loaded = driver::tool(&["modprobe", "vdma", &format!("dma_bits={bits}")]);
         let bound = driver::bound()?;
         driver::unload()?;
         driver::load()?;

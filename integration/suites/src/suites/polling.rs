@@ -1,21 +1,32 @@
 //! Waiting without blocking, and looking without waiting: poll, epoll, eventfd, polled completions.
 
+use std::{
+    io::IoSliceMut,
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
-use rustix::thread::{CpuSet, sched_setaffinity};
-use std::io::IoSliceMut;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll},
+    io::{Errno, ReadWriteFlags, preadv2},
+    thread::{CpuSet, sched_setaffinity},
+};
 use vdma::Device;
 
-use crate::support::aio::{Context, Iocb};
-use crate::support::driver::{Reloaded, Unbound};
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, PAGE, bytes, errno, open, open_direct, wait};
-use crate::test::Test;
+use crate::{
+    support::{
+        KIB, PAGE,
+        aio::{Context, Iocb},
+        bytes,
+        driver::{Reloaded, Unbound},
+        errno, open, open_direct,
+        region::Region,
+        uring::{Uring, fd},
+        wait,
+    },
+    test::Test,
+};
 
 /// A queue that is soon full, and requests that stay there for a while: one after another.
 const SHALLOW: &[&str] = &["--queue-size=16", "--fault=delay=250ms,range=16M+1M"];

@@ -1,13 +1,11 @@
 //! Several queues: each CPU has its own.
 
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt as _};
+
 use anyhow::{Context as _, Result, ensure};
 use rustix::thread::CpuSet;
-use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::FileExt as _;
 
-use crate::support::open;
-use crate::test::Test;
+use crate::{support::open, test::Test};
 
 const TWO: &[&str] = &["--num-queues=2"];
 
@@ -42,7 +40,7 @@ fn cpus_have_queues_of_their_own() -> Result<()> {
         queues.extend(of_cpu);
     }
     ensure!(queues.len() == 2, "both CPUs used the queues {queues:?}");
-    let shown = fs::read_to_string("/sys/kernel/debug/virtio_dma/vdma0/queues")?;
+    let shown = fs::read_to_string("/sys/kernel/debug/vdma/vdma0/queues")?;
     ensure!(shown.lines().count() == 2, "{shown}");
     Ok(())
 }

@@ -1,16 +1,25 @@
 //! Plain reads and writes: every alignment, every end, every bad pointer.
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rustix::io::{Errno, ReadWriteFlags};
-use rustix::mm::{MapFlags, MprotectFlags};
-use std::fs::{File, OpenOptions};
-use std::io::{IoSlice, IoSliceMut, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::FileExt as _;
-use std::sync::Barrier;
+use std::{
+    fs::{File, OpenOptions},
+    io::{IoSlice, IoSliceMut, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::FileExt as _,
+    sync::Barrier,
+};
 
-use crate::support::region::{self, Region};
-use crate::support::{KIB, MIB, NODE, PAGE, bytes, errno, open, open_direct};
-use crate::test::Test;
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::{
+    io::{Errno, ReadWriteFlags},
+    mm::{MapFlags, MprotectFlags},
+};
+
+use crate::{
+    support::{
+        KIB, MIB, NODE, PAGE, bytes, errno, open, open_direct,
+        region::{self, Region},
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

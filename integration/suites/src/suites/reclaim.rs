@@ -1,18 +1,22 @@
 //! Pinned pages stay where they are when memory is taken back.
 
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
 use anyhow::{Result, bail, ensure};
 use io_uring::opcode;
 use rustix::mm::MapFlags;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
 
-use crate::support::faults::{self, VERY_SLOW};
-use crate::support::file_system::{FileSystem, drop_caches};
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{PAGE, bytes, open};
-use crate::test::Test;
+use crate::{
+    support::{
+        PAGE, bytes,
+        faults::{self, VERY_SLOW},
+        file_system::{FileSystem, drop_caches},
+        open,
+        region::Region,
+        uring::{Uring, fd},
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

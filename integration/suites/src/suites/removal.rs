@@ -1,19 +1,24 @@
 //! The driver taken off its device, and unloaded, while files and mappings are open.
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rustix::io::Errno;
-use rustix::process::Signal;
-use std::fs;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
-use crate::support::aio::{Context, Iocb, Opcode};
-use crate::support::child::Child;
-use crate::support::driver::{self, Unbound};
-use crate::support::faults::{self, SLOW};
-use crate::support::region::Region;
-use crate::support::{NODE, PAGE, bytes, errno, open, procfs};
-use crate::test::Test;
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::{io::Errno, process::Signal};
+
+use crate::{
+    support::{
+        NODE, PAGE,
+        aio::{Context, Iocb, Opcode},
+        bytes,
+        child::Child,
+        driver::{self, Unbound},
+        errno,
+        faults::{self, SLOW},
+        open, procfs,
+        region::Region,
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("open_files_say_enodev", open_files_say_enodev),

@@ -1,15 +1,21 @@
 //! Device memory to and from files and pipes, without a copy through user space.
 
-use anyhow::{Context as _, Result, ensure};
-use rustix::fs::MemfdFlags;
-use rustix::pipe::{SpliceFlags, pipe, splice};
-use std::fs::File;
-use std::io::{Seek as _, SeekFrom};
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt as _;
+use std::{
+    fs::File,
+    io::{Seek as _, SeekFrom},
+    os::{fd::AsFd, unix::fs::FileExt as _},
+};
 
-use crate::support::{MIB, PAGE, bytes, open};
-use crate::test::Test;
+use anyhow::{Context as _, Result, ensure};
+use rustix::{
+    fs::MemfdFlags,
+    pipe::{SpliceFlags, pipe, splice},
+};
+
+use crate::{
+    support::{MIB, PAGE, bytes, open},
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("sendfile_from_the_device", sendfile_from_the_device),

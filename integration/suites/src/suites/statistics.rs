@@ -1,18 +1,25 @@
 //! What the driver counts, and where it shows it.
 
+use std::{
+    fs,
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
-use std::fs;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
-use vdma::protocol::Command;
-use vdma::{Device, Operation};
+use vdma::{Device, Operation, protocol::Command};
 
-use crate::support::faults::{self, SLOW, SLUGGISH};
-use crate::support::region::Region;
-use crate::support::uring::{self, Uring, fd};
-use crate::support::{MIB, PAGE, open, procfs, wait};
-use crate::test::Test;
+use crate::{
+    support::{
+        MIB, PAGE,
+        faults::{self, SLOW, SLUGGISH},
+        open, procfs,
+        region::Region,
+        uring::{self, Uring, fd},
+        wait,
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("info_describes_the_device", info_describes_the_device),

@@ -1,17 +1,23 @@
 //! Requests that the device never answers: late is an error, and not the end.
 
+use std::os::unix::fs::FileExt as _;
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
 use rustix::io::Errno;
-use std::os::unix::fs::FileExt as _;
 use vdma::Device;
 
-use crate::support::driver::{Reloaded, Unbound};
-use crate::support::faults;
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{KIB, PAGE, bytes, errno, open, wait};
-use crate::test::Test;
+use crate::{
+    support::{
+        KIB, PAGE, bytes,
+        driver::{Reloaded, Unbound},
+        errno, faults, open,
+        region::Region,
+        uring::{Uring, fd},
+        wait,
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

@@ -1,15 +1,19 @@
 //! Programs that know nothing of vdma, and the one that does.
 
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::FileExt as _,
+    process::{Command, Stdio},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
-use std::process::{Command, Stdio};
 
-use crate::support::driver::tool;
-use crate::support::{MIB, NODE, PAGE, bytes, open};
-use crate::test::Test;
+use crate::{
+    support::{MIB, NODE, PAGE, bytes, driver::tool, open},
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("dd_writes_and_reads", dd_writes_and_reads),

@@ -1,22 +1,30 @@
 //! What happened: the trace in shared memory, tracepoints, debugfs.
 
+use std::{
+    fs,
+    os::{fd::FromRawFd as _, unix::fs::FileExt as _},
+    process::Command,
+};
+
 use anyhow::{Context as _, Result, ensure};
 use io_uring::opcode;
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use std::fs;
-use std::os::fd::FromRawFd as _;
-use std::os::unix::fs::FileExt as _;
-use std::process::Command;
+use rustix::{
+    io::Errno,
+    mm::{MapFlags, MprotectFlags, ProtFlags},
+};
 use vdma::Operation;
 
-use crate::support::child::Child;
-use crate::support::driver::tool;
-use crate::support::faults;
-use crate::support::region::Region;
-use crate::support::uring::{Uring, fd};
-use crate::support::{PAGE, become_nobody, errno, open};
-use crate::test::Test;
+use crate::{
+    support::{
+        PAGE, become_nobody,
+        child::Child,
+        driver::tool,
+        errno, faults, open,
+        region::Region,
+        uring::{Uring, fd},
+    },
+    test::Test,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(
@@ -175,7 +183,7 @@ fn the_trace_is_vmalloc_memory_and_read_only() -> Result<()> {
     let list = fs::read_to_string("/proc/vmallocinfo").context("/proc/vmallocinfo")?;
     let line = list
         .lines()
-        .find(|line| line.contains("virtio_dma") && line.contains("user"));
+        .find(|line| line.contains("vdma") && line.contains("user"));
     ensure!(line.is_some(), "/proc/vmallocinfo does not show the trace");
     let writable = Region::file(&file, 0, length, MapFlags::SHARED).map(drop);
     ensure!(writable.is_err(), "the trace can be mapped for writing");
@@ -221,7 +229,7 @@ const TRACING: &str = "/sys/kernel/tracing";
 
 /// What ftrace has of the driver's events while `run` does something.
 fn events_during(run: impl FnOnce() -> Result<()>) -> Result<String> {
-    let events = format!("{TRACING}/events/virtio_dma");
+    let events = format!("{TRACING}/events/vdma");
     if !std::path::Path::new(&events).exists() {
         tool(&["mount", "-t", "tracefs", "tracefs", TRACING])
             .context("this kernel shows no tracepoints")?;
@@ -279,7 +287,7 @@ fn completions_come_in_interrupts() -> Result<()> {
 
 fn debugfs_shows_the_counts() -> Result<()> {
     let device = open()?;
-    let path = "/sys/kernel/debug/virtio_dma/vdma0";
+    let path = "/sys/kernel/debug/vdma/vdma0";
     device.nop()?;
     let text = fs::read_to_string(format!("{path}/statistics")).context("is debugfs mounted?")?;
     let statistics = device.device_statistics()?;

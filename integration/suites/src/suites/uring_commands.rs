@@ -1,21 +1,28 @@
 //! Operations as io_uring commands (`URING_CMD`).
 
-use anyhow::{Result, ensure};
-use io_uring::opcode;
-use io_uring::squeue::Entry;
-use rustix::io::Errno;
-use rustix::process::Signal;
 use std::os::unix::fs::FileExt as _;
-use vdma::protocol::{COMMAND_INCOMING_BUFFER, Command, URING_RUN};
-use vdma::{Device, Operation};
 
-use crate::support::child::Child;
-use crate::support::faults::{self, SLOW};
-use crate::support::region::Region;
-use crate::support::uring::{self, Uring, fd};
-use crate::support::{KIB, MIB, PAGE, bytes, open, procfs, wait};
-use crate::test::Test;
-use crate::watch::pinned_pages;
+use anyhow::{Result, ensure};
+use io_uring::{opcode, squeue::Entry};
+use rustix::{io::Errno, process::Signal};
+use vdma::{
+    Device, Operation,
+    protocol::{COMMAND_INCOMING_BUFFER, Command, URING_RUN},
+};
+
+use crate::{
+    support::{
+        KIB, MIB, PAGE, bytes,
+        child::Child,
+        faults::{self, SLOW},
+        open, procfs,
+        region::Region,
+        uring::{self, Uring, fd},
+        wait,
+    },
+    test::Test,
+    watch::pinned_pages,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new(

@@ -1,9 +1,12 @@
 //! libaio's system calls, without the library: nobody wraps them for Rust.
 
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use rustix::event::PollFlags;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
 
 use super::region::Region;
 

@@ -1,8 +1,9 @@
 //! Child processes that run a piece of a test.
 
+use std::io::Write as _;
+
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use std::io::Write as _;
 
 /// A child process. Killed and waited for when dropped.
 pub(crate) struct Child {

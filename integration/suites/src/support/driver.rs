@@ -1,13 +1,12 @@
 //! Binding the driver to its device, and loading it.
 
+use std::{fs, path::Path, process::Command};
+
 use anyhow::{Context as _, Result, bail};
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use super::{NODE, wait};
 
-const SYSFS: &str = "/sys/bus/virtio/drivers/virtio_dma";
+const SYSFS: &str = "/sys/bus/virtio/drivers/vdma";
 
 /// The devices that the driver is bound to, such as `virtio2`.
 pub(crate) fn bound() -> Result<Vec<String>> {
@@ -61,7 +60,7 @@ fn wait_for_node() -> Result<()> {
 
 /// Whether the module is loaded.
 pub(crate) fn is_loaded() -> bool {
-    Path::new("/sys/module/virtio_dma").exists()
+    Path::new("/sys/module/vdma").exists()
 }
 
 /// Loads the module and waits for the node.
@@ -70,7 +69,7 @@ pub(crate) fn load() -> Result<()> {
 }
 
 fn load_with(parameters: &[&str]) -> Result<()> {
-    tool(&[&["modprobe", "virtio_dma"], parameters].concat())?;
+    tool(&[&["modprobe", "vdma"], parameters].concat())?;
     wait_for_node()
 }
 
@@ -99,7 +98,7 @@ impl Drop for Reloaded {
 
 /// Unloads the module; fails as `rmmod` does when it is in use.
 pub(crate) fn unload() -> Result<()> {
-    tool(&["rmmod", "virtio_dma"]).map(|_| ())
+    tool(&["rmmod", "vdma"]).map(|_| ())
 }
 
 /// Runs a program that has to succeed; gives its output.

@@ -1,9 +1,9 @@
 //! Calls that have to fail in one way.
 
+use std::{fmt::Debug, io};
+
 use anyhow::{Result, bail};
 use rustix::io::Errno;
-use std::fmt::Debug;
-use std::io;
 
 /// Fails unless `result` is the error `expected`.
 pub(crate) fn expect<T: Debug, E: Into<io::Error>>(

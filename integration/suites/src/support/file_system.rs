@@ -3,17 +3,20 @@
 //! Guests have no disk to write to, and files of tmpfs live in the page cache alone. Behind this one
 //! there is a store that the page cache is written back to, and read from again.
 
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
 use anyhow::{Context as _, Result};
 use fuser::{
     BackgroundSession, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request,
     WriteFlags,
 };
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use crate::test::Skip;
 

@@ -1,9 +1,12 @@
 //! What the kernel logs while a test runs.
 
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom},
+    os::unix::fs::OpenOptionsExt as _,
+};
+
 use anyhow::{Context as _, Result};
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
 
 /// Reads the kernel's log from some moment on.
 pub(crate) struct Reader(File);

@@ -15,8 +15,9 @@ pub(crate) mod signal;
 pub(crate) mod uring;
 pub(crate) mod wait;
 
-use anyhow::{Context as _, Result, ensure};
 use std::fs::OpenOptions;
+
+use anyhow::{Context as _, Result, ensure};
 use vdma::Device;
 
 /// The device node of guests with one device.

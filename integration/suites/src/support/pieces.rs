@@ -1,14 +1,16 @@
 //! Requests for the pieces of one buffer, and what has to become of them.
 
-use anyhow::{Result, ensure};
-use io_uring::opcode;
-use io_uring::squeue::Entry;
 use std::collections::HashSet;
+
+use anyhow::{Result, ensure};
+use io_uring::{opcode, squeue::Entry};
 use vdma::Device;
 
-use super::aio::{Iocb, Opcode};
-use super::region::Region;
-use super::uring::{Completion, fd};
+use super::{
+    aio::{Iocb, Opcode},
+    region::Region,
+    uring::{Completion, fd},
+};
 
 /// Pieces of one buffer and of device memory: the same offsets, but for where device memory begins.
 #[derive(Clone, Copy)]

@@ -1,7 +1,8 @@
 //! What the kernel tells of this process and of memory.
 
-use anyhow::{Context as _, Result};
 use std::fs;
+
+use anyhow::{Context as _, Result};
 
 /// Names of this process's threads, the kernel's own ones included.
 pub(crate) fn threads() -> Result<Vec<String>> {

@@ -1,13 +1,18 @@
 //! Mapped memory of every kind, to be the source or the target of transfers.
 
+use std::{
+    ffi::c_void,
+    io,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd as _},
+    ptr,
+};
+
 use anyhow::{Context as _, Result, ensure};
-use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, MsyncFlags, ProtFlags};
-use std::ffi::c_void;
-use std::io;
-use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd as _};
-use std::ptr;
+use rustix::{
+    io::Errno,
+    mm::{Advice, MapFlags, MprotectFlags, MsyncFlags, ProtFlags},
+};
 
 /// A mapping of this process. The kernel and devices may write to it at any time, so it is copied
 /// from and to, and no reference into it exists.

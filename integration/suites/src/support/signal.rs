@@ -1,9 +1,9 @@
 //! Signals that do nothing but interrupt.
 
+use std::{io, mem::MaybeUninit};
+
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
-use std::io;
-use std::mem::MaybeUninit;
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 

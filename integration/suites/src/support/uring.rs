@@ -1,11 +1,16 @@
 //! io_uring, with waits that end and completions that are counted.
 
-use anyhow::{Context as _, Result, ensure};
-use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
 use std::os::fd::{AsFd, AsRawFd as _};
-use vdma::Device;
-use vdma::protocol::{Command, URING_RUN};
+
+use anyhow::{Context as _, Result, ensure};
+use io_uring::{
+    IoUring, opcode, squeue,
+    types::{Fd, SubmitArgs, Timespec},
+};
+use vdma::{
+    Device,
+    protocol::{Command, URING_RUN},
+};
 
 /// A completion: whose it is, and bytes or a negative error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,8 @@
 //! Waiting for a state of the kernel that nobody announces.
 
-use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
 
 /// Looks until `holds`; fails when it does not within 20 seconds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
