@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_cut_off_reads_as_zeroes_and_is_reported() {
+    fn a_truncated_file_reads_as_zeroes_and_is_reported() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
         let at = FileOffset::new(file.try_clone().unwrap(), 0);

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_passes_and_the_rest_is_counted() {
+    fn a_burst_is_logged_and_the_rest_counted() {
         let limit = LogLimit::default();
         let begin = Instant::now();
         for _ in 0..BURST {

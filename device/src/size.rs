@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn other_forms_are_rejected() {
         for text in [
             "", "M", "-1", "+1", "1.5G", "1KB", "0x10", " 1", "1 ", "½", "1é",
         ] {
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn formatting_can_be_read_back() {
+    fn formatting_round_trips() {
         for bytes in [
             0,
             1,

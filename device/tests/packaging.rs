@@ -60,7 +60,7 @@ fn completions_are_up_to_date() {
 }
 
 #[test]
-fn capabilities_and_description_agree() {
+fn capabilities_match_the_qemu_description() {
     let output = Command::new(env!("CARGO_BIN_EXE_vhost-device-dma"))
         .arg("--print-capabilities")
         .output()
@@ -86,7 +86,7 @@ fn systemd_accepts_the_units() {
         return;
     };
     let text = String::from_utf8_lossy(&output.stderr);
-    // Where the daemon is not installed, that is all there is to complain about.
+    // Where the backend is not installed, that is all there is to complain about.
     let complaints: Vec<&str> = text
         .lines()
         .filter(|line| line.contains("vhost-device-dma") && !line.contains("is not executable"))

@@ -252,7 +252,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn sequences_do_what_the_oracle_does(steps in prop::collection::vec(step(), 1..12)) {
+    fn random_sequences_match_the_oracle(steps in prop::collection::vec(step(), 1..12)) {
         let mut oracle = oracle();
         let mut bench = Bench::new(&oracle);
         for step in &steps {
@@ -292,7 +292,7 @@ proptest! {
 }
 
 #[test]
-fn crc32c_has_the_published_check_value() {
+fn crc32c_matches_the_published_check_value() {
     let mut oracle = oracle();
     oracle.guest[..9].copy_from_slice(b"123456789");
     let mut bench = Bench::new(&oracle);
@@ -315,7 +315,7 @@ fn crc32c_has_the_published_check_value() {
 }
 
 #[test]
-fn moves_overlap_as_memmove() {
+fn overlapping_moves_behave_as_memmove() {
     let mut oracle = oracle();
     let mut bench = Bench::new(&oracle);
     for (to, from, length) in [
@@ -336,7 +336,7 @@ fn moves_overlap_as_memmove() {
 }
 
 #[test]
-fn copies_within_guest_memory_overlap_as_memmove() {
+fn overlapping_copies_in_guest_memory_behave_as_memmove() {
     for (from, to) in [(0, 1), (1, 0), (0, 5000), (5000, 0), (3, 3)] {
         let mut oracle = oracle();
         let mut bench = Bench::new(&oracle);
@@ -353,7 +353,7 @@ fn copies_within_guest_memory_overlap_as_memmove() {
 }
 
 #[test]
-fn discard_gives_memory_back() {
+fn discard_frees_whole_pages_and_zeroes_the_rest() {
     use std::os::unix::fs::MetadataExt;
     let memory = DeviceMemory::open(Backing::Memfd, Some(1 << 20)).unwrap();
     let memory = Arc::new(memory);

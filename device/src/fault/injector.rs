@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_choose_exactly() {
+    fn counts_select_exact_requests() {
         assert_eq!(strikes("drop", 0, 3), [1, 2, 3]);
         assert_eq!(strikes("drop,every=3", 0, 10), [3, 6, 9]);
         assert_eq!(strikes("drop,after=4", 0, 6), [5, 6]);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_is_repeatable_and_about_right() {
+    fn probability_is_reproducible_and_accurate() {
         let first = strikes("drop,probability=0.25,seed=3", 0, 10_000);
         assert_eq!(first, strikes("drop,probability=0.25,seed=3", 0, 10_000));
         assert_ne!(first, strikes("drop,probability=0.25,seed=4", 0, 10_000));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn several_faults_meet_in_one_request() {
+    fn several_faults_apply_to_one_request() {
         let specs: Vec<FaultSpec> = ["delay=1ms", "delay=2ms", "fail=3", "twice"]
             .iter()
             .map(|text| text.parse().unwrap())

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_form_without_selectors() {
+    fn every_kind_parses_without_selectors() {
         for (text, action) in [
             ("delay=5ms", Action::Delay(Duration::from_millis(5))),
             ("delay=0ns", Action::Delay(Duration::ZERO)),
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn selectors_are_read() {
+    fn selectors_are_parsed() {
         let text = "drop,op=read+write,queue=3,range=1M+4K,after=5,every=7,probability=0.25,count=9,seed=11";
         let spec = parse(text).unwrap();
         assert_eq!(
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_its_name() {
+    fn invalid_specs_are_rejected_by_name() {
         for text in [
             "",
             "=",
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_choose_what_touches_them() {
+    fn a_range_selects_overlapping_requests() {
         let spec = parse("drop,range=100+10").unwrap();
         let request = |operation, offset, length, argument| {
             RequestHeader::new(operation, offset, length, argument)

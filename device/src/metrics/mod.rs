@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_bound_the_values_below_them() {
+    fn quantiles_are_upper_bounds() {
         let histogram = Histogram::default();
         assert_eq!(histogram.quantile(0.5), 0);
         histogram.record(100, 90);

@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scratch_memory_is_kept_from_pass_to_pass() {
+    fn scratch_memory_is_reused_between_passes() {
         let scratch = Scratch::default();
         let before = (scratch.readable.as_ptr(), scratch.writable.as_ptr());
         let scratch = Chain::new(scratch).into_scratch();

@@ -187,7 +187,7 @@ mod tests {
 
     /// Filters add up: what the process's forbids, no thread's can allow.
     #[test]
-    fn the_process_may_do_whatever_one_of_its_threads_may() {
+    fn the_process_filter_allows_what_any_thread_filter_allows() {
         let process = rules(Role::Process).unwrap();
         for role in THREAD_ROLES {
             for (number, narrow) in rules(role).unwrap() {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_has_the_shortest_list() {
+    fn queue_threads_have_the_smallest_allow_list() {
         let count = |role| rules(role).unwrap().len();
         for role in [Role::Process, Role::Control, Role::FrontEnd] {
             assert!(count(Role::Queue) < count(role), "{role:?}");
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn every_list_makes_a_program_that_the_kernel_takes() {
+    fn every_filter_compiles_within_the_kernel_limit() {
         // BPF_MAXINSNS.
         const MOST: usize = 4096;
         for role in [Role::Process, Role::Control, Role::FrontEnd, Role::Queue] {

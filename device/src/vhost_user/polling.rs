@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_looked_at_without_a_limit() {
+    fn a_zero_limit_never_polls() {
         let mut polling = Polling::new(Duration::ZERO);
         assert!(!polling.go_on());
         polling.slept(Duration::ZERO);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn vain_looks_end_and_soon_cease() {
+    fn fruitless_polling_backs_off_to_zero() {
         let mut polling = Polling::new(Duration::from_micros(20));
         for _ in 0..5 {
             assert!(polling.go_on());

@@ -1,4 +1,4 @@
-//! The daemon as a child process.
+//! The backend as a child process.
 
 use std::{
     io::Read,
@@ -10,16 +10,16 @@ use std::{
 
 use super::DEADLINE;
 
-/// A running daemon with a directory of its own; both end with this value.
-pub struct Daemon {
+/// A running backend with a directory of its own; both end with this value.
+pub struct Backend {
     child: Child,
     directory: tempfile::TempDir,
     so_far: Arc<Mutex<Vec<u8>>>,
     log: Option<std::thread::JoinHandle<String>>,
 }
 
-impl Daemon {
-    /// Starts the daemon with a socket in a fresh directory and waits until it listens.
+impl Backend {
+    /// Starts the backend with a socket in a fresh directory and waits until it listens.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), arguments)
     }
@@ -29,9 +29,9 @@ impl Daemon {
         let socket = directory.path().join("vdma.sock");
         let mut command = Self::command();
         command.arg("--socket-path").arg(&socket).args(arguments);
-        let mut daemon = Self::spawn(command, directory);
-        daemon.await_file(&socket);
-        daemon
+        let mut backend = Self::spawn(command, directory);
+        backend.await_file(&socket);
+        backend
     }
 
     /// The same with a metrics socket, whose path is returned.
@@ -82,7 +82,7 @@ impl Daemon {
         String::from_utf8_lossy(&self.so_far.lock().unwrap()).into_owned()
     }
 
-    /// Waits until the daemon has logged `text`.
+    /// Waits until the backend has logged `text`.
     pub fn await_log(&self, text: &str) {
         let begin = Instant::now();
         loop {
@@ -100,7 +100,7 @@ impl Daemon {
         while !path.exists() {
             assert!(
                 self.is_running(),
-                "the daemon has ended: {}",
+                "the backend has ended: {}",
                 self.log_so_far()
             );
             assert!(begin.elapsed() < DEADLINE, "{} never came", path.display());
@@ -134,21 +134,21 @@ impl Daemon {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for the daemon to end by itself; returns its status and all that it logged.
+    /// Waits for the backend to end by itself; returns its status and all that it logged.
     pub fn wait(mut self) -> (ExitStatus, String) {
         let begin = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(begin.elapsed() < DEADLINE, "the daemon does not end");
+            assert!(begin.elapsed() < DEADLINE, "the backend does not end");
             std::thread::sleep(std::time::Duration::from_millis(2));
         };
         let log = self.log.take().unwrap().join().unwrap();
         (status, log)
     }
 
-    /// Ends the daemon with SIGTERM, which it has to take for a success; returns all that it logged.
+    /// Ends the backend with SIGTERM, which it has to take for a success; returns all that it logged.
     pub fn end(self) -> String {
         self.signal(rustix::process::Signal::TERM);
         let (status, log) = self.wait();
@@ -157,13 +157,13 @@ impl Daemon {
     }
 }
 
-/// Whether daemons have their sandbox. Not with `VDMA_TEST_SANDBOX=off`, for tools that have them do
+/// Whether backends have their sandbox. Not with `VDMA_TEST_SANDBOX=off`, for tools that have them do
 /// things of their own: sanitizers make mappings, coverage is written to files in the end.
 pub fn is_sandboxed() -> bool {
     std::env::var_os("VDMA_TEST_SANDBOX").is_none_or(|value| value != "off")
 }
 
-impl Drop for Daemon {
+impl Drop for Backend {
     fn drop(&mut self) {
         let begin = Instant::now();
         // Once it has been waited for, its number may be another process's.
@@ -180,7 +180,7 @@ impl Drop for Daemon {
             eprint!("{}", log.join().unwrap());
             // Nobody has looked how it ended: in order, or with a report of a sanitizer.
             let in_order = status.is_ok_and(|status| status.success());
-            assert!(in_order || std::thread::panicking(), "the daemon failed");
+            assert!(in_order || std::thread::panicking(), "the backend failed");
         }
     }
 }

@@ -28,7 +28,7 @@ fn header(front: &FrontEnd, operation: Operation, offset: u64, length: u64) -> B
 
 #[test]
 fn ranges_may_cross_regions_but_not_leave_memory() {
-    let (_daemon, mut front) = two_queues();
+    let (_backend, mut front) = two_queues();
     // The two regions of guest memory meet at 16 MiB and end at 32 MiB.
     let data: Vec<u8> = (0..=255).cycle().take(10_000).collect();
     front.guest.write(16 * MIB - 5000, &data);
@@ -56,7 +56,7 @@ fn ranges_may_cross_regions_but_not_leave_memory() {
 /// Half of an indirect table in one region, half in the next.
 #[test]
 fn an_indirect_table_may_cross_regions() {
-    let (_daemon, mut front) = two_queues();
+    let (_backend, mut front) = two_queues();
     let whole = 16 * MIB - 32;
     front.rings[0].tables = whole;
     let header = header(&front, Operation::Fill, 8, 16);
@@ -72,7 +72,7 @@ fn an_indirect_table_may_cross_regions() {
 /// A descriptor that lies in several regions counts once, and its pieces have room.
 #[test]
 fn many_descriptors_that_each_cross_regions() {
-    let (_daemon, mut front) = two_queues();
+    let (_backend, mut front) = two_queues();
     front.rings[0].tables = 0x60_0000;
     for count in [40u64, 1022] {
         let mut chain = vec![header(&front, Operation::ReadCrc32c, 0, 2 * count)];
@@ -91,7 +91,7 @@ fn many_descriptors_that_each_cross_regions() {
 
 #[test]
 fn lengths_whose_sum_overflows() {
-    let (_daemon, mut front) = two_queues();
+    let (_backend, mut front) = two_queues();
     // 32 bits overflow in the sum of the descriptors, each of which is inside of memory.
     let mut chain = vec![header(&front, Operation::Write, 0, 0)];
     chain.extend(std::iter::repeat_n(Buffer::readable(0, 32 << 20), 128));
@@ -117,8 +117,8 @@ fn lengths_whose_sum_overflows() {
 }
 
 #[test]
-fn write_only_before_read_only() {
-    let (_daemon, mut front) = two_queues();
+fn writable_before_readable() {
+    let (_backend, mut front) = two_queues();
     let header = header(&front, Operation::Nop, 0, 0);
     let chain = [Buffer::writable(RESPONSES, 16), header];
     let (response, written) = send(&mut front, &chain);
@@ -126,8 +126,8 @@ fn write_only_before_read_only() {
 }
 
 #[test]
-fn chains_that_are_no_request() {
-    let (_daemon, mut front) = two_queues();
+fn chains_without_header_or_response() {
+    let (_backend, mut front) = two_queues();
     let header = header(&front, Operation::Nop, 0, 0);
     // No room for the response: nothing is written.
     for chain in [
@@ -158,8 +158,8 @@ fn chains_that_are_no_request() {
 }
 
 #[test]
-fn chains_of_the_most_descriptors_and_of_more() {
-    let (_daemon, mut front) = two_queues();
+fn chains_at_and_beyond_the_descriptor_limit() {
+    let (_backend, mut front) = two_queues();
     // The table has a place of its own: it is longer than a slot's.
     front.rings[0].tables = 0x60_0000;
     let bytes = Response::SIZE as u64;
@@ -179,7 +179,7 @@ fn chains_of_the_most_descriptors_and_of_more() {
 
 #[test]
 fn unknown_operations_and_flags() {
-    let (_daemon, mut front) = two_queues();
+    let (_backend, mut front) = two_queues();
     for code in [14u16, 255, 0x8000, u16::MAX] {
         let mut bytes = RequestHeader::new(Operation::Nop, 0, 0, 0).to_bytes();
         bytes[..2].copy_from_slice(&code.to_le_bytes());
@@ -212,8 +212,8 @@ fn unknown_operations_and_flags() {
 }
 
 #[test]
-fn data_of_another_length_than_the_request() {
-    let (_daemon, mut front) = two_queues();
+fn data_length_mismatches() {
+    let (_backend, mut front) = two_queues();
     for operation in Operation::ALL {
         for (outgoing, incoming) in [
             (7, 0),
@@ -243,8 +243,8 @@ fn data_of_another_length_than_the_request() {
 /// Double fetch: another CPU changes descriptors, table and header while the device reads them.
 /// Whatever mixture it sees, it must not reach beyond what one of the versions allows.
 #[test]
-fn requests_that_change_while_they_are_read() {
-    let (mut daemon, mut front) = two_queues();
+fn requests_modified_while_being_read() {
+    let (mut backend, mut front) = two_queues();
     // No version of the request reaches here.
     let canary = vec![0xa5; 4096];
     for beyond in [DATA - 4096, DATA + 8192] {
@@ -281,5 +281,5 @@ fn requests_that_change_while_they_are_read() {
     for beyond in [DATA - 4096, DATA + 8192] {
         assert!(front.guest.bytes(beyond, 4096) == canary, "{beyond:#x}");
     }
-    assert!(daemon.is_running());
+    assert!(backend.is_running());
 }

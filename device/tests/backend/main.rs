@@ -1,4 +1,4 @@
-//! The daemon from outside: over its socket, with the vhost crate's front end and guest memory in
+//! The backend from outside: over its socket, with the vhost crate's front end and guest memory in
 //! memfds. No virtual machine is needed.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 

@@ -10,11 +10,11 @@ use vdma_protocol::Operation;
 use vhost::{VhostBackend, VringConfigData, vhost_user::VhostUserFrontend};
 
 use super::{assert_works, connect, two_queues};
-use crate::support::{Connect, DEADLINE, Daemon, FrontEnd, Request, curl};
+use crate::support::{Backend, Connect, DEADLINE, FrontEnd, Request, curl};
 
 #[test]
 fn ring_messages_early_repeated_and_out_of_range() {
-    let mut daemon = Daemon::start(&["--memory-size", "1M"]);
+    let mut backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
     let config = VringConfigData {
         queue_max_size: 1024,
@@ -26,12 +26,12 @@ fn ring_messages_early_repeated_and_out_of_range() {
         log_addr: None,
     };
     // Addresses before there is a memory table.
-    let front = FrontEnd::handshake(&daemon.socket(), &options);
+    let front = FrontEnd::handshake(&backend.socket(), &options);
     front.frontend.set_vring_num(0, 256).unwrap();
     front.frontend.set_vring_addr(0, &config).unwrap_err();
     drop(front);
     // A kick before anything else, and enabling what was never set up.
-    let mut front = FrontEnd::handshake(&daemon.socket(), &options);
+    let mut front = FrontEnd::handshake(&backend.socket(), &options);
     let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
     front.frontend.set_features(options.features).unwrap();
     front.frontend.set_vring_kick(0, &event).unwrap();
@@ -39,7 +39,7 @@ fn ring_messages_early_repeated_and_out_of_range() {
     event.write(1).unwrap();
     drop(front);
     // The same messages again and again while the ring runs: nothing is lost.
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let mut front = FrontEnd::connect(&backend.socket());
     for _ in 0..100 {
         assert_works(&mut front, 0);
         front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
@@ -57,13 +57,13 @@ fn ring_messages_early_repeated_and_out_of_range() {
         front.frontend.set_vring_enable(0, true).unwrap();
         assert_eq!(front.wait(0).id, 0);
     }
-    assert!(daemon.is_running());
+    assert!(backend.is_running());
 }
 
 #[test]
-fn kick_descriptors_that_are_no_event_counters() {
+fn kick_descriptors_that_are_not_eventfds() {
     use std::os::fd::{FromRawFd, IntoRawFd};
-    let (mut daemon, mut front) = two_queues();
+    let (mut backend, mut front) = two_queues();
     let (end, other) = UnixStream::pair().unwrap();
     drop(other);
     // SAFETY: the descriptor was just given up by its owner.
@@ -78,12 +78,12 @@ fn kick_descriptors_that_are_no_event_counters() {
     let ring = &front.rings[0];
     front.frontend.set_vring_kick(0, &ring.kick).unwrap();
     assert_works(&mut front, 0);
-    assert!(daemon.is_running());
+    assert!(backend.is_running());
 }
 
 #[test]
-fn a_call_descriptor_that_is_full_and_blocks() {
-    let (daemon, mut front) = two_queues();
+fn a_full_blocking_call_descriptor() {
+    let (backend, mut front) = two_queues();
     let full = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
     front.frontend.set_vring_call(0, &full).unwrap();
     let _ = full.read();
@@ -97,13 +97,13 @@ fn a_call_descriptor_that_is_full_and_blocks() {
         u32::from(front.rings[0].used_index(&front.guest))
     );
     drop(front);
-    let mut front = connect(&daemon);
+    let mut front = connect(&backend);
     assert_works(&mut front, 0);
 }
 
 #[test]
-fn messages_cut_short_and_nonsense() {
-    let mut daemon = Daemon::start(&["--memory-size", "1M"]);
+fn truncated_and_malformed_messages() {
+    let mut backend = Backend::start(&["--memory-size", "1M"]);
     let header =
         |request: u32, flags: u32, size: u32| [request, flags, size].map(u32::to_le_bytes).concat();
     let cases: Vec<Vec<u8>> = vec![
@@ -120,25 +120,25 @@ fn messages_cut_short_and_nonsense() {
         [header(24, 1, 12), vec![0xff; 12]].concat(),
     ];
     for bytes in cases {
-        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        let mut stream = UnixStream::connect(backend.socket()).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_millis(50)))
             .unwrap();
         let _ = stream.write_all(&bytes);
         let _ = stream.read(&mut [0; 64]);
         drop(stream);
-        let mut front = FrontEnd::connect(&daemon.socket());
+        let mut front = FrontEnd::connect(&backend.socket());
         assert_works(&mut front, 0);
     }
-    assert!(daemon.is_running());
+    assert!(backend.is_running());
 }
 
 #[test]
 fn a_second_front_end_waits_for_the_first() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut first = FrontEnd::connect(&daemon.socket());
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut first = FrontEnd::connect(&backend.socket());
     assert_works(&mut first, 0);
-    let socket = daemon.socket();
+    let socket = backend.socket();
     let second = std::thread::spawn(move || {
         let mut second = FrontEnd::connect(&socket);
         assert_works(&mut second, 0);
@@ -149,47 +149,47 @@ fn a_second_front_end_waits_for_the_first() {
 }
 
 #[test]
-fn a_front_end_that_never_speaks_gives_way() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let silent = UnixStream::connect(daemon.socket()).unwrap();
-    let mut front = FrontEnd::connect(&daemon.socket());
+fn an_idle_connection_is_dropped_for_the_next() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let silent = UnixStream::connect(backend.socket()).unwrap();
+    let mut front = FrontEnd::connect(&backend.socket());
     assert_works(&mut front, 0);
     drop(silent);
 }
 
 #[test]
-fn a_front_end_that_never_answers_about_the_bar() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
+fn a_front_end_that_never_replies_to_the_bar_mapping() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
     let deaf = Connect::default();
     let held = deaf.map_answer.lock().unwrap();
     for _ in 0..3 {
         // Goes away with the question open; its end of the channel stays.
-        drop(FrontEnd::connect_with(&daemon.socket(), &deaf));
+        drop(FrontEnd::connect_with(&backend.socket(), &deaf));
     }
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let mut front = FrontEnd::connect(&backend.socket());
     assert_works(&mut front, 0);
     assert_eq!(front.config_word(36), vdma_protocol::STATE_BAR_MAPPED);
-    daemon.end();
+    backend.end();
     drop(held);
 }
 
 #[test]
-fn front_ends_that_come_and_go_leave_nothing_behind() {
-    let daemon = Daemon::start(&["--memory-size", "1M", "--num-queues", "2"]);
-    let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
+fn reconnecting_front_ends_leak_nothing() {
+    let backend = Backend::start(&["--memory-size", "1M", "--num-queues", "2"]);
+    let process = format!("/proc/{}", backend.pid().as_raw_nonzero());
     let count = |what: &str| {
         std::fs::read_dir(format!("{process}/{what}"))
             .unwrap()
             .count()
     };
     let visit = || {
-        let mut front = connect(&daemon);
+        let mut front = connect(&backend);
         assert_works(&mut front, 1);
     };
     // What there is with one front end connected.
     let connected = |visits: usize| {
         (0..visits).for_each(|_| visit());
-        let mut front = connect(&daemon);
+        let mut front = connect(&backend);
         assert_works(&mut front, 0);
         let begin = std::time::Instant::now();
         move || {
@@ -214,14 +214,14 @@ fn front_ends_that_come_and_go_leave_nothing_behind() {
 /// Descriptors run out, perhaps for what another front end has sent: a new one waits until there are
 /// some again, and nothing ends or spins.
 #[test]
-fn no_descriptors_left_for_a_while() {
+fn recovery_after_running_out_of_descriptors() {
     use rustix::process::{Resource, Rlimit, prlimit};
-    let (daemon, metrics) = Daemon::start_with_metrics(&["--memory-size", "1M"]);
+    let (backend, metrics) = Backend::start_with_metrics(&["--memory-size", "1M"]);
     // Its control loop answers: all is set up that does not belong to a front end.
     curl(&metrics);
     // All numbers below are taken. Beyond it there may be some that the test's own process had open.
     let taken = |number: &u64| {
-        let path = format!("/proc/{}/fd/{number}", daemon.pid().as_raw_nonzero());
+        let path = format!("/proc/{}/fd/{number}", backend.pid().as_raw_nonzero());
         std::fs::symlink_metadata(path).is_ok()
     };
     let open = (0..).find(|number| !taken(number)).unwrap();
@@ -230,15 +230,15 @@ fn no_descriptors_left_for_a_while() {
             current: Some(current),
             maximum: Some(1024),
         };
-        prlimit(Some(daemon.pid()), Resource::Nofile, limit).unwrap();
+        prlimit(Some(backend.pid()), Resource::Nofile, limit).unwrap();
     };
     limit(open);
-    let unserved = UnixStream::connect(daemon.socket()).unwrap();
-    daemon.await_log("trying again");
+    let unserved = UnixStream::connect(backend.socket()).unwrap();
+    backend.await_log("trying again");
     // Each step of setting up a front end gets its turn to fail.
     for spare in 0..12 {
         limit(open + spare);
-        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        let mut stream = UnixStream::connect(backend.socket()).unwrap();
         let _ = stream.write_all(&[1; 12]);
         stream
             .set_read_timeout(Some(Duration::from_millis(20)))
@@ -247,9 +247,9 @@ fn no_descriptors_left_for_a_while() {
     }
     drop(unserved);
     limit(1024);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let mut front = FrontEnd::connect(&backend.socket());
     assert_works(&mut front, 0);
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     assert!(log.lines().count() < 100, "{log}");
 }

@@ -4,7 +4,7 @@ use vhost::VhostBackend;
 
 use super::{MIB, assert_works, two_queues};
 use crate::support::{
-    Buffer, DEADLINE, Daemon, DriverRing, FrontEnd, Guest, HEADERS, await_event,
+    Backend, Buffer, DEADLINE, DriverRing, FrontEnd, Guest, HEADERS, await_event,
     descriptor_flags::{INDIRECT, NEXT},
 };
 
@@ -14,7 +14,7 @@ type Descriptor = (Buffer, u16, u16);
 /// Does `corrupt` to queue 0 and expects it to stop with an error notification and one log line,
 /// queue 1 to go on, and queue 0 to work again once it has been reset.
 fn assert_stops(reason: &str, corrupt: impl FnOnce(&Guest, &mut DriverRing)) {
-    let (daemon, mut front) = two_queues();
+    let (backend, mut front) = two_queues();
     assert_works(&mut front, 0);
     let served = front.rings[0].next_used;
     let guest = front.guest.clone();
@@ -30,7 +30,7 @@ fn assert_stops(reason: &str, corrupt: impl FnOnce(&Guest, &mut DriverRing)) {
     front.start();
     assert_works(&mut front, 0);
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     assert_eq!(log.matches("ring corrupt").count(), 1, "{log}");
     assert!(log.contains(reason), "{log}");
 }
@@ -127,7 +127,7 @@ fn indirect_table_outside_of_memory() {
 
 #[test]
 fn rings_outside_of_memory_or_misaligned() {
-    let (daemon, mut front) = two_queues();
+    let (backend, mut front) = two_queues();
     assert_works(&mut front, 1);
     // Inside of memory at its beginning, beyond at its end.
     front.stop_ring(0);
@@ -136,14 +136,14 @@ fn rings_outside_of_memory_or_misaligned() {
     front.start_ring(0);
     assert!(await_event(&front.rings[0].error, DEADLINE));
     assert_works(&mut front, 1);
-    // Across two regions, which are not adjacent in the daemon.
+    // Across two regions, which are not adjacent in the backend.
     front.stop_ring(0);
     front.rings[0].descriptors = 16 * MIB - 16;
     front.start_ring(0);
     assert!(await_event(&front.rings[0].error, DEADLINE));
     assert_works(&mut front, 1);
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     assert!(
         log.contains("descriptor table at 0x1fffff0 is misaligned or outside"),
         "{log}"
@@ -151,11 +151,11 @@ fn rings_outside_of_memory_or_misaligned() {
 }
 
 #[test]
-fn queue_sizes_that_are_none() {
-    let daemon = Daemon::start(&["--memory-size", "1M", "--queue-size", "256"]);
+fn invalid_queue_sizes() {
+    let backend = Backend::start(&["--memory-size", "1M", "--queue-size", "256"]);
     // The library answers these itself and closes the connection, or leaves the queue alone.
     for size in [0, 3, 100, 255, 257, 512, 65_535] {
-        let mut front = FrontEnd::connect(&daemon.socket());
+        let mut front = FrontEnd::connect(&backend.socket());
         assert_works(&mut front, 0);
         front.stop_ring(0);
         if front.frontend.set_vring_num(0, size).is_ok() {
@@ -166,13 +166,13 @@ fn queue_sizes_that_are_none() {
             assert!(await_event(&front.rings[0].error, DEADLINE), "size {size}");
         }
     }
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let mut front = FrontEnd::connect(&backend.socket());
     assert_works(&mut front, 0);
 }
 
 #[test]
 fn a_guest_cannot_flood_the_log() {
-    let (daemon, mut front) = two_queues();
+    let (backend, mut front) = two_queues();
     for _ in 0..100 {
         let guest = front.guest.clone();
         front.rings[0].make_available(&guest, 9999);
@@ -182,6 +182,6 @@ fn a_guest_cannot_flood_the_log() {
         front.start();
     }
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     assert!(log.matches("ring corrupt").count() <= 20, "{log}");
 }

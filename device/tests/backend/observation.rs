@@ -1,4 +1,4 @@
-//! Metrics, the summary, the log, signals, and what an idle daemon does.
+//! Metrics, the summary, the log, signals, and what an idle backend does.
 
 use std::{
     io::{Read, Write},
@@ -9,7 +9,7 @@ use std::{
 use rustix::process::Signal;
 use vdma_protocol::Operation;
 
-use crate::support::{Connect, DATA, Daemon, FrontEnd, Request, curl};
+use crate::support::{Backend, Connect, DATA, FrontEnd, Request, curl};
 
 fn value(text: &str, line: &str) -> f64 {
     text.lines()
@@ -18,10 +18,10 @@ fn value(text: &str, line: &str) -> f64 {
 }
 
 #[test]
-fn metrics_count_what_was_done() {
+fn metrics_count_requests_kicks_and_calls() {
     // Polling finds requests without a kick.
-    let (daemon, metrics) = Daemon::start_with_metrics(&["--memory-size=1M", "--poll-us=0"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let (backend, metrics) = Backend::start_with_metrics(&["--memory-size=1M", "--poll-us=0"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     for slot in 0..40 {
         let write = Request::new(Operation::Write, 0, 100, 0).outgoing(DATA, 100);
         front.submit(0, &write, slot);
@@ -68,22 +68,22 @@ fn metrics_count_what_was_done() {
 }
 
 #[test]
-fn a_metrics_client_that_says_nothing_stops_nobody() {
-    let (daemon, metrics) = Daemon::start_with_metrics(&[]);
+fn a_silent_metrics_client_blocks_no_other() {
+    let (backend, metrics) = Backend::start_with_metrics(&[]);
     let mut silent: Vec<UnixStream> = (0..40)
         .map(|_| UnixStream::connect(&metrics).unwrap())
         .collect();
     assert!(curl(&metrics).contains("vdma_front_ends_total"));
     // The oldest had to give way.
     assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
-    daemon.end();
+    backend.end();
     assert!(!metrics.exists());
 }
 
 /// Clients that speak slowly, or hang up, are waited for or forgotten.
 #[test]
-fn metrics_requests_in_pieces() {
-    let (_daemon, metrics) = Daemon::start_with_metrics(&["--num-queues=16"]);
+fn metrics_requests_may_arrive_in_pieces() {
+    let (_backend, metrics) = Backend::start_with_metrics(&["--num-queues=16"]);
     for pieces in [
         &["GET /met", "rics HTTP/1.1\r\n", "Host: x\r\n", "\r\n"][..],
         &["GET /\n", "\n"],
@@ -112,22 +112,22 @@ fn metrics_requests_in_pieces() {
 
 #[test]
 fn sigusr1_prints_a_summary() {
-    let daemon = Daemon::start(&["--log-level", "off"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let backend = Backend::start(&["--log-level", "off"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     for _ in 0..7 {
         front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     }
-    daemon.signal(Signal::USR1);
-    daemon.signal(Signal::HUP);
+    backend.signal(Signal::USR1);
+    backend.signal(Signal::HUP);
     front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-    let log = daemon.end();
+    let log = backend.end();
     assert!(log.contains("device 0: 1 front ends so far"), "{log}");
     assert!(log.contains("nop"), "{log}");
 }
 
-/// The bound is the specification's; a daemon that waited for the load to end would never end.
+/// The bound is the specification's; a backend that waited for the load to end would never end.
 #[test]
-fn sigterm_under_load_ends_at_once_with_the_memory_flushed() {
+fn sigterm_under_load_exits_promptly_with_memory_flushed() {
     for signal in [Signal::TERM, Signal::INT] {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("memory");
@@ -135,12 +135,12 @@ fn sigterm_under_load_ends_at_once_with_the_memory_flushed() {
         let arguments = ["--num-queues=2", "--memory-size=64M", "--memory-file"];
         let mut arguments: Vec<&str> = arguments.to_vec();
         arguments.push(file.to_str().unwrap());
-        let daemon = Daemon::start_in(directory, &arguments);
+        let backend = Backend::start_in(directory, &arguments);
         let options = Connect {
             num_queues: 2,
             ..Connect::default()
         };
-        let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+        let mut front = FrontEnd::connect_with(&backend.socket(), &options);
         front.guest.write(DATA, b"still here");
         front.call(
             0,
@@ -154,13 +154,13 @@ fn sigterm_under_load_ends_at_once_with_the_memory_flushed() {
         front.kick(0);
         front.kick(1);
         let begin = Instant::now();
-        daemon.signal(signal);
+        backend.signal(signal);
         let mut bytes = [0; 10];
         std::fs::File::open(&kept)
             .unwrap()
             .read_exact(&mut bytes)
             .unwrap();
-        let (status, log) = daemon.wait();
+        let (status, log) = backend.wait();
         eprintln!("{signal:?}: ended after {:?}", begin.elapsed());
         assert!(status.success(), "{log}");
         assert_eq!(&bytes, b"still here");
@@ -168,34 +168,34 @@ fn sigterm_under_load_ends_at_once_with_the_memory_flushed() {
 }
 
 #[test]
-fn sigterm_does_not_wait_for_a_request_of_the_largest_size() {
+fn sigterm_does_not_wait_for_the_largest_requests() {
     let directory = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start_in(directory, &["--memory-size=1G"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let backend = Backend::start_in(directory, &["--memory-size=1G"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     let checksum = Request::new(Operation::Crc32c, 0, 1 << 30, 0);
     for slot in 0..100 {
         front.submit(0, &checksum, slot);
     }
     front.kick(0);
-    daemon.signal(Signal::TERM);
-    let socket = daemon.socket();
-    let (status, log) = daemon.wait();
+    backend.signal(Signal::TERM);
+    let socket = backend.socket();
+    let (status, log) = backend.wait();
     assert!(status.success(), "{log}");
     assert!(!socket.exists());
 }
 
 #[test]
-fn log_levels_choose_what_is_logged() {
+fn log_levels_filter_lines_by_module() {
     for (level, wanted) in [
         ("debug", [true, true]),
         ("info", [true, false]),
         ("warn", [false, false]),
         ("warn,vhost_device_dma::vhost_user=debug", [false, true]),
     ] {
-        let daemon = Daemon::start(&["--log-level", level]);
-        let mut front = FrontEnd::connect(&daemon.socket());
+        let backend = Backend::start(&["--log-level", level]);
+        let mut front = FrontEnd::connect(&backend.socket());
         front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-        let log = daemon.end();
+        let log = backend.end();
         let found = ["SIGTERM: ending", "device 0: features"].map(|line| log.contains(line));
         assert_eq!(found, wanted, "{level}: {log}");
     }
@@ -203,34 +203,34 @@ fn log_levels_choose_what_is_logged() {
 
 #[test]
 fn debug_lines_name_device_queue_and_head() {
-    let daemon = Daemon::start(&["--log-level=debug", "--num-queues=2"]);
+    let backend = Backend::start(&["--log-level=debug", "--num-queues=2"]);
     let options = Connect {
         num_queues: 2,
         ..Connect::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     front.submit(1, &Request::new(Operation::Fill, 0, 100, 0), 17);
     front.kick(1);
     front.wait(1);
-    let log = daemon.end();
+    let log = backend.end();
     let line = "device 0 queue 1: head 17: fill: ";
     assert!(log.contains(line), "{log}");
 }
 
 /// Nobody waits for time to pass: each waking of a thread would be counted by the kernel.
 #[test]
-fn an_idle_daemon_does_not_wake() {
-    let daemon = Daemon::start(&["--num-queues=4", "--threads=3", "--memory-size=1M"]);
+fn an_idle_backend_does_not_wake() {
+    let backend = Backend::start(&["--num-queues=4", "--threads=3", "--memory-size=1M"]);
     let options = Connect {
         num_queues: 4,
         ..Connect::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     for queue in 0..4 {
         front.call(queue, &Request::new(Operation::Nop, 0, 0, 0));
     }
     let switches = || {
-        let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
+        let tasks = format!("/proc/{}/task", backend.pid().as_raw_nonzero());
         let mut counts = std::collections::BTreeMap::new();
         for task in std::fs::read_dir(tasks).unwrap() {
             let path = task.unwrap().path();

@@ -1,5 +1,5 @@
 //! Guests and front ends that break the rules, one test for each class of bug that such devices
-//! have had. The daemon answers or stops the one ring concerned, and serves everybody else.
+//! have had. The backend answers or stops the one ring concerned, and serves everybody else.
 
 mod connections;
 mod memory;
@@ -8,22 +8,22 @@ mod rings;
 
 use vdma_protocol::{Operation, Status};
 
-use crate::support::{Connect, Daemon, FrontEnd, Request};
+use crate::support::{Backend, Connect, FrontEnd, Request};
 
 const MIB: u64 = 1 << 20;
 
-fn connect(daemon: &Daemon) -> FrontEnd {
+fn connect(backend: &Backend) -> FrontEnd {
     let options = Connect {
         num_queues: 2,
         ..Connect::default()
     };
-    FrontEnd::connect_with(&daemon.socket(), &options)
+    FrontEnd::connect_with(&backend.socket(), &options)
 }
 
-fn two_queues() -> (Daemon, FrontEnd) {
-    let daemon = Daemon::start(&["--memory-size", "1M", "--num-queues", "2"]);
-    let front = connect(&daemon);
-    (daemon, front)
+fn two_queues() -> (Backend, FrontEnd) {
+    let backend = Backend::start(&["--memory-size", "1M", "--num-queues", "2"]);
+    let front = connect(&backend);
+    (backend, front)
 }
 
 fn assert_works(front: &mut FrontEnd, queue: usize) {

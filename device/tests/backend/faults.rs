@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use vdma_protocol::{Operation, Status};
 
-use crate::support::{DATA, DEADLINE, Daemon, FrontEnd, Request, Used, await_event, curl};
+use crate::support::{Backend, DATA, DEADLINE, FrontEnd, Request, Used, await_event, curl};
 
-fn start(faults: &[&str]) -> (Daemon, FrontEnd) {
+fn start(faults: &[&str]) -> (Backend, FrontEnd) {
     let mut arguments = vec!["--memory-size", "1M"];
     for fault in faults {
         arguments.extend(["--fault", fault]);
     }
-    let daemon = Daemon::start(&arguments);
-    let front = FrontEnd::connect(&daemon.socket());
-    (daemon, front)
+    let backend = Backend::start(&arguments);
+    let front = FrontEnd::connect(&backend.socket());
+    (backend, front)
 }
 
 fn nop() -> Request {
@@ -29,8 +29,8 @@ fn read(offset: u64, length: u32) -> Request {
 }
 
 #[test]
-fn delay_holds_the_request_and_lets_the_socket_go_on() {
-    let (_daemon, mut front) = start(&["delay=200ms,every=2"]);
+fn delay_holds_the_request_but_not_the_socket() {
+    let (_backend, mut front) = start(&["delay=200ms,every=2"]);
     front.call(0, &nop());
     let begin = Instant::now();
     front.submit(0, &nop(), 0);
@@ -44,8 +44,8 @@ fn delay_holds_the_request_and_lets_the_socket_go_on() {
 }
 
 #[test]
-fn fail_answers_without_doing() {
-    let (_daemon, mut front) = start(&["fail=bad-range,op=write,after=1", "fail=4242,op=flush"]);
+fn fail_responds_without_executing() {
+    let (_backend, mut front) = start(&["fail=bad-range,op=write,after=1", "fail=4242,op=flush"]);
     front.guest.write(DATA, &[7; 16]);
     assert_eq!(front.call(0, &write(0, 16)).0.status(), Status::OK);
     front.guest.write(DATA, &[8; 16]);
@@ -61,8 +61,8 @@ fn fail_answers_without_doing() {
 }
 
 #[test]
-fn short_does_only_the_first_bytes() {
-    let (_daemon, mut front) = start(&["short,op=write", "short=3,op=read"]);
+fn short_transfers_only_the_first_bytes() {
+    let (_backend, mut front) = start(&["short,op=write", "short=3,op=read"]);
     front.guest.write(DATA, &[7; 16]);
     let (response, written) = front.call(0, &write(0, 16));
     assert_eq!(
@@ -75,9 +75,9 @@ fn short_does_only_the_first_bytes() {
 }
 
 #[test]
-fn flip_inverts_bits_repeatably() {
+fn flip_inverts_bits_reproducibly() {
     let run = || {
-        let (_daemon, mut front) = start(&["flip=3,op=read,seed=5", "flip,op=crc32c"]);
+        let (_backend, mut front) = start(&["flip=3,op=read,seed=5", "flip,op=crc32c"]);
         assert_eq!(front.call(0, &read(0, 4096)).0.status(), Status::OK);
         let crc = Request::new(Operation::Crc32c, 0, 0, 0);
         let value = front.call(0, &crc).0.value.get();
@@ -88,7 +88,7 @@ fn flip_inverts_bits_repeatably() {
     assert_eq!(value.count_ones(), 1);
     assert_eq!(run(), (data, value));
     // What is written is damaged in device memory.
-    let (_daemon, mut front) = start(&["flip,op=write"]);
+    let (_backend, mut front) = start(&["flip,op=write"]);
     front.call(0, &write(0, 64));
     front.call(0, &read(0, 64));
     let data = front.guest.bytes(DATA + 0x1_0000, 64);
@@ -96,8 +96,8 @@ fn flip_inverts_bits_repeatably() {
 }
 
 #[test]
-fn drop_does_and_never_completes() {
-    let (_daemon, mut front) = start(&["drop,op=write"]);
+fn drop_executes_and_never_completes() {
+    let (_backend, mut front) = start(&["drop,op=write"]);
     front.guest.write(DATA, &[9; 8]);
     front.submit(0, &write(0, 8), 0);
     front.submit(0, &read(0, 8), 1);
@@ -111,7 +111,7 @@ fn drop_does_and_never_completes() {
 
 #[test]
 fn twice_completes_twice() {
-    let (_daemon, mut front) = start(&["twice,every=2"]);
+    let (_backend, mut front) = start(&["twice,every=2"]);
     let ids: Vec<u32> = {
         for slot in 0..2 {
             front.submit(0, &nop(), slot);
@@ -124,7 +124,7 @@ fn twice_completes_twice() {
 
 #[test]
 fn wrong_id_and_wrong_length() {
-    let (_daemon, mut front) = start(&[
+    let (_backend, mut front) = start(&[
         "wrong-id,op=nop",
         "wrong-id=70000,op=flush",
         "wrong-length,op=read",
@@ -155,8 +155,8 @@ fn wrong_id_and_wrong_length() {
 }
 
 #[test]
-fn swap_exchanges_neighbours_of_a_batch() {
-    let (_daemon, mut front) = start(&["swap,every=3"]);
+fn swap_reorders_neighbours_in_a_batch() {
+    let (_backend, mut front) = start(&["swap,every=3"]);
     // While the ring stands still, so that all are found at once.
     front.stop_ring(0);
     for slot in 0..6 {
@@ -170,8 +170,8 @@ fn swap_exchanges_neighbours_of_a_batch() {
 }
 
 #[test]
-fn stop_queue_is_like_a_corrupt_ring() {
-    let (daemon, mut front) = start(&["stop-queue,after=2"]);
+fn stop_queue_behaves_as_a_corrupt_ring() {
+    let (backend, mut front) = start(&["stop-queue,after=2"]);
     front.call(0, &nop());
     front.call(0, &nop());
     front.submit(0, &nop(), 0);
@@ -179,16 +179,16 @@ fn stop_queue_is_like_a_corrupt_ring() {
     assert!(await_event(&front.rings[0].error, DEADLINE));
     front.stop_ring(0);
     drop(front);
-    assert!(daemon.end().contains("--fault stop-queue"));
+    assert!(backend.end().contains("--fault stop-queue"));
 }
 
 #[test]
-fn vanish_ends_the_daemon_at_once() {
-    let (daemon, mut front) = start(&["vanish,op=flush"]);
+fn vanish_kills_the_backend() {
+    let (backend, mut front) = start(&["vanish,op=flush"]);
     front.call(0, &nop());
     front.submit(0, &Request::new(Operation::Flush, 0, 0, 0), 0);
     front.kick(0);
-    let (status, _) = daemon.wait();
+    let (status, _) = backend.wait();
     assert_eq!(
         std::os::unix::process::ExitStatusExt::signal(&status),
         Some(9)
@@ -196,15 +196,15 @@ fn vanish_ends_the_daemon_at_once() {
 }
 
 #[test]
-fn selectors_by_queue_and_range_and_the_count_in_the_metrics() {
+fn queue_and_range_selectors_and_fault_metrics() {
     let fault = "--fault=fail,range=4K+4K,queue=1";
     let arguments = ["--num-queues=2", "--memory-size=1M", fault];
-    let (daemon, metrics) = Daemon::start_with_metrics(&arguments);
+    let (backend, metrics) = Backend::start_with_metrics(&arguments);
     let options = crate::support::Connect {
         num_queues: 2,
         ..Default::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     for (queue, offset, status) in [
         (0, 4096, Status::OK),
         (1, 4095 - 8, Status::OK),
@@ -220,9 +220,9 @@ fn selectors_by_queue_and_range_and_the_count_in_the_metrics() {
 }
 
 #[test]
-fn nonsense_is_refused_at_the_start() {
+fn invalid_faults_are_usage_errors() {
     for fault in ["explode", "delay", "drop,op=eat", "fail,every=0"] {
-        let mut command = Daemon::command();
+        let mut command = Backend::command();
         command.args(["--socket-path", "/nonexistent/x", "--fault", fault]);
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(2));

@@ -4,11 +4,11 @@ use vdma_protocol::{Operation, Status};
 use vhost::VhostBackend;
 
 use super::{MIB, assert_works, connect, two_queues};
-use crate::support::{BAR, DATA, DEADLINE, Daemon, FrontEnd, Request, await_event};
+use crate::support::{BAR, Backend, DATA, DEADLINE, FrontEnd, Request, await_event};
 
 #[test]
-fn memory_cut_off_under_load() {
-    let (daemon, mut front) = two_queues();
+fn guest_memory_truncated_under_load() {
+    let (backend, mut front) = two_queues();
     assert_works(&mut front, 0);
     let first = front.guest.table()[1].mmap_handle;
     // SAFETY: the guest's memory keeps the file open.
@@ -22,18 +22,18 @@ fn memory_cut_off_under_load() {
         assert!(await_event(&ring.error, DEADLINE));
     }
     drop(front);
-    let mut front = connect(&daemon);
+    let mut front = connect(&backend);
     assert_works(&mut front, 0);
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     assert!(log.contains("guest memory has vanished"), "{log}");
 }
 
 #[test]
-fn memory_file_cut_off_under_load() {
+fn memory_file_truncated_under_load() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("memory");
-    let daemon = Daemon::start_in(
+    let backend = Backend::start_in(
         directory,
         &[
             "--memory-size",
@@ -42,7 +42,7 @@ fn memory_file_cut_off_under_load() {
             path.to_str().unwrap(),
         ],
     );
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let mut front = FrontEnd::connect(&backend.socket());
     assert_works(&mut front, 0);
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(4096).unwrap();
@@ -54,7 +54,7 @@ fn memory_file_cut_off_under_load() {
 
 #[test]
 fn memory_table_changes_under_load() {
-    let (_daemon, mut front) = two_queues();
+    let (_backend, mut front) = two_queues();
     // The front end sets a table of its own when it has mapped the BAR.
     assert_works(&mut front, 0);
     let whole = front.guest.table();
@@ -93,9 +93,9 @@ fn memory_table_changes_under_load() {
 
 /// QEMU puts the BAR into the memory table: descriptors can then point at device memory itself.
 #[test]
-fn addresses_in_the_bar_overlap_as_memmove() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+fn overlapping_bar_addresses_behave_as_memmove() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     assert_works(&mut front, 0);
     // The front end has put it there once it was mapped.
     let bar = BAR;

@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 
 use vdma_protocol::{CONFIG_MAGIC, FEATURE_BAR, Operation, STATE_BAR_MAPPED, Status};
 
-use crate::support::{Connect, DEADLINE, Daemon, FEATURES, FrontEnd, Request};
+use crate::support::{Backend, Connect, DEADLINE, FEATURES, FrontEnd, Request};
 
 fn nop() -> Request {
     Request::new(Operation::Nop, 0, 0, 0)
@@ -15,9 +15,9 @@ fn is_mapped(front: &mut FrontEnd) -> bool {
 }
 
 /// A started front end that has been asked to map the BAR and does not answer.
-fn unanswered<'a>(daemon: &Daemon, options: &'a Connect) -> (FrontEnd, MutexGuard<'a, bool>) {
+fn unanswered<'a>(backend: &Backend, options: &'a Connect) -> (FrontEnd, MutexGuard<'a, bool>) {
     let held = options.map_answer.lock().unwrap();
-    let front = FrontEnd::connect_with(&daemon.socket(), options);
+    let front = FrontEnd::connect_with(&backend.socket(), options);
     let window = front.window.clone().unwrap();
     let begin = std::time::Instant::now();
     while window.maps.lock().unwrap().is_empty() {
@@ -28,9 +28,9 @@ fn unanswered<'a>(daemon: &Daemon, options: &'a Connect) -> (FrontEnd, MutexGuar
 }
 
 #[test]
-fn a_nop_proves_that_the_bar_is_mapped() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+fn a_completed_nop_implies_the_bar_is_mapped() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     let (response, written) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     assert_eq!(response.status(), Status::OK);
     assert_eq!(written, 16);
@@ -45,27 +45,27 @@ fn a_nop_proves_that_the_bar_is_mapped() {
 }
 
 #[test]
-fn without_shmem_there_is_a_device_without_bar() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
+fn without_shmem_the_device_has_no_bar() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect {
         shmem: false,
         ..Connect::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     assert_eq!(response.status(), Status::OK);
     assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     assert_eq!(log.matches("does not map the BAR").count(), 1, "{log}");
 }
 
 #[test]
-fn requests_wait_for_the_mapping_and_the_socket_does_not() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
+fn requests_wait_for_the_mapping_but_the_socket_is_served() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
     let held = options.map_answer.lock().unwrap();
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
     front.kick(0);
     // The socket is served while the mapping is not answered: this comes back.
@@ -80,8 +80,8 @@ fn requests_wait_for_the_mapping_and_the_socket_does_not() {
 
 #[test]
 fn the_bar_is_mapped_again_after_a_reset() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     for round in 1..=3 {
         let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
         assert_eq!(response.status(), Status::OK);
@@ -94,11 +94,11 @@ fn the_bar_is_mapped_again_after_a_reset() {
 }
 
 #[test]
-fn a_refused_mapping_leaves_a_device_without_bar() {
-    let daemon = Daemon::start(&[]);
+fn a_refused_mapping_leaves_the_device_without_a_bar() {
+    let backend = Backend::start(&[]);
     let options = Connect::default();
     *options.map_answer.lock().unwrap() = false;
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     assert_eq!(response.status(), Status::OK);
     assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
@@ -107,10 +107,10 @@ fn a_refused_mapping_leaves_a_device_without_bar() {
 /// The driver is reset while the front end has not answered about the BAR. QEMU answers later, and
 /// then has a mapping that no reset takes away.
 #[test]
-fn an_answer_that_comes_after_a_reset() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
+fn a_mapping_reply_after_a_reset_is_stale() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (mut front, held) = unanswered(&daemon, &options);
+    let (mut front, held) = unanswered(&backend, &options);
     front.reset();
     front.start();
     drop(held);
@@ -125,10 +125,10 @@ fn an_answer_that_comes_after_a_reset() {
 }
 
 #[test]
-fn an_answer_that_comes_while_no_driver_is_there() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
+fn a_mapping_reply_without_a_driver_is_stale() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (mut front, held) = unanswered(&daemon, &options);
+    let (mut front, held) = unanswered(&backend, &options);
     front.reset();
     drop(held);
     for _ in 0..100 {
@@ -141,10 +141,10 @@ fn an_answer_that_comes_while_no_driver_is_there() {
 
 /// The next driver has no use for the BAR, and need not wait for it.
 #[test]
-fn a_driver_without_bar_does_not_wait_for_the_answer_to_the_one_before() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
+fn a_driver_without_bar_does_not_wait_for_an_earlier_reply() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (mut front, held) = unanswered(&daemon, &options);
+    let (mut front, held) = unanswered(&backend, &options);
     front.reset();
     front.options.features = FEATURES & !(1 << FEATURE_BAR);
     front.start();
@@ -155,9 +155,9 @@ fn a_driver_without_bar_does_not_wait_for_the_answer_to_the_one_before() {
 }
 
 #[test]
-fn a_paused_machine_keeps_its_bar() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+fn a_paused_vm_keeps_its_bar() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     for _ in 0..3 {
         assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
         assert!(is_mapped(&mut front));
@@ -165,24 +165,24 @@ fn a_paused_machine_keeps_its_bar() {
         front.resume();
     }
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     assert!(!log.contains("does not map"), "{log}");
 }
 
 /// That a front end which has gone does not map the BAR is no news.
 #[test]
-fn an_answer_that_comes_after_the_front_end_has_gone() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
+fn a_mapping_reply_after_disconnect_is_ignored() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (front, mut held) = unanswered(&daemon, &options);
+    let (front, mut held) = unanswered(&backend, &options);
     drop(front);
-    let mut next = FrontEnd::connect(&daemon.socket());
+    let mut next = FrontEnd::connect(&backend.socket());
     assert_eq!(next.call(0, &nop()).0.status(), Status::OK);
     *held = false;
     drop(held);
     let begin = std::time::Instant::now();
     let waiting = || {
-        daemon
+        backend
             .thread_names()
             .iter()
             .filter(|name| *name == "bar")
@@ -192,6 +192,6 @@ fn an_answer_that_comes_after_the_front_end_has_gone() {
         assert!(begin.elapsed() < DEADLINE, "the answer was not taken");
         std::thread::yield_now();
     }
-    let log = daemon.end();
+    let log = backend.end();
     assert!(!log.contains("does not map"), "{log}");
 }

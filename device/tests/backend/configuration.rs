@@ -5,14 +5,14 @@ use vdma_protocol::{
 };
 use vhost::vhost_user::{VhostUserFrontend, message::VhostUserConfigFlags};
 
-use crate::support::{Connect, Daemon, FEATURES, FrontEnd, Request};
+use crate::support::{Backend, Connect, FEATURES, FrontEnd, Request};
 
 fn nop() -> Request {
     Request::new(Operation::Nop, 0, 0, 0)
 }
 
 #[test]
-fn it_says_what_the_device_is() {
+fn fields_describe_the_device() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("memory");
     let file = format!("--memory-file={}", file.display());
@@ -22,13 +22,13 @@ fn it_says_what_the_device_is() {
         "--queue-size=64",
         &file,
     ];
-    let daemon = Daemon::start_in(directory, &arguments);
+    let backend = Backend::start_in(directory, &arguments);
     let options = Connect {
         num_queues: 5,
         queue_size: 64,
         ..Connect::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     assert_eq!(front.call(4, &nop()).0.status(), Status::OK);
     let config = Config::from_bytes(&front.config());
     assert_eq!(config.magic.get(), CONFIG_MAGIC);
@@ -44,18 +44,18 @@ fn it_says_what_the_device_is() {
 
 /// Drivers go through their DMA API only where that is asked for.
 #[test]
-fn the_platform_is_accessed_when_that_is_wanted() {
+fn access_platform_is_offered_on_request() {
     const ACCESS_PLATFORM: u64 = 1 << 33;
     for (arguments, expected) in [
         (&["--memory-size=1M"][..], 0),
         (&["--memory-size=1M", "--access-platform"], ACCESS_PLATFORM),
     ] {
-        let daemon = Daemon::start(arguments);
+        let backend = Backend::start(arguments);
         let options = Connect {
             features: FEATURES | expected,
             ..Connect::default()
         };
-        let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+        let mut front = FrontEnd::connect_with(&backend.socket(), &options);
         assert_eq!(front.offered & ACCESS_PLATFORM, expected);
         assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
     }
@@ -64,8 +64,8 @@ fn the_platform_is_accessed_when_that_is_wanted() {
 /// Any guest can write there: that must not even cost the connection.
 #[test]
 fn writes_are_ignored() {
-    let daemon = Daemon::start(&["--memory-size=1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let backend = Backend::start(&["--memory-size=1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
     let before = front.config();
     for offset in (0..60).chain(0..60).chain(0..60) {
@@ -77,16 +77,16 @@ fn writes_are_ignored() {
     assert_eq!(front.config(), before);
     assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
     drop(front);
-    let log = daemon.end();
+    let log = backend.end();
     let lines = log.matches("configuration space").count();
     assert!((1..=20).contains(&lines), "{log}");
 }
 
 /// `VHOST_USER_RESET_DEVICE` stops everything, and takes the BAR away.
 #[test]
-fn a_reset_by_message_stops_the_rings() {
-    let daemon = Daemon::start(&["--memory-size=1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+fn reset_device_stops_the_rings() {
+    let backend = Backend::start(&["--memory-size=1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     for _ in 0..3 {
         assert_eq!(front.call(0, &nop()).0.status(), Status::OK);
         assert_ne!(front.config_word(36) & STATE_BAR_MAPPED, 0);

@@ -128,7 +128,7 @@ impl Default for Connect {
 /// Guest address of the BAR, when device memory is mapped there.
 pub const BAR: u64 = 1 << 36;
 
-/// The front end's end of the channel for the back end's requests. Like QEMU's it takes no mapping
+/// The front end's end of the channel for the backend's requests. Like QEMU's it takes no mapping
 /// where there is one, and shows the BAR in the memory table from then on.
 pub struct BarWindow {
     answer: Arc<Mutex<bool>>,

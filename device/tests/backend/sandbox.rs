@@ -10,14 +10,14 @@ use vhost_device_dma::sandbox::{
     Role, SandboxSettings, SeccompMode, confine_process, confine_thread, restrict_file_system,
 };
 
-use crate::support::{Daemon, FrontEnd, Request, is_sandboxed};
+use crate::support::{Backend, FrontEnd, Request, is_sandboxed};
 
 const ROLE: &str = "VDMA_TEST_ROLE";
-const DEED: &str = "VDMA_TEST_DEED";
-const SURVIVED: &str = "the deed was done";
+const ACTION: &str = "VDMA_TEST_ACTION";
+const SURVIVED: &str = "the action was carried out";
 
-/// What none of the daemon's threads may do.
-const DEEDS: [&str; 12] = [
+/// What none of the backend's threads may do.
+const FORBIDDEN: [&str; 12] = [
     "open",
     "create",
     "socket",
@@ -32,17 +32,17 @@ const DEEDS: [&str; 12] = [
     "handler",
 ];
 
-/// Runs this very test binary, only `deed_in_a_child`, as a role that tries a deed.
-fn child(role: &str, deed: &str) -> Output {
+/// Runs this very test binary, only `action_in_a_child`, as a role that tries a action.
+fn child(role: &str, action: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "sandbox::deed_in_a_child",
+            "sandbox::action_in_a_child",
             "--ignored",
             "--nocapture",
         ])
         .env(ROLE, role)
-        .env(DEED, deed)
+        .env(ACTION, action)
         .output()
         .unwrap()
 }
@@ -56,19 +56,19 @@ fn without_sandbox() -> bool {
 }
 
 #[test]
-fn no_thread_can_do_what_it_has_no_business_with() {
+fn forbidden_system_calls_kill_every_role() {
     if without_sandbox() {
         return;
     }
     for role in ["control", "front-end", "queue", "process"] {
-        for deed in DEEDS {
-            let output = child(role, deed);
+        for action in FORBIDDEN {
+            let output = child(role, action);
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(!text.contains(SURVIVED), "{role} {deed}: {text}");
+            assert!(!text.contains(SURVIVED), "{role} {action}: {text}");
             let signal = output.status.signal();
-            assert_eq!(signal, Some(libc::SIGSYS), "{role} {deed}: {text}");
+            assert_eq!(signal, Some(libc::SIGSYS), "{role} {action}: {text}");
         }
-        // The same without the deed lives.
+        // The same without the action lives.
         let output = child(role, "nothing");
         assert!(
             String::from_utf8_lossy(&output.stdout).contains(SURVIVED),
@@ -78,11 +78,11 @@ fn no_thread_can_do_what_it_has_no_business_with() {
 }
 
 #[test]
-fn only_those_who_need_them_can_make_threads_and_connections() {
+fn threads_and_connections_only_where_a_role_needs_them() {
     if without_sandbox() {
         return;
     }
-    for (role, deed, allowed) in [
+    for (role, action, allowed) in [
         ("queue", "thread", false),
         ("control", "thread", false),
         ("front-end", "thread", true),
@@ -93,27 +93,27 @@ fn only_those_who_need_them_can_make_threads_and_connections() {
         ("front-end", "unlink", false),
         ("control", "unlink", true),
     ] {
-        let output = child(role, deed);
+        let output = child(role, action);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(text.contains(SURVIVED), allowed, "{role} {deed}: {text}");
+        assert_eq!(text.contains(SURVIVED), allowed, "{role} {action}: {text}");
         assert_eq!(
             output.status.signal() == Some(libc::SIGSYS),
             !allowed,
-            "{role} {deed}"
+            "{role} {action}"
         );
     }
 }
 
 #[test]
-fn logging_mode_forbids_nothing() {
+fn log_mode_forbids_nothing() {
     if without_sandbox() {
         return;
     }
-    for deed in ["open", "socket"] {
-        let output = child("log", deed);
+    for action in ["open", "socket"] {
+        let output = child("log", action);
         assert!(
             String::from_utf8_lossy(&output.stdout).contains(SURVIVED),
-            "{deed}"
+            "{action}"
         );
     }
 }
@@ -134,7 +134,7 @@ fn no_file_can_be_opened_by_path() {
 
 /// Landlock holds for the thread that asks for it, so that one of this process can be confined.
 #[test]
-fn only_sockets_can_be_removed_and_only_in_their_directories() {
+fn files_can_be_removed_only_in_socket_directories() {
     let directory = tempfile::tempdir().unwrap();
     let other = tempfile::tempdir().unwrap();
     let files = [directory.path(), other.path()].map(|path| path.join("file"));
@@ -163,7 +163,7 @@ fn only_sockets_can_be_removed_and_only_in_their_directories() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_cannot_be_allowed() {
+fn a_missing_socket_directory_is_an_error() {
     let confined =
         || restrict_file_system(&["/nonexistent/vdma".into()]).map_err(|e| e.to_string());
     let result = std::thread::scope(|scope| scope.spawn(confined).join().unwrap());
@@ -172,20 +172,20 @@ fn a_directory_that_is_not_there_cannot_be_allowed() {
 }
 
 #[test]
-fn privileges_are_gone_in_every_thread() {
+fn every_thread_drops_its_privileges() {
     if without_sandbox() {
         return;
     }
-    let daemon = Daemon::start(&["--num-queues", "2", "--memory-size", "1M"]);
+    let backend = Backend::start(&["--num-queues", "2", "--memory-size", "1M"]);
     let mut front = FrontEnd::connect_with(
-        &daemon.socket(),
+        &backend.socket(),
         &crate::support::Connect {
             num_queues: 2,
             ..Default::default()
         },
     );
     front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
-    let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
+    let tasks = format!("/proc/{}/task", backend.pid().as_raw_nonzero());
     let mut names = Vec::new();
     for task in std::fs::read_dir(tasks).unwrap() {
         let directory = task.unwrap().path();
@@ -213,8 +213,8 @@ fn privileges_are_gone_in_every_thread() {
 /// Not a test of its own: what [`child`] runs.
 #[test]
 #[ignore = "run by the other tests of this module, as a child process"]
-fn deed_in_a_child() {
-    let (Ok(role), Ok(deed)) = (std::env::var(ROLE), std::env::var(DEED)) else {
+fn action_in_a_child() {
+    let (Ok(role), Ok(action)) = (std::env::var(ROLE), std::env::var(ACTION)) else {
         return;
     };
     let listener = {
@@ -253,13 +253,13 @@ fn deed_in_a_child() {
         "front-end" => confine_thread(Role::FrontEnd, kill).unwrap(),
         _ => confine_thread(Role::Queue, kill).unwrap(),
     }
-    do_deed(&deed, &listener);
+    perform(&action, &listener);
     println!("{SURVIVED}");
     // Nothing else may run in here: the test harness does things that the role may not.
     std::process::exit(0);
 }
 
-fn do_deed(deed: &str, listener: &std::os::unix::net::UnixListener) {
+fn perform(action: &str, listener: &std::os::unix::net::UnixListener) {
     let map = |protection| {
         // SAFETY: a new anonymous mapping touches no other memory.
         unsafe {
@@ -273,7 +273,7 @@ fn do_deed(deed: &str, listener: &std::os::unix::net::UnixListener) {
             )
         }
     };
-    match deed {
+    match action {
         "nothing" => {}
         "open" => drop(std::fs::File::open("/proc/self/status")),
         "create" => drop(std::fs::File::create("/tmp/vdma-test-created")),
@@ -303,9 +303,9 @@ fn do_deed(deed: &str, listener: &std::os::unix::net::UnixListener) {
         "thread" => drop(std::thread::spawn(|| {}).join()),
         "accept" => drop(listener.accept()),
         "unlink" => drop(std::fs::remove_file("/nonexistent/vdma")),
-        other => panic!("no such deed: {other}"),
+        other => panic!("no such action: {other}"),
     }
 }
 
-/// What the deed gave does not matter.
+/// What the action gave does not matter.
 fn consume<T>(_: T) {}

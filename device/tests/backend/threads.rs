@@ -2,23 +2,23 @@
 
 use vdma_protocol::{Operation, Status};
 
-use crate::support::{Connect, DATA, Daemon, FrontEnd, Request, curl};
+use crate::support::{Backend, Connect, DATA, FrontEnd, Request, curl};
 
-fn connect(daemon: &Daemon, num_queues: usize) -> FrontEnd {
+fn connect(backend: &Backend, num_queues: usize) -> FrontEnd {
     let options = Connect {
         num_queues,
         ..Connect::default()
     };
-    FrontEnd::connect_with(&daemon.socket(), &options)
+    FrontEnd::connect_with(&backend.socket(), &options)
 }
 
 fn nop() -> Request {
     Request::new(Operation::Nop, 0, 0, 0)
 }
 
-/// Names of the daemon's threads that run queues.
-fn queue_threads(daemon: &Daemon) -> Vec<String> {
-    let mut names = daemon.thread_names();
+/// Names of the backend's threads that run queues.
+fn queue_threads(backend: &Backend) -> Vec<String> {
+    let mut names = backend.thread_names();
     names.retain(|name| name.starts_with("queue"));
     names.sort_unstable();
     names
@@ -26,8 +26,8 @@ fn queue_threads(daemon: &Daemon) -> Vec<String> {
 
 #[test]
 fn eight_queues_on_two_threads_are_all_served() {
-    let daemon = Daemon::start(&["--num-queues=8", "--threads=2", "--memory-size=1M"]);
-    let mut front = connect(&daemon, 8);
+    let backend = Backend::start(&["--num-queues=8", "--threads=2", "--memory-size=1M"]);
+    let mut front = connect(&backend, 8);
     for round in 0..20u64 {
         for queue in 0..8 {
             for slot in 0..100 {
@@ -49,33 +49,36 @@ fn eight_queues_on_two_threads_are_all_served() {
             assert!(front.guest.bytes(DATA + 0x10_0000, 800) == sent);
         }
     }
-    assert_eq!(queue_threads(&daemon), ["queues 0 mod 2", "queues 1 mod 2"]);
+    assert_eq!(
+        queue_threads(&backend),
+        ["queues 0 mod 2", "queues 1 mod 2"]
+    );
 }
 
 #[test]
-fn threads_that_do_not_divide_the_queues() {
-    let daemon = Daemon::start(&["--num-queues=4", "--threads=3", "--memory-size=1M"]);
-    let mut front = connect(&daemon, 4);
+fn thread_counts_that_do_not_divide_the_queues() {
+    let backend = Backend::start(&["--num-queues=4", "--threads=3", "--memory-size=1M"]);
+    let mut front = connect(&backend, 4);
     for queue in 0..4 {
         assert_eq!(front.call(queue, &nop()).0.status(), Status::OK);
     }
-    let names = queue_threads(&daemon);
+    let names = queue_threads(&backend);
     assert_eq!(names, ["queue 1", "queue 2", "queues 0 mod 3"]);
 }
 
 #[test]
-fn each_queue_has_a_thread_unless_told_otherwise() {
-    let daemon = Daemon::start(&["--num-queues=3", "--memory-size=1M"]);
-    let mut front = connect(&daemon, 3);
+fn each_queue_has_its_own_thread_by_default() {
+    let backend = Backend::start(&["--num-queues=3", "--memory-size=1M"]);
+    let mut front = connect(&backend, 3);
     assert_eq!(front.call(2, &nop()).0.status(), Status::OK);
-    assert_eq!(queue_threads(&daemon), ["queue 0", "queue 1", "queue 2"]);
+    assert_eq!(queue_threads(&backend), ["queue 0", "queue 1", "queue 2"]);
 }
 
 /// A queue that always has something to do gets its turn, not the thread.
 #[test]
 fn a_busy_queue_does_not_starve_its_neighbour() {
-    let daemon = Daemon::start(&["--num-queues=2", "--threads=1", "--memory-size=8M"]);
-    let mut front = connect(&daemon, 2);
+    let backend = Backend::start(&["--num-queues=2", "--threads=1", "--memory-size=8M"]);
+    let mut front = connect(&backend, 2);
     assert_eq!(front.call(1, &nop()).0.status(), Status::OK);
     let checksum = Request::new(Operation::Crc32c, 0, 8 << 20, 0);
     for slot in 0..100 {
@@ -93,13 +96,13 @@ fn a_busy_queue_does_not_starve_its_neighbour() {
 }
 
 #[test]
-fn a_held_request_holds_up_its_own_queue_alone() {
-    let daemon = Daemon::start(&[
+fn a_delayed_request_blocks_only_its_own_queue() {
+    let backend = Backend::start(&[
         "--num-queues=2",
         "--threads=1",
         "--fault=delay=3600s,queue=0",
     ]);
-    let mut front = connect(&daemon, 2);
+    let mut front = connect(&backend, 2);
     front.submit(0, &nop(), 0);
     front.kick(0);
     for _ in 0..100 {
@@ -114,9 +117,9 @@ fn a_held_request_holds_up_its_own_queue_alone() {
 }
 
 #[test]
-fn a_corrupt_ring_stops_no_other_of_its_thread() {
-    let daemon = Daemon::start(&["--num-queues=2", "--threads=1", "--memory-size=1M"]);
-    let mut front = connect(&daemon, 2);
+fn a_corrupt_ring_does_not_stop_others_on_its_thread() {
+    let backend = Backend::start(&["--num-queues=2", "--threads=1", "--memory-size=1M"]);
+    let mut front = connect(&backend, 2);
     let guest = front.guest.clone();
     front.rings[0].make_available(&guest, 9999);
     front.kick(0);
@@ -133,10 +136,10 @@ fn a_corrupt_ring_stops_no_other_of_its_thread() {
 }
 
 #[test]
-fn shared_threads_find_requests_without_a_kick() {
+fn shared_threads_poll_for_requests() {
     let arguments = ["--num-queues=2", "--threads=1", "--poll-us=1000000"];
-    let (daemon, metrics) = Daemon::start_with_metrics(&arguments);
-    let mut front = connect(&daemon, 2);
+    let (backend, metrics) = Backend::start_with_metrics(&arguments);
+    let mut front = connect(&backend, 2);
     for _ in 0..50 {
         for queue in 0..2 {
             assert_eq!(front.call(queue, &nop()).0.status(), Status::OK);

@@ -3,7 +3,7 @@
 
 use vdma_protocol::{Operation, Response, Status};
 
-use crate::support::{DATA, Daemon, FrontEnd, Request};
+use crate::support::{Backend, DATA, FrontEnd, Request};
 
 const SIZE: usize = 1 << 16;
 /// Where answers come.
@@ -19,7 +19,7 @@ fn pattern(length: usize) -> Vec<u8> {
 struct Bench {
     front: FrontEnd,
     device: Vec<u8>,
-    _daemon: Daemon,
+    _backend: Backend,
 }
 
 impl Bench {
@@ -28,11 +28,11 @@ impl Bench {
         let file = directory.path().join("memory");
         std::fs::write(&file, pattern(SIZE)).unwrap();
         let argument = format!("--memory-file={}", file.display());
-        let daemon = Daemon::start_in(directory, &[&argument]);
+        let backend = Backend::start_in(directory, &[&argument]);
         Self {
-            front: FrontEnd::connect(&daemon.socket()),
+            front: FrontEnd::connect(&backend.socket()),
             device: pattern(SIZE),
-            _daemon: daemon,
+            _backend: backend,
         }
     }
 
@@ -71,7 +71,7 @@ fn crc(bytes: &[u8]) -> u64 {
 }
 
 #[test]
-fn every_operation() {
+fn every_operation_matches_an_array() {
     let mut bench = Bench::new();
     let ours: Vec<u8> = pattern(5000).iter().map(|byte| !byte).collect();
     bench.front.guest.write(DATA, &ours);
@@ -144,7 +144,7 @@ fn every_operation() {
 }
 
 #[test]
-fn every_operation_on_no_bytes_at_all() {
+fn every_operation_of_length_zero() {
     let mut bench = Bench::new();
     for operation in Operation::ALL {
         for offset in [0, 1, SIZE as u64] {

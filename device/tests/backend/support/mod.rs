@@ -1,6 +1,6 @@
-//! A daemon under test, and a front end with a driver for it.
+//! A backend under test, and a front end with a driver for it.
 
-mod daemon;
+mod backend;
 mod frontend;
 mod ring;
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
 pub use self::{
-    daemon::{Daemon, is_sandboxed},
+    backend::{Backend, is_sandboxed},
     frontend::{BAR, Connect, FEATURES, FrontEnd, Guest, await_event},
     ring::{Buffer, DriverRing, Used, descriptor_flags},
 };

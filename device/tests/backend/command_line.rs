@@ -7,10 +7,10 @@ use std::{
 
 use vdma_protocol::Operation;
 
-use crate::support::{DATA, DEADLINE, Daemon, FrontEnd, Request};
+use crate::support::{Backend, DATA, DEADLINE, FrontEnd, Request};
 
 #[test]
-fn the_daemon_fails_early_with_one_line() {
+fn start_up_errors_are_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let socket = path("socket");
@@ -18,7 +18,7 @@ fn the_daemon_fails_early_with_one_line() {
     std::fs::write(path("odd"), vec![0; 5000]).unwrap();
     std::fs::write(path("small"), vec![0; 8192]).unwrap();
     let fails = |arguments: &[&str], reason: &str| {
-        let output = Daemon::command().args(arguments).output().unwrap();
+        let output = Backend::command().args(arguments).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
         assert!(text.contains(reason), "{arguments:?}: {text}");
@@ -56,8 +56,8 @@ fn the_daemon_fails_early_with_one_line() {
     );
     fails(&["--fd", "1"], "not a listening");
     fails(&["--fd", "900"], "not a listening");
-    let daemon = Daemon::start(&[]);
-    let taken = daemon.socket();
+    let backend = Backend::start(&[]);
+    let taken = backend.socket();
     fails(
         &["-s", taken.to_str().unwrap()],
         "in use by another process",
@@ -65,7 +65,7 @@ fn the_daemon_fails_early_with_one_line() {
 }
 
 #[test]
-fn usage_errors_end_with_two_and_name_the_remedy() {
+fn usage_errors_exit_with_2_and_name_the_remedy() {
     for (arguments, remedy) in [
         (&[][..], "--socket-path <PATH>|--fd <N>"),
         (&["-s", "x", "--fd", "3"], "cannot be used with"),
@@ -98,12 +98,12 @@ fn usage_errors_end_with_two_and_name_the_remedy() {
         ),
         (&["-s", "x", "--log-level", ""], "write error, warn, info"),
     ] {
-        let output = Daemon::command().args(arguments).output().unwrap();
+        let output = Backend::command().args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(text.contains(remedy), "{arguments:?}: {text}");
     }
-    let mut command = Daemon::command();
+    let mut command = Backend::command();
     command
         .args(["-s", "x"])
         .env("RUST_LOG", "vhost_device_dma");
@@ -112,8 +112,8 @@ fn usage_errors_end_with_two_and_name_the_remedy() {
 }
 
 #[test]
-fn help_groups_options_and_shows_a_line_for_qemu() {
-    let output = Daemon::command().arg("--help").output().unwrap();
+fn help_groups_options_and_shows_a_qemu_command() {
+    let output = Backend::command().arg("--help").output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
     for part in [
@@ -130,10 +130,10 @@ fn help_groups_options_and_shows_a_line_for_qemu() {
     }
 }
 
-/// QEMU's conventions for back ends: other arguments are ignored.
+/// QEMU's conventions for backends: other arguments are ignored.
 #[test]
-fn capabilities_are_printed_whatever_else_is_given() {
-    let alone = Daemon::command()
+fn print_capabilities_ignores_other_arguments() {
+    let alone = Backend::command()
         .arg("--print-capabilities")
         .output()
         .unwrap();
@@ -143,7 +143,7 @@ fn capabilities_are_printed_whatever_else_is_given() {
         &["--no-such-option"],
         &["--fd", "77", "-c", "3"],
     ] {
-        let mut command = Daemon::command();
+        let mut command = Backend::command();
         let output = command
             .args(others)
             .arg("--print-capabilities")
@@ -155,7 +155,7 @@ fn capabilities_are_printed_whatever_else_is_given() {
 }
 
 #[test]
-fn a_socket_that_nobody_listens_on_is_replaced() {
+fn a_stale_socket_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vdma.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
@@ -165,19 +165,19 @@ fn a_socket_that_nobody_listens_on_is_replaced() {
         assert!(begin.elapsed() < DEADLINE);
         std::thread::yield_now();
     }
-    let mut command = Daemon::command();
+    let mut command = Backend::command();
     command.arg("-s").arg(&socket);
-    let daemon = Daemon::spawn(command, directory);
+    let backend = Backend::spawn(command, directory);
     while UnixStream::connect(&socket).is_err() {
         assert!(begin.elapsed() < DEADLINE);
         std::thread::sleep(Duration::from_millis(2));
     }
-    daemon.end();
+    backend.end();
     assert!(!socket.exists());
 }
 
 #[test]
-fn an_inherited_socket_is_listened_on() {
+fn an_inherited_socket_is_used() {
     use std::os::fd::AsRawFd;
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("inherited");
@@ -185,28 +185,28 @@ fn an_inherited_socket_is_listened_on() {
     // The child gets a duplicate without close-on-exec.
     let fd = rustix::io::fcntl_dupfd_cloexec(&listener, 10).unwrap();
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
-    let mut command = Daemon::command();
+    let mut command = Backend::command();
     command.args(["--fd", &fd.as_raw_fd().to_string(), "--memory-size=1M"]);
-    let daemon = Daemon::spawn(command, tempfile::tempdir().unwrap());
+    let backend = Backend::spawn(command, tempfile::tempdir().unwrap());
     drop((fd, listener));
     let mut front = FrontEnd::connect(&socket);
     front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     drop(front);
-    daemon.end();
+    backend.end();
     assert!(socket.exists(), "the parent's socket is the parent's");
 }
 
 #[test]
-fn several_devices_have_memories_of_their_own() {
+fn each_device_has_its_own_memory() {
     let directory = tempfile::tempdir().unwrap();
     let sockets = [0, 1].map(|index| directory.path().join(format!("s{index}")));
-    let mut command = Daemon::command();
+    let mut command = Backend::command();
     command
         .arg("-s")
         .arg(directory.path().join("s"))
         .args(["-c", "2", "--memory-size=1M"]);
-    let mut daemon = Daemon::spawn(command, directory);
-    sockets.iter().for_each(|socket| daemon.await_file(socket));
+    let mut backend = Backend::spawn(command, directory);
+    sockets.iter().for_each(|socket| backend.await_file(socket));
     let mut fronts = sockets.map(|socket| FrontEnd::connect(&socket));
     for (front, byte) in fronts.iter_mut().zip(1u8..) {
         front.guest.write(DATA, &[byte]);
@@ -225,12 +225,12 @@ fn several_devices_have_memories_of_their_own() {
 }
 
 #[test]
-fn a_memory_file_survives_and_is_locked() {
+fn a_memory_file_persists_and_is_locked() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("memory").to_str().unwrap().to_owned();
     let other = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start_in(directory, &["--memory-file", &path, "--memory-size=1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let backend = Backend::start_in(directory, &["--memory-file", &path, "--memory-size=1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     front.guest.write(DATA, b"kept");
     front.call(
         0,
@@ -240,7 +240,7 @@ fn a_memory_file_survives_and_is_locked() {
     assert_eq!(front.config_word(36), 3);
     for share in [&[][..], &["--share"]] {
         let socket = other.path().join("socket");
-        let mut command = Daemon::command();
+        let mut command = Backend::command();
         command
             .arg("-s")
             .arg(socket)
@@ -259,7 +259,7 @@ fn a_memory_file_survives_and_is_locked() {
     std::fs::hard_link(&path, &kept)
         .or_else(|_| std::fs::copy(&path, &kept).map(drop))
         .unwrap();
-    daemon.end();
+    backend.end();
     // A front end that still shows the memory holds the lock too.
     let unlocked = std::fs::File::open(&kept).unwrap();
     let begin = Instant::now();
@@ -268,12 +268,12 @@ fn a_memory_file_survives_and_is_locked() {
         std::thread::yield_now();
     }
     drop(unlocked);
-    // Two daemons share it; what one writes the other reads.
+    // Two backends share it; what one writes the other reads.
     let kept = kept.to_str().unwrap();
-    let daemons = [(), ()].map(|()| Daemon::start(&["--memory-file", kept, "--share"]));
-    let mut fronts = daemons
+    let backends = [(), ()].map(|()| Backend::start(&["--memory-file", kept, "--share"]));
+    let mut fronts = backends
         .each_ref()
-        .map(|daemon| FrontEnd::connect(&daemon.socket()));
+        .map(|backend| FrontEnd::connect(&backend.socket()));
     for front in &mut fronts {
         front.call(
             0,
@@ -292,17 +292,17 @@ fn a_memory_file_survives_and_is_locked() {
 }
 
 #[test]
-fn huge_pages_are_reserved_at_the_start_or_refused() {
+fn huge_pages_are_reserved_at_start_up_or_refused() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vdma.sock");
-    let mut command = Daemon::command();
+    let mut command = Backend::command();
     command
         .arg("-s")
         .arg(&socket)
         .args(["--hugepages", "--memory-size=1G", "--once"]);
-    let mut daemon = Daemon::spawn(command, directory);
+    let mut backend = Backend::spawn(command, directory);
     let begin = Instant::now();
-    while !socket.exists() && daemon.is_running() && begin.elapsed() < DEADLINE {
+    while !socket.exists() && backend.is_running() && begin.elapsed() < DEADLINE {
         std::thread::sleep(Duration::from_millis(2));
     }
     if socket.exists() {
@@ -315,9 +315,9 @@ fn huge_pages_are_reserved_at_the_start_or_refused() {
             vdma_protocol::Status::OK
         );
         drop(front);
-        assert!(daemon.wait().0.success());
+        assert!(backend.wait().0.success());
     } else {
-        let (status, log) = daemon.wait();
+        let (status, log) = backend.wait();
         println!("huge pages themselves not checked: this machine has not enough of them");
         assert_eq!(status.code(), Some(1));
         assert!(log.contains("huge page"), "{log}");
@@ -335,9 +335,9 @@ fn the_soft_limit_on_open_files_is_raised() {
     command
         .args(["-c", script, env!("CARGO_BIN_EXE_vhost-device-dma"), "-s"])
         .arg(&socket);
-    let mut daemon = Daemon::spawn(command, directory);
-    daemon.await_file(&socket);
-    let limits = format!("/proc/{}/limits", daemon.pid().as_raw_nonzero());
+    let mut backend = Backend::spawn(command, directory);
+    backend.await_file(&socket);
+    let limits = format!("/proc/{}/limits", backend.pid().as_raw_nonzero());
     let limits = std::fs::read_to_string(limits).unwrap();
     let line = limits
         .lines()

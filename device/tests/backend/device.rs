@@ -1,9 +1,9 @@
-//! The daemon over its socket: data, framing, rings, and who comes after whom.
+//! The backend over its socket: data, framing, rings, and who comes after whom.
 
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
 use crate::support::{
-    Buffer, Connect, DATA, Daemon, FEATURES, FrontEnd, HEADERS, RESPONSES, Request,
+    Backend, Buffer, Connect, DATA, FEATURES, FrontEnd, HEADERS, RESPONSES, Request,
 };
 
 fn pattern(seed: u8, length: usize) -> Vec<u8> {
@@ -17,9 +17,9 @@ fn pattern(seed: u8, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn data_goes_to_device_memory_and_back() {
-    let daemon = Daemon::start(&["--memory-size", "4M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+fn written_data_reads_back() {
+    let backend = Backend::start(&["--memory-size", "4M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     let data = pattern(1, 100_001);
     front.guest.write(DATA + 3, &data);
     let write = Request::new(Operation::Write, 4097, 100_001, 0).outgoing(DATA + 3, 100_001);
@@ -41,9 +41,9 @@ fn data_goes_to_device_memory_and_back() {
 }
 
 #[test]
-fn framing_means_nothing() {
-    let daemon = Daemon::start(&["--memory-size", "1M"]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+fn framing_does_not_matter() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
     let guest = front.guest.clone();
     let data = pattern(2, 600);
     // Header and data in one descriptor.
@@ -86,13 +86,13 @@ fn framing_means_nothing() {
 }
 
 #[test]
-fn rings_without_event_index_work() {
-    let daemon = Daemon::start(&[]);
+fn rings_work_without_event_idx() {
+    let backend = Backend::start(&[]);
     let options = Connect {
         features: FEATURES & !(1 << 29),
         ..Connect::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     for _ in 0..1000 {
         let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
         assert_eq!(response.status(), Status::OK);
@@ -101,13 +101,13 @@ fn rings_without_event_index_work() {
 
 #[test]
 fn many_requests_on_many_queues() {
-    let daemon = Daemon::start(&["--num-queues", "4", "--queue-size", "64"]);
+    let backend = Backend::start(&["--num-queues", "4", "--queue-size", "64"]);
     let options = Connect {
         num_queues: 4,
         queue_size: 64,
         ..Connect::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     for _ in 0..200 {
         for queue in 0..4 {
             for slot in 0..64 {
@@ -124,10 +124,10 @@ fn many_requests_on_many_queues() {
 }
 
 #[test]
-fn another_front_end_comes_after_the_first() {
-    let mut daemon = Daemon::start(&["--memory-size", "1M"]);
+fn device_memory_outlives_a_front_end() {
+    let mut backend = Backend::start(&["--memory-size", "1M"]);
     for round in 0u8..3 {
-        let mut front = FrontEnd::connect(&daemon.socket());
+        let mut front = FrontEnd::connect(&backend.socket());
         front.guest.write(DATA, &[round + 1; 8]);
         let read = Request::new(Operation::Read, 0, 1, 0).incoming(DATA + 64, 1);
         assert_eq!(front.call(0, &read).0.status(), Status::OK);
@@ -136,28 +136,28 @@ fn another_front_end_comes_after_the_first() {
         let write = Request::new(Operation::Write, 0, 8, 0).outgoing(DATA, 8);
         assert_eq!(front.call(0, &write).0.status(), Status::OK);
     }
-    assert!(daemon.is_running());
+    assert!(backend.is_running());
 }
 
 #[test]
-fn once_ends_with_the_first_front_end() {
-    let daemon = Daemon::start(&["--once"]);
-    let socket = daemon.socket();
+fn once_exits_after_the_first_front_end() {
+    let backend = Backend::start(&["--once"]);
+    let socket = backend.socket();
     let front = FrontEnd::connect(&socket);
     drop(front);
-    let (status, log) = daemon.wait();
+    let (status, log) = backend.wait();
     assert!(status.success(), "{log}");
     assert!(!socket.exists());
 }
 
 #[test]
-fn a_ring_stopped_in_the_middle_of_traffic_loses_and_repeats_nothing() {
-    let daemon = Daemon::start(&["--memory-size", "1M", "--num-queues", "2"]);
+fn stopping_a_ring_under_load_loses_and_repeats_nothing() {
+    let backend = Backend::start(&["--memory-size", "1M", "--num-queues", "2"]);
     let options = Connect {
         num_queues: 2,
         ..Connect::default()
     };
-    let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     for round in 0..60u64 {
         let mut completed = [0u32; 200];
         for slot in 0..200u16 {
@@ -198,7 +198,7 @@ fn a_ring_stopped_in_the_middle_of_traffic_loses_and_repeats_nothing() {
 #[test]
 fn sixteen_queues_and_rings_of_1024() {
     for (num_queues, queue_size) in [(16, 256), (1, 1024)] {
-        let daemon = Daemon::start(&[
+        let backend = Backend::start(&[
             &format!("--num-queues={num_queues}"),
             &format!("--queue-size={queue_size}"),
         ]);
@@ -207,7 +207,7 @@ fn sixteen_queues_and_rings_of_1024() {
             queue_size,
             ..Connect::default()
         };
-        let mut front = FrontEnd::connect_with(&daemon.socket(), &options);
+        let mut front = FrontEnd::connect_with(&backend.socket(), &options);
         for _ in 0..5 {
             for queue in 0..num_queues {
                 for slot in 0..queue_size {
@@ -230,8 +230,8 @@ fn large_memory_is_sparse() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("memory");
     let file = format!("--memory-file={}", path.display());
-    let daemon = Daemon::start_in(directory, &["--memory-size=64G", &file]);
-    let mut front = FrontEnd::connect(&daemon.socket());
+    let backend = Backend::start_in(directory, &["--memory-size=64G", &file]);
+    let mut front = FrontEnd::connect(&backend.socket());
     let end = (64 << 30) - 8;
     front.guest.write(DATA, b"the end.");
     let write = Request::new(Operation::Write, end, 8, 0).outgoing(DATA, 8);
