@@ -7,5 +7,6 @@ pub mod crc32c;
 mod endian;
 mod ioctl;
 mod request;
+mod shape;
 
-pub use self::{config::*, endian::*, ioctl::*, request::*};
+pub use self::{config::*, endian::*, ioctl::*, request::*, shape::*};
