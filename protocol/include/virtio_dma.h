@@ -512,7 +512,7 @@ struct vdma_statistics {
 	__u64 submitted;
 	/* Requests that came back, whatever their status. */
 	__u64 completed;
-	/* Requests that came back with an error, or were given up. */
+	/* Requests that came back with an error, or were abandoned. */
 	__u64 failed;
 	/* Bytes moved from device memory. */
 	__u64 bytes_read;
@@ -526,7 +526,7 @@ struct vdma_statistics {
 	__u64 in_flight;
 	/* Most requests that were with the device at once. */
 	__u64 in_flight_max;
-	/* Requests that had to wait for room in a queue. */
+	/* Requests that had to wait for free descriptors in a queue. */
 	__u64 queue_full;
 	/* Pages that were copied because the device could not reach them. */
 	__u64 pages_bounced;
@@ -534,7 +534,7 @@ struct vdma_statistics {
 	__u64 verified;
 	/* Reads and writes that the CPU did through the BAR, without a request. */
 	__u64 inline_copies;
-	/* Requests that a task found completed by looking, without an interrupt. */
+	/* Requests whose completion a task found by polling, without an interrupt. */
 	__u64 polled;
 	/* Mappings of device memory at this moment. */
 	__u64 mappings;

@@ -333,51 +333,63 @@ pub struct DeviceInfo {
     pub dma_bits: u32,
 }
 
-/// Counts of what passed through the driver.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Requests handed to the device.
-    pub submitted: u64,
-    /// Requests that came back, whatever their status.
-    pub completed: u64,
-    /// Requests that came back with an error, or were given up.
-    pub failed: u64,
-    /// Bytes moved from device memory.
-    pub bytes_read: u64,
-    /// Bytes moved to device memory.
-    pub bytes_written: u64,
-    /// User pages pinned for requests.
-    pub pages_pinned: u64,
-    /// Scatter-gather entries that these pages were coalesced into.
-    pub segments: u64,
-    /// Requests with the device at this moment.
-    pub in_flight: u64,
-    /// Most requests that were with the device at once.
-    pub in_flight_max: u64,
-    /// Requests that had to wait for room in a queue.
-    pub queue_full: u64,
-    /// Pages that were copied because the device could not reach them.
-    pub pages_bounced: u64,
-    /// Requests whose data were verified with a checksum of the driver's own.
-    pub verified: u64,
-    /// Reads and writes that the CPU did through the BAR, without a request.
-    pub inline_copies: u64,
-    /// Requests that a task found completed by looking, without an interrupt.
-    pub polled: u64,
-    /// Mappings of device memory at this moment.
-    pub mappings: u64,
-    /// Faults of lazy mappings that mapped one page.
-    pub faults: u64,
-    /// Faults of lazy mappings that mapped a huge page.
-    pub huge_faults: u64,
-    /// Buffers, registered or allocated, at this moment.
-    pub buffers: u64,
+/// Passes the fields of [`Statistics`], in order and with their documentation, to the macro `$then`.
+///
+/// This is the one list of them in Rust: a field that is added here is declared, counted, printed and
+/// checked wherever the list is used.
+#[macro_export]
+macro_rules! with_statistics {
+    ($then:ident) => {
+        $then! {
+            /// Requests handed to the device.
+            submitted,
+            /// Requests that came back, whatever their status.
+            completed,
+            /// Requests that came back with an error, or were abandoned.
+            failed,
+            /// Bytes moved from device memory.
+            bytes_read,
+            /// Bytes moved to device memory.
+            bytes_written,
+            /// User pages pinned for requests.
+            pages_pinned,
+            /// Scatter-gather entries that these pages were coalesced into.
+            segments,
+            /// Requests with the device at this moment.
+            in_flight,
+            /// Most requests that were with the device at once.
+            in_flight_max,
+            /// Requests that had to wait for free descriptors in a queue.
+            queue_full,
+            /// Pages that were copied because the device could not reach them.
+            pages_bounced,
+            /// Requests whose data were verified with a checksum of the driver's own.
+            verified,
+            /// Reads and writes that the CPU did through the BAR, without a request.
+            inline_copies,
+            /// Requests whose completion a task found by polling, without an interrupt.
+            polled,
+            /// Mappings of device memory at this moment.
+            mappings,
+            /// Faults of lazy mappings that mapped one page.
+            faults,
+            /// Faults of lazy mappings that mapped a huge page.
+            huge_faults,
+            /// Buffers, registered or allocated, at this moment.
+            buffers,
+        }
+    };
 }
 
-/// Lists the fields of [`Statistics`] once, for all who want to go through them.
-macro_rules! statistics_fields {
-    ($($name:ident),* $(,)?) => {
+macro_rules! declare_statistics {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counts of what passed through the driver.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Statistics {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
         impl Statistics {
             /// How many counts there are.
             pub const COUNT: usize = [$(stringify!($name)),*].len();
@@ -394,26 +406,7 @@ macro_rules! statistics_fields {
         }
     };
 }
-statistics_fields!(
-    submitted,
-    completed,
-    failed,
-    bytes_read,
-    bytes_written,
-    pages_pinned,
-    segments,
-    in_flight,
-    in_flight_max,
-    queue_full,
-    pages_bounced,
-    verified,
-    inline_copies,
-    polled,
-    mappings,
-    faults,
-    huge_faults,
-    buffers,
-);
+with_statistics!(declare_statistics);
 
 const _: () = {
     assert!(size_of::<DeviceInfo>() == 64);

@@ -243,6 +243,11 @@ fn layouts() -> Vec<Layout> {
             }
         };
     }
+    macro_rules! statistics {
+        ($($(#[$doc:meta])* $field:ident,)*) => {
+            layout!(Statistics { $($field),* })
+        };
+    }
     vec![
         layout!(Config {
             magic,
@@ -269,26 +274,7 @@ fn layouts() -> Vec<Layout> {
             state,
             dma_bits,
         }),
-        layout!(Statistics {
-            submitted,
-            completed,
-            failed,
-            bytes_read,
-            bytes_written,
-            pages_pinned,
-            segments,
-            in_flight,
-            in_flight_max,
-            queue_full,
-            pages_bounced,
-            verified,
-            inline_copies,
-            polled,
-            mappings,
-            faults,
-            huge_faults,
-            buffers,
-        }),
+        vdma_protocol::with_statistics!(statistics),
         layout!(Choice { value, reserved }),
         layout!(Command {
             operation,

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use syn::{Attribute, Expr, Fields, ImplItem, Item, Lit, Meta, Type, Visibility};
+use syn::{
+    Attribute, Expr, Fields, Ident, ImplItem, Item, Lit, Meta, Token, Type, Visibility, braced,
+    parenthesized,
+    parse::{ParseStream, Parser},
+};
 
 /// Names of the operations' constants, in the order of their codes.
 pub const OPERATIONS: [&str; 14] = [
@@ -112,8 +116,50 @@ fn add(source: &mut Source, item: Item) {
                 }
             }
         }
+        Item::Macro(item)
+            if item
+                .ident
+                .as_ref()
+                .is_some_and(|name| name == "with_statistics") =>
+        {
+            source.structs.push(Struct {
+                name: "Statistics".to_owned(),
+                docs: vec!["Counts of what passed through the driver.".to_owned()],
+                fields: statistics.parse2(item.mac.tokens).unwrap(),
+            });
+        }
         _ => {}
     }
+}
+
+/// Parses the rule of `with_statistics`, which lists the fields between two pairs of braces.
+fn statistics(input: ParseStream<'_>) -> syn::Result<Vec<Field>> {
+    let (pattern, body, list);
+    parenthesized!(pattern in input);
+    pattern.parse::<Token![$]>()?;
+    pattern.parse::<Ident>()?;
+    pattern.parse::<Token![:]>()?;
+    pattern.parse::<Ident>()?;
+    input.parse::<Token![=>]>()?;
+    braced!(body in input);
+    input.parse::<Token![;]>()?;
+    body.parse::<Token![$]>()?;
+    body.parse::<Ident>()?;
+    body.parse::<Token![!]>()?;
+    braced!(list in body);
+    let mut fields = Vec::new();
+    while !list.is_empty() {
+        let docs = docs(&list.call(Attribute::parse_outer)?);
+        let name = list.parse::<Ident>()?.to_string();
+        list.parse::<Token![,]>()?;
+        fields.push(Field {
+            name,
+            docs,
+            kind: "u64".to_owned(),
+            count: None,
+        });
+    }
+    Ok(fields)
 }
 
 fn public(visibility: &Visibility) -> bool {
