@@ -14,21 +14,20 @@ use kernel::{
 };
 
 use crate::{
-    bar::Bar,
-    bounce::Reach,
-    chardev,
-    command::Limits,
-    compat,
-    debugfs::Directory,
-    device::{Queues, Vdma, submit_one},
-    observe::{DeviceObserver, Observer},
+    io::{
+        bounce::Reach,
+        device::{Queues, Vdma, submit_one},
+        queue::{Health, PERIODS_PER_TIMEOUT, Pollers, Queue, WhenFull},
+        request::Request,
+    },
+    linux::{chardev, compat, slab::SlabBox},
+    memory::bar::Bar,
+    observe::{DeviceObserver, Observer, debugfs::Directory},
+    operations::command::Limits,
     protocol::{
         CONFIG_MAGIC, CONFIG_VERSION, Config, DeviceInfo, FEATURE_BAR, Operation, RequestHeader,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
-    queue::{Health, PERIODS_PER_TIMEOUT, Pollers, Queue, WhenFull},
-    request::Request,
-    slab::SlabBox,
     virtio,
     watchdog::{Leash, Ward, Watchdog},
 };

@@ -7,42 +7,23 @@
 
 use kernel::prelude::*;
 
-mod anonfile;
-mod bar;
-mod bindings;
-mod bounce;
-mod buffer;
-mod chardev;
-mod command;
-mod compat;
-mod counters;
-mod debugfs;
-mod deferred;
-mod device;
+use crate::{
+    io::{deferred, file, request, transfer},
+    linux::{anon_file, chardev, compat, slab},
+    observe::{debugfs, trace},
+    operations::buffer,
+};
+
 mod driver;
-mod eventfd;
-mod explain;
-mod file;
-mod ioctl;
-mod log;
-mod looking;
+mod io;
+mod linux;
+mod memory;
 mod observe;
-mod pages;
-mod plug;
+mod operations;
 #[path = "../../protocol/src/wire/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod protocol;
-mod queue;
-mod request;
-mod scatterlist;
-mod slab;
-mod spinlock;
-mod trace;
-mod transfer;
-mod uring;
 mod virtio;
-mod vma;
-mod wait;
 mod watchdog;
 
 module! {
@@ -99,8 +80,8 @@ impl kernel::Module for VirtioDma {
         let transfers = slab::Registration::new(c"vdma_transfer", slab::Zone::Normal)?;
         let deferred = deferred::Worker::new()?;
         chardev::Operations::install::<file::OpenFile>(module);
-        anonfile::install::<buffer::BufferFile>(module);
-        anonfile::install::<trace::TraceFile>(module);
+        anon_file::install::<buffer::BufferFile>(module);
+        anon_file::install::<trace::TraceFile>(module);
         let debugfs = debugfs::Root::new()?;
         Ok(Self {
             _driver: KBox::pin_init(virtio::Registration::new(c"vdma", module), GFP_KERNEL)?,

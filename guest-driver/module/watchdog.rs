@@ -6,7 +6,7 @@ use core::mem::offset_of;
 
 use kernel::{bindings, prelude::*, sync::Arc, time::msecs_to_jiffies, types::Opaque};
 
-use crate::{
+use crate::linux::{
     bindings::{vdma_init_delayed_work, vdma_schedule_delayed_work, vdma_system_is_ending},
     spinlock::{IrqSpinLock, new_irq_spinlock},
 };

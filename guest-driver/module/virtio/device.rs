@@ -13,7 +13,7 @@ use kernel::{
 };
 
 use super::{Buffer, VirtQueue};
-use crate::bindings::{
+use crate::linux::bindings::{
     vdma_device_trylock, vdma_device_unlock, vdma_set_dma_mask, vdma_virtio_cread_words,
     vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features, vdma_virtio_find_vqs,
     vdma_virtio_get_shm_region, virtio_device, virtio_device_reset_done,

@@ -12,7 +12,7 @@ use kernel::{
 };
 
 use super::{Device, device::Private};
-use crate::bindings::{
+use crate::linux::bindings::{
     __register_virtio_driver, unregister_virtio_driver, virtio_device, virtio_device_id,
     virtio_driver,
 };

@@ -10,13 +10,13 @@ use core::{
 use kernel::{bindings, ffi::c_void, prelude::*};
 
 use crate::{
-    bindings::{
+    io::pages::Page,
+    linux::bindings::{
         vdma_dma_map_page, vdma_virtqueue_free, vdma_virtqueue_spread_interrupts, virtqueue,
         virtqueue_add_sgs, virtqueue_detach_unused_buf, virtqueue_disable_cb, virtqueue_enable_cb,
         virtqueue_get_buf, virtqueue_get_vring_size, virtqueue_is_broken, virtqueue_kick_prepare,
         virtqueue_notify,
     },
-    pages::Page,
 };
 
 /// The scatter-gather lists of one buffer: first those that the device reads, then those that it

@@ -54,7 +54,7 @@ unsafe impl Backend for IrqSaveBackend {
 /// Initializer for an [`IrqSpinLock`] with a lock class of its own.
 macro_rules! new_irq_spinlock {
     ($inner:expr, $name:literal) => {
-        $crate::spinlock::IrqSpinLock::new(
+        $crate::linux::spinlock::IrqSpinLock::new(
             $inner,
             ::kernel::c_str!($name),
             ::kernel::static_lock_class!(),

@@ -16,14 +16,16 @@ use kernel::{
 };
 
 use crate::{
-    anonfile::{self, AnonymousFile},
-    bindings::{
-        VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL, split_page, vdma_alloc_pages,
+    io::pages::Page,
+    linux::{
+        anon_file::{self, AnonymousFile},
+        bindings::{
+            VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL, split_page, vdma_alloc_pages,
+        },
+        chardev::mmap_prepare,
+        scatterlist::SgList,
+        vma::{Fault, FaultResult, Mappable, NewMapping},
     },
-    chardev::mmap_prepare,
-    pages::Page,
-    scatterlist::SgList,
-    vma::{Fault, FaultResult, Mappable, NewMapping},
 };
 
 /// Pages that are pinned at a time; their pointers are on the stack.
@@ -321,7 +323,7 @@ impl Drop for Charge {
 /// A file whose mappings are an allocated buffer.
 pub(crate) struct BufferFile(pub(crate) Arc<Buffer>);
 
-static TABLE: anonfile::Table = anonfile::Table::new();
+static TABLE: anon_file::Table = anon_file::Table::new();
 
 impl AnonymousFile for BufferFile {
     const NAME: &'static CStr = c"[vdma-buffer]";
@@ -330,12 +332,12 @@ impl AnonymousFile for BufferFile {
         table.mmap_prepare = Some(mmap_prepare::<Self>);
     }
 
-    fn table() -> &'static anonfile::Table {
+    fn table() -> &'static anon_file::Table {
         &TABLE
     }
 }
 
-impl crate::chardev::Mmap for BufferFile {
+impl crate::linux::chardev::Mmap for BufferFile {
     fn map(&self, mapping: NewMapping<'_>) -> Result {
         if !mapping.is_shared() {
             return Err(EINVAL);

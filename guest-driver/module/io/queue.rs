@@ -14,11 +14,13 @@ use kernel::{
 };
 
 use crate::{
-    request::Request,
-    slab::SlabBox,
-    spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
+    io::request::Request,
+    linux::{
+        slab::SlabBox,
+        spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
+        wait::signal_pending,
+    },
     virtio::{QueueHandler, VirtQueue},
-    wait::signal_pending,
     watchdog::Watchdog,
 };
 

@@ -5,7 +5,7 @@
 
 use kernel::{bindings, prelude::*, time::msecs_to_jiffies, types::Opaque};
 
-use crate::bindings::vdma_signal_pending;
+use crate::linux::bindings::vdma_signal_pending;
 
 /// Milliseconds between two looks for signals while a task has work to do for others.
 const TASK_WORK_PAUSE_MS: u32 = 10;

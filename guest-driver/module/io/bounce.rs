@@ -11,9 +11,11 @@ use core::ptr;
 use kernel::{bindings, page::PAGE_SIZE, prelude::*};
 
 use crate::{
-    bindings::{VDMA_GFP_DMA32, vdma_alloc_pages},
-    pages::Page,
-    scatterlist::SgList,
+    io::pages::Page,
+    linux::{
+        bindings::{VDMA_GFP_DMA32, vdma_alloc_pages},
+        scatterlist::SgList,
+    },
 };
 
 /// What a device can reach: frames below an address.

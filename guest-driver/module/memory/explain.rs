@@ -12,12 +12,10 @@ use kernel::{
 };
 
 use crate::{
-    bounce::Reach,
-    command::CallerMemory,
-    counters::Direction,
-    pages::HeldPages,
+    io::{bounce::Reach, pages::HeldPages, queue::Queue},
+    observe::counters::Direction,
+    operations::command::CallerMemory,
     protocol::{ExplainedPage, Explanation, PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE},
-    queue::Queue,
 };
 
 // SAFETY: `repr(C)` integers without padding: the sizes are checked where the types are declared.

@@ -24,10 +24,12 @@ use kernel::{
 };
 
 use crate::{
-    anonfile::{self, AnonymousFile},
-    bindings::{
-        VDMA_VM_WRITE, remap_vmalloc_range, vdma_preempt_disable, vdma_preempt_enable,
-        vdma_vma_forbid_writing, vdma_vma_pgoff, vfree, vmalloc_user_noprof,
+    linux::{
+        anon_file::{self, AnonymousFile},
+        bindings::{
+            VDMA_VM_WRITE, remap_vmalloc_range, vdma_preempt_disable, vdma_preempt_enable,
+            vdma_vma_forbid_writing, vdma_vma_pgoff, vfree, vmalloc_user_noprof,
+        },
     },
     observe::DeviceObserver,
     protocol::{TraceHeader, TraceRecord},
@@ -152,7 +154,7 @@ impl Drop for TraceFile {
     }
 }
 
-static TABLE: anonfile::Table = anonfile::Table::new();
+static TABLE: anon_file::Table = anon_file::Table::new();
 
 impl AnonymousFile for TraceFile {
     const NAME: &'static CStr = c"[vdma-trace]";
@@ -161,7 +163,7 @@ impl AnonymousFile for TraceFile {
         table.mmap = Some(mmap);
     }
 
-    fn table() -> &'static anonfile::Table {
+    fn table() -> &'static anon_file::Table {
         &TABLE
     }
 }

@@ -14,27 +14,31 @@ use kernel::{
 };
 
 use crate::{
-    anonfile::{NewFile, with_descriptor},
-    buffer::{Buffer, BufferFile, BufferTable},
-    chardev::{AsyncIocb, FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
-    command::{self, BatchCommands, CallerMemory, Rights},
-    counters::Direction,
-    device::{Place, Submit, Vdma},
-    eventfd::EventFd,
-    ioctl,
-    observe::Observer,
-    pages::Buffers,
+    io::{
+        device::{Place, Submit, Vdma},
+        pages::Buffers,
+        queue::WhenFull,
+        transfer::{Completer, Transfer},
+    },
+    linux::{
+        anon_file::{NewFile, with_descriptor},
+        chardev::{AsyncIocb, FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
+        eventfd::EventFd,
+        uring_cmd::Submission,
+        vma::{Fault, FaultResult, Mappable, NewMapping, SpaceGuard},
+    },
+    observe::{Observer, counters::Direction, trace::TraceFile},
+    operations::{
+        buffer::{Buffer, BufferFile, BufferTable},
+        command::{self, BatchCommands, CallerMemory, Rights},
+        ioctl,
+    },
     protocol::{
         Allocation, Command, IOCTL_ALLOCATE_BUFFER, IOCTL_CACHE_MODE, IOCTL_DEVICE_STATISTICS,
         IOCTL_EVENTFD, IOCTL_EXPLAIN, IOCTL_FILE_STATISTICS, IOCTL_IMPORT_BUFFER, IOCTL_INFO,
         IOCTL_MAP_MODE, IOCTL_REGISTER_BUFFER, IOCTL_RELEASE_BUFFER, IOCTL_RUN, IOCTL_RUN_BATCH,
         IOCTL_TRACE, MAP_EAGER, MAP_LAZY, NO_FILE, Registration, Statistics, Trace, URING_RUN,
     },
-    queue::WhenFull,
-    trace::TraceFile,
-    transfer::{Completer, Transfer},
-    uring::Submission,
-    vma::{Fault, FaultResult, Mappable, NewMapping, SpaceGuard},
 };
 
 /// What a caller does when there is no room, if it may (not) wait.

@@ -8,9 +8,8 @@ use core::ptr;
 use kernel::{bindings, sync::Arc};
 
 use crate::{
-    bindings::{vdma_check_plugged, vdma_free_plug_callback, vdma_plug_callback},
-    device::Queues,
-    queue::Queue,
+    io::{device::Queues, queue::Queue},
+    linux::bindings::{vdma_check_plugged, vdma_free_plug_callback, vdma_plug_callback},
 };
 
 /// Puts the kick of `queue`, one of `queues`, off until the current submission ends. `false` where there

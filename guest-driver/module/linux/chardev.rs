@@ -21,13 +21,15 @@ use kernel::{
 };
 
 use crate::{
-    bindings::{
-        VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
-        VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area, vdma_uring_file,
+    io::pages::Buffers,
+    linux::{
+        bindings::{
+            VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
+            VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area, vdma_uring_file,
+        },
+        uring_cmd::Submission,
+        vma::NewMapping,
     },
-    pages::Buffers,
-    uring::Submission,
-    vma::NewMapping,
 };
 
 /// How a read or write that did not fail ended.

@@ -14,8 +14,8 @@ use kernel::{
 };
 
 use crate::{
-    bindings::{VDMA_SG_END, VDMA_SG_PAGE_LINK_MASK, vdma_sg_set_buf},
-    pages::Page,
+    io::pages::Page,
+    linux::bindings::{VDMA_SG_END, VDMA_SG_PAGE_LINK_MASK, vdma_sg_set_buf},
 };
 
 /// Entries that fit into the list itself; longer lists get an allocation of their own.

@@ -3,6 +3,11 @@
 //! Who hears of a request: the counts of the device and of the file that it came from, the trace, the
 //! tracepoints, the eventfd.
 
+pub(crate) mod counters;
+pub(crate) mod debugfs;
+pub(crate) mod log;
+pub(crate) mod trace;
+
 use kernel::{
     bindings,
     prelude::*,
@@ -13,12 +18,13 @@ use kernel::{
 };
 
 use crate::{
-    bindings::{vdma_trace_complete, vdma_trace_submit, vdma_tracing},
-    counters::Counters,
-    eventfd::EventFd,
+    linux::{
+        bindings::{vdma_trace_complete, vdma_trace_submit, vdma_tracing},
+        eventfd::EventFd,
+        spinlock::{IrqSpinLock, new_irq_spinlock},
+    },
+    observe::{counters::Counters, trace::TraceRing},
     protocol::{RequestHeader, TraceRecord},
-    spinlock::{IrqSpinLock, new_irq_spinlock},
-    trace::TraceRing,
 };
 
 /// What is observed of a device.

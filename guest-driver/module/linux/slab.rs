@@ -17,7 +17,7 @@ use kernel::{
     sync::atomic::{Acquire, Atomic, Full, Release},
 };
 
-use crate::bindings::{VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE};
+use crate::linux::bindings::{VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE};
 
 /// The place of a cache, in a `static` of the type whose objects it holds.
 ///

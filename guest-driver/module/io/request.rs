@@ -15,16 +15,19 @@ use kernel::{
 };
 
 use crate::{
-    chardev::AsyncIocb,
-    compat,
-    counters::{Counters, Direction, Extent},
-    deferred, log,
-    observe::Observer,
-    pages::HeldPages,
+    io::{deferred, pages::HeldPages, transfer::Transfer},
+    linux::{
+        chardev::AsyncIocb,
+        compat,
+        scatterlist::SgEntry,
+        slab::{Cache, Cached, SlabBox},
+    },
+    observe::{
+        Observer,
+        counters::{Counters, Direction, Extent},
+        log,
+    },
     protocol::{Operation, RequestHeader, Response, Status, TraceRecord},
-    scatterlist::SgEntry,
-    slab::{Cache, Cached, SlabBox},
-    transfer::Transfer,
     virtio::{Buffer, SgLists},
 };
 

@@ -14,13 +14,13 @@ use core::{
 use kernel::{bindings, ffi::c_uint, sync::aref::ARef};
 
 use crate::{
-    bindings::{
+    io::transfer::Transfer,
+    linux::bindings::{
         __io_uring_cmd_done, VDMA_URING_CQE32, VDMA_URING_NONBLOCK, vdma_task_has_memory,
         vdma_uring_address, vdma_uring_complete_in_task, vdma_uring_flags, vdma_uring_head,
         vdma_uring_operation, vdma_uring_private,
     },
-    command,
-    transfer::Transfer,
+    operations::command,
 };
 
 /// What is kept there until the end. It begins with what the shim reads.

@@ -7,15 +7,19 @@ use core::{marker::PhantomData, mem::MaybeUninit, slice};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Arc};
 
 use crate::{
-    bindings::{
-        crc32c, vdma_get_page, vdma_iov_iter_count, vdma_iov_iter_truncate, vdma_iov_iter_will_pin,
-        vdma_page_address, vdma_page_is_anonymous, vdma_page_is_huge, vdma_page_to_phys,
-        vdma_pages_are_dirty, vdma_pages_mark_dirty, vdma_put_page,
+    io::{
+        bounce::{Bounced, Reach},
+        deferred,
     },
-    bounce::{Bounced, Reach},
-    buffer::Buffer,
-    deferred,
-    scatterlist::SgList,
+    linux::{
+        bindings::{
+            crc32c, vdma_get_page, vdma_iov_iter_count, vdma_iov_iter_truncate,
+            vdma_iov_iter_will_pin, vdma_page_address, vdma_page_is_anonymous, vdma_page_is_huge,
+            vdma_page_to_phys, vdma_pages_are_dirty, vdma_pages_mark_dirty, vdma_put_page,
+        },
+        scatterlist::SgList,
+    },
+    operations::buffer::Buffer,
 };
 
 /// Pages that one call of [`Buffers::pin_into`] takes at a time; their pointers are on the stack.

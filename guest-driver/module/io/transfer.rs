@@ -5,7 +5,7 @@
 //! A transfer longer than a request is split; its requests complete in any order. When the last of
 //! them is back, and the caller has submitted all, the transfer completes once: into the caller's
 //! `kiocb` or command, or to the task that waits for it. (An asynchronous read or write that fits into
-//! one request has no transfer: see [`crate::request::Reply`].)
+//! one request has no transfer: see [`crate::io::request::Reply`].)
 
 use core::ptr::NonNull;
 
@@ -19,14 +19,16 @@ use kernel::{
 };
 
 use crate::{
-    chardev::AsyncIocb,
+    io::request::Answer,
+    linux::{
+        chardev::AsyncIocb,
+        slab::{self, Cache, Cached},
+        spinlock::{IrqSpinLock, new_irq_spinlock},
+        uring_cmd::UringCommand,
+        wait::Completion,
+    },
     observe::Observer,
     protocol::crc32c,
-    request::Answer,
-    slab::{self, Cache, Cached},
-    spinlock::{IrqSpinLock, new_irq_spinlock},
-    uring::UringCommand,
-    wait::Completion,
 };
 
 /// How the values of a transfer's requests make that of the transfer.

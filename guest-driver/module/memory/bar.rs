@@ -18,10 +18,12 @@ use kernel::{
 };
 
 use crate::{
-    bindings::{vdma_ioremap, vdma_memcpy_fromio, vdma_memcpy_toio},
+    linux::{
+        bindings::{vdma_ioremap, vdma_memcpy_fromio, vdma_memcpy_toio},
+        vma::{Fault, FaultResult, Mappable, NewMapping},
+    },
     protocol::{CACHE_UNCACHED, CACHE_WRITE_BACK, MAP_LAZY},
     virtio::SharedMemory,
-    vma::{Fault, FaultResult, Mappable, NewMapping},
 };
 
 /// Device memory in the kernel's address space (`ioremap`). The address does not become invalid when

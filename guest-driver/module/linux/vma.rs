@@ -14,12 +14,12 @@ use kernel::{
 };
 
 use crate::{
-    bindings::{
+    io::pages::Page,
+    linux::bindings::{
         VDMA_PMD_ORDER, VDMA_PUD_ORDER, mntput, vdma_file_mount, vdma_mapping_is_shared,
         vdma_mapping_remap_io, vdma_mapping_set_cache, vdma_mapping_set_fixed,
         vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
     },
-    pages::Page,
 };
 
 /// The state behind an open file whose mappings have operations of their own.

@@ -11,7 +11,7 @@ use kernel::{
     prelude::*,
 };
 
-use crate::bindings::{VDMA_O_CLOEXEC, anon_inode_getfile};
+use crate::linux::bindings::{VDMA_O_CLOEXEC, anon_inode_getfile};
 
 /// What is behind such a file. It is dropped, in process context, with the last reference to the file;
 /// each mapping has one.

@@ -6,11 +6,15 @@
 use kernel::sync::atomic::{Atomic, Relaxed};
 
 use crate::{
-    bindings::{vdma_cond_resched, vdma_cpu_relax},
+    io::{
+        queue::{Looking, Queue},
+        transfer::Transfer,
+    },
+    linux::{
+        bindings::{vdma_cond_resched, vdma_cpu_relax},
+        wait::signal_pending,
+    },
     observe,
-    queue::{Looking, Queue},
-    transfer::Transfer,
-    wait::signal_pending,
 };
 
 /// Looks that are skipped after each that was in vain, at the most: a device that is always slower than

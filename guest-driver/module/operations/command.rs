@@ -15,14 +15,16 @@ use kernel::{
 };
 
 use crate::{
-    buffer::{Buffer, BufferTable},
-    compat,
-    counters::Direction,
-    pages::{Buffers, HeldPages},
+    io::{
+        pages::{Buffers, HeldPages},
+        transfer::Combine,
+    },
+    linux::compat,
+    observe::counters::Direction,
+    operations::buffer::{Buffer, BufferTable},
     protocol::{
         BATCH_MAX, Batch, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command, Operation,
     },
-    transfer::Combine,
 };
 
 // SAFETY: `repr(C)` integers without padding: the sizes are checked where the types are declared.

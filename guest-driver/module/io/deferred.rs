@@ -22,10 +22,12 @@ use kernel::{
 };
 
 use crate::{
-    buffer::Buffer,
-    request::Request,
-    slab::SlabBox,
-    spinlock::{IrqSpinLock, new_irq_spinlock},
+    io::request::Request,
+    linux::{
+        slab::SlabBox,
+        spinlock::{IrqSpinLock, new_irq_spinlock},
+    },
+    operations::buffer::Buffer,
 };
 
 /// What waits, in lists that need no memory of their own.

@@ -10,23 +10,25 @@ use kernel::{
 };
 
 use crate::{
-    bar::Bar,
-    bounce::Reach,
-    chardev::{AsyncIocb, Poll, Readiness},
-    command::{Job, Limits, Memory},
-    compat,
-    counters::Direction,
-    explain,
-    looking::Patience,
-    observe::{DeviceObserver, Observer},
-    pages::Buffers,
-    plug,
+    io::{
+        bounce::Reach,
+        busy_poll::Patience,
+        pages::Buffers,
+        plug,
+        queue::{Looking, Queue, WhenFull},
+        request::{Reply, Request},
+        transfer::{Combine, Transfer},
+    },
+    linux::{
+        chardev::{AsyncIocb, Poll, Readiness},
+        compat,
+        slab::SlabBox,
+        vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
+    },
+    memory::{bar::Bar, explain},
+    observe::{DeviceObserver, Observer, counters::Direction},
+    operations::command::{Job, Limits, Memory},
     protocol::{DeviceInfo, Operation, RequestHeader},
-    queue::{Looking, Queue, WhenFull},
-    request::{Reply, Request},
-    slab::SlabBox,
-    transfer::{Combine, Transfer},
-    vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
 };
 
 /// Milliseconds that a device, whose requests are late, has to answer one that does nothing.

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Life of a read: the call, its pages, its requests, the queue, the completion.
+
+pub(crate) mod bounce;
+pub(crate) mod busy_poll;
+pub(crate) mod deferred;
+pub(crate) mod device;
+pub(crate) mod file;
+pub(crate) mod pages;
+pub(crate) mod plug;
+pub(crate) mod queue;
+pub(crate) mod request;
+pub(crate) mod transfer;

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One wrapper for each facility of the kernel that the kernel crate has no abstraction for: unsafe
+//! code is inside, what the modules above call is safe.
+
+pub(crate) mod anon_file;
+pub(crate) mod bindings;
+pub(crate) mod chardev;
+pub(crate) mod compat;
+pub(crate) mod eventfd;
+pub(crate) mod scatterlist;
+pub(crate) mod slab;
+pub(crate) mod spinlock;
+pub(crate) mod uring_cmd;
+pub(crate) mod vma;
+pub(crate) mod wait;
