@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use guest_agent::InitConfig;
+use guest_agent::{GuestConfig, InitConfig};
 
 use crate::{
     accel::{self, AccelChoice},
@@ -72,23 +72,16 @@ pub(crate) struct Bench {
 }
 
 /// One guest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct GuestSpec {
+    /// Distinguishes the guests of one run.
     pub(crate) name: String,
-    pub(crate) cpus: u32,
-    pub(crate) memory_mib: u64,
-    pub(crate) devices: u32,
-    pub(crate) device_arguments: Vec<String>,
+    /// What programs in the guest can see of it; its packages are one of the sets that the bench
+    /// was provided with.
+    pub(crate) config: GuestConfig,
     pub(crate) qemu_arguments: Vec<String>,
-    pub(crate) kernel_parameters: Vec<String>,
-    /// Have devices reach memory through the DMA API, which the debug kernel does anyway.
-    pub(crate) dma_api: bool,
-    /// Packages beside those of every guest: one of the sets that the bench was provided with.
-    pub(crate) packages: Vec<String>,
     /// Files for the guest: where on the host, where in the guest.
     pub(crate) copies: Vec<(PathBuf, PathBuf)>,
-    /// Let programs in the guest reach device memory through the harness.
-    pub(crate) visible_memory: bool,
     pub(crate) verbose: bool,
 }
 
@@ -176,17 +169,14 @@ impl Bench {
     fn proves_kvm(&self) -> Result<bool> {
         let spec = GuestSpec {
             name: "kvm-proof".to_owned(),
-            cpus: 1,
-            memory_mib: 512,
-            devices: 0,
-            device_arguments: Vec::new(),
-            qemu_arguments: Vec::new(),
-            kernel_parameters: Vec::new(),
-            dma_api: false,
-            packages: self.images.keys().next().cloned().unwrap_or_default(),
-            copies: Vec::new(),
-            visible_memory: false,
-            verbose: false,
+            config: GuestConfig {
+                cpus: 1,
+                memory_mib: 512,
+                devices: 0,
+                packages: self.images.keys().next().cloned().unwrap_or_default(),
+                ..GuestConfig::default()
+            },
+            ..GuestSpec::default()
         };
         match self.boot_within(&spec, PROOF) {
             Ok(_) => Ok(true),
@@ -198,23 +188,24 @@ impl Bench {
     }
 
     fn boot_within(&self, spec: &GuestSpec, boot_deadline: Duration) -> Result<Vm> {
-        let driver = self.driver.as_ref().filter(|_| spec.devices > 0);
+        let config = &spec.config;
+        let driver = self.driver.as_ref().filter(|_| config.devices > 0);
         let directory = self.run.path().join(&spec.name);
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
         self.write_initramfs(spec, driver.map(|(module, _)| module), &directory)?;
         let machine = Machine {
             accel: self.accel,
-            cpus: spec.cpus,
-            memory_mib: spec.memory_mib,
+            cpus: config.cpus,
+            memory_mib: config.memory_mib,
             kernel: self.kernel.image.clone(),
             root_image: self
                 .images
-                .get(&spec.packages)
+                .get(&config.packages)
                 .cloned()
-                .with_context(|| format!("there is no image with {:?}", spec.packages))?,
+                .with_context(|| format!("there is no image with {:?}", config.packages))?,
             run_directory: directory,
-            kernel_parameters: kernel_parameters(self.accel, &spec.kernel_parameters),
+            kernel_parameters: kernel_parameters(self.accel, &config.kernel_parameters),
             devices: Vec::new(),
             counting_plugin: self.counting_plugin.clone(),
             extra: spec.qemu_arguments.clone(),
@@ -223,15 +214,15 @@ impl Bench {
             program: driver
                 .map(|(_, program)| program.clone())
                 .unwrap_or_default(),
-            arguments: spec.device_arguments.clone(),
-            visible_memory: spec.visible_memory,
-            dma_api: spec.dma_api || self.dma_api,
+            arguments: config.device_arguments.clone(),
+            visible_memory: config.visible_memory,
+            dma_api: config.dma_api || self.dma_api,
         };
         Vm::boot(
             VmSpec {
                 machine,
                 backend,
-                devices: if driver.is_some() { spec.devices } else { 0 },
+                devices: if driver.is_some() { config.devices } else { 0 },
                 boot_deadline,
                 verbose: spec.verbose,
                 name: spec.name.clone(),
@@ -254,7 +245,7 @@ impl Bench {
         };
         let mut config = InitConfig {
             hostname: "vdma".to_owned(),
-            devices: spec.devices,
+            devices: spec.config.devices,
             ..InitConfig::default()
         };
         for path in root_modules {
@@ -285,11 +276,11 @@ impl Bench {
         for (from, to) in &spec.copies {
             bytes += initramfs::size_of(from)?;
             // The archive and what is unpacked from it are in the guest's memory at once.
-            if 2 * (bytes >> 20) > spec.memory_mib * 8 / 10 {
+            if 2 * (bytes >> 20) > spec.config.memory_mib * 8 / 10 {
                 return Err(RunFailure::Usage(format!(
                     "{} MiB of files do not fit into a guest with {} MiB of memory; use --memory",
                     bytes >> 20,
-                    spec.memory_mib
+                    spec.config.memory_mib
                 ))
                 .into());
             }

@@ -6,6 +6,7 @@
 mod frame;
 mod host_call;
 mod messages;
+mod needs;
 
 pub use frame::{FrameError, MAX_FRAME, read_frame, write_frame};
 pub use host_call::{HOST_SOCKET, HostCallError, call_host};
@@ -13,3 +14,4 @@ pub use messages::{
     Command, CommandEnd, CommandId, FATAL_PREFIX, HostCall, HostReply, INIT_CONFIG, InitConfig,
     LAYER, PORT_NAME, ROOT_SERIAL, Stream, ToGuest, ToHost, WindowSize,
 };
+pub use needs::{GuestConfig, ListedTest, Needs, SKIPPED};

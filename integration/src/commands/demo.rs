@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use guest_agent::{Command, CommandEnd};
+use guest_agent::{Command, CommandEnd, GuestConfig};
 
 use super::{exec::Inherited, status_of};
 use crate::{
@@ -40,17 +40,13 @@ pub(crate) fn run(arguments: &Demo) -> Result<u8> {
     )?;
     let mut vm = bench.boot(&GuestSpec {
         name: "demo".to_owned(),
-        cpus: 2,
-        memory_mib: 1024,
-        devices: 1,
-        device_arguments: Vec::new(),
-        qemu_arguments: Vec::new(),
-        kernel_parameters: Vec::new(),
-        dma_api: false,
-        packages: Vec::new(),
+        config: GuestConfig {
+            visible_memory: true,
+            ..GuestConfig::default()
+        },
         copies: vec![(bench.kernel.image.clone(), PathBuf::from(FILE))],
-        visible_memory: true,
         verbose: arguments.verbose,
+        ..GuestSpec::default()
     })?;
     progress::say(&format!(
         "vdma: guest with kernel {} under {}, device and driver are up",

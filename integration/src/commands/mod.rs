@@ -9,7 +9,7 @@ mod shell;
 mod test;
 
 use anyhow::Result;
-use guest_agent::CommandEnd;
+use guest_agent::{CommandEnd, GuestConfig};
 
 use crate::{
     cli::{Command, GuestOptions},
@@ -44,20 +44,20 @@ fn wanted(options: &GuestOptions) -> Wanted {
 fn guest_spec(options: &GuestOptions) -> GuestSpec {
     GuestSpec {
         name: "guest".to_owned(),
-        cpus: options.cpus,
-        memory_mib: options.memory,
-        devices: if options.no_driver {
-            0
-        } else {
-            options.devices
+        config: GuestConfig {
+            cpus: options.cpus,
+            memory_mib: options.memory,
+            devices: if options.no_driver {
+                0
+            } else {
+                options.devices
+            },
+            device_arguments: options.device_arg.clone(),
+            packages: options.package.clone(),
+            ..GuestConfig::default()
         },
-        device_arguments: options.device_arg.clone(),
         qemu_arguments: options.qemu_arg.clone(),
-        kernel_parameters: Vec::new(),
-        dma_api: false,
-        packages: options.package.clone(),
         copies: options.copy.clone(),
-        visible_memory: false,
         verbose: options.verbose,
     }
 }

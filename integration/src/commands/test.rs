@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::Result;
+use guest_agent::ListedTest;
 
 use crate::{
     cache::Cache,
@@ -12,9 +13,7 @@ use crate::{
     interrupt, programs, progress,
     scenarios::{self, Scenario},
     suite::{
-        Record,
-        guests::{self, GuestTest},
-        junit,
+        Record, guests, junit,
         report::Report,
         select::Selection,
         units::{self, UnitTest},
@@ -24,7 +23,7 @@ use crate::{
 /// Any test.
 enum AnyTest {
     Unit(UnitTest),
-    Guest(GuestTest),
+    Guest(ListedTest),
     Scenario(&'static Scenario),
 }
 
@@ -110,7 +109,7 @@ fn run_chosen(
     cache: &Cache,
     arguments: &Test,
     units: &[UnitTest],
-    in_guests: &[GuestTest],
+    in_guests: &[ListedTest],
     scenarios: &[&'static Scenario],
     report: &mut Report,
 ) -> Result<()> {

@@ -9,7 +9,7 @@ pub(crate) mod table;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use guest_agent::{Command, CommandEnd, Stream};
+use guest_agent::{Command, CommandEnd, GuestConfig, Stream};
 use jobs::{JOBS, Job};
 use peers::{PEERS, Peer};
 use serde::Serialize;
@@ -119,17 +119,14 @@ fn boot(bench: &Bench, verbose: bool) -> Result<(Vm, Vec<(&'static Peer, String)
     peers::make_files(&bench.run.path().join(GUEST), SIZE_MIB)?;
     let mut vm = bench.boot(&GuestSpec {
         name: GUEST.to_owned(),
-        cpus: 2,
-        memory_mib: 1024,
-        devices: 1,
-        device_arguments: vec![format!("--memory-size={SIZE_MIB}M")],
+        config: GuestConfig {
+            device_arguments: vec![format!("--memory-size={SIZE_MIB}M")],
+            packages: PACKAGES.iter().map(|&name| name.to_owned()).collect(),
+            ..GuestConfig::default()
+        },
         qemu_arguments: peers::qemu_arguments(SIZE_MIB),
-        kernel_parameters: Vec::new(),
-        dma_api: false,
-        packages: PACKAGES.iter().map(|&name| name.to_owned()).collect(),
-        copies: Vec::new(),
-        visible_memory: false,
         verbose,
+        ..GuestSpec::default()
     })?;
     let nodes = PEERS
         .iter()

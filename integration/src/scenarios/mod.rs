@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use guest_agent::GuestConfig;
 
 use crate::{
     cli::EnvironmentOptions,
@@ -104,29 +105,21 @@ impl Context<'_> {
 
     /// As [`Context::boot`], with these arguments for each device's backend.
     fn boot_with(&self, devices: u32, device_arguments: &[&str]) -> Result<Vm> {
-        self.bench.boot(&GuestSpec {
+        self.bench.boot(&self.guest(GuestConfig {
+            devices,
             device_arguments: device_arguments.iter().map(|&a| a.to_owned()).collect(),
-            ..self.guest(devices)
-        })
+            ..GuestConfig::default()
+        }))
     }
 
-    /// A guest with `devices` devices.
-    fn guest(&self, devices: u32) -> GuestSpec {
+    /// A guest of this configuration.
+    fn guest(&self, config: GuestConfig) -> GuestSpec {
         let number = self.number.get();
         self.number.set(number + 1);
         GuestSpec {
             name: format!("scenario-{number}"),
-            cpus: 2,
-            memory_mib: 1024,
-            devices,
-            device_arguments: Vec::new(),
-            qemu_arguments: Vec::new(),
-            kernel_parameters: Vec::new(),
-            dma_api: false,
-            packages: Vec::new(),
-            copies: Vec::new(),
-            visible_memory: false,
-            verbose: false,
+            config,
+            ..GuestSpec::default()
         }
     }
 

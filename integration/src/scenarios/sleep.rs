@@ -1,10 +1,9 @@
 //! Guests that sleep and wake while programs in them use a device.
 
 use anyhow::{Context as _, Result, ensure};
-use guest_agent::Command;
+use guest_agent::{Command, GuestConfig};
 
 use super::{Context, Scenario};
-use crate::guest::GuestSpec;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "sleep::a_machine_sleeps_and_wakes_under_load",
@@ -16,11 +15,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
 const WELL: &str = "slept: well";
 
 fn a_machine_sleeps_and_wakes_under_load(context: &Context<'_>) -> Result<()> {
-    let mut vm = context.bench.boot(&GuestSpec {
+    let mut vm = context.bench.boot(&context.guest(GuestConfig {
         // What goes wrong on the way is to be seen.
         kernel_parameters: vec!["no_console_suspend".to_owned()],
-        ..context.guest(1)
-    })?;
+        ..GuestConfig::default()
+    }))?;
     vm.start(Command {
         arguments: ["guest-suites", "act", "sleep_and_wake"]
             .map(str::to_owned)

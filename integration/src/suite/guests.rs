@@ -7,8 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use guest_agent::{Command, CommandEnd, Stream};
-use serde::Deserialize;
+use guest_agent::{Command, CommandEnd, ListedTest, SKIPPED, Stream};
 
 use super::{Outcome, Record};
 use crate::{
@@ -19,58 +18,22 @@ use crate::{
     vm::{CommandIo, Vm},
 };
 
-/// Exit status of a test that cannot run in this guest.
-const SKIPPED: i32 = 77;
-
 /// The guests' program that holds the suites.
 const PROGRAM: &str = "guest-suites";
 
-/// A test of a guest suite.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct GuestTest {
-    pub(crate) name: String,
-    needs: Needs,
-}
-
-/// The guest that a test needs; see the suites' own description.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-struct Needs {
-    devices: u32,
-    device_arguments: Vec<String>,
-    kernel_parameters: Vec<String>,
-    dma_api: bool,
-    packages: Vec<String>,
-    memory_mib: u64,
-    cpus: u32,
-    visible_memory: bool,
-    kvm: bool,
-    timeout: u64,
-}
-
-impl Needs {
-    /// Whether a guest for `self` serves `other` as well.
-    fn shares_with(&self, other: &Self) -> bool {
-        let alike = |needs: &Self| Self {
-            timeout: 0,
-            ..needs.clone()
-        };
-        alike(self) == alike(other)
-    }
-}
-
 /// Packages beside those of every guest, in the combinations that `tests` need.
-pub(crate) fn package_sets(tests: &[GuestTest]) -> Vec<Vec<String>> {
+pub(crate) fn package_sets(tests: &[ListedTest]) -> Vec<Vec<String>> {
     let mut sets: Vec<Vec<String>> = Vec::new();
     for test in tests {
-        if !sets.contains(&test.needs.packages) {
-            sets.push(test.needs.packages.clone());
+        if !sets.contains(&test.needs.guest.packages) {
+            sets.push(test.needs.guest.packages.clone());
         }
     }
     sets
 }
 
 /// Lists the tests of `program`, the suites' program, which runs on the host as well.
-pub(crate) fn list(program: &Path) -> Result<Vec<GuestTest>> {
+pub(crate) fn list(program: &Path) -> Result<Vec<ListedTest>> {
     let text = process::output(
         std::process::Command::new(program).arg("list"),
         "listing the guest suites",
@@ -81,15 +44,15 @@ pub(crate) fn list(program: &Path) -> Result<Vec<GuestTest>> {
 /// Runs `tests`; hands each result to `record`.
 pub(crate) fn run(
     bench: &Bench,
-    tests: &[GuestTest],
+    tests: &[ListedTest],
     verbose: bool,
     mut record: impl FnMut(Record),
 ) -> Result<()> {
-    let mut groups: Vec<Vec<&GuestTest>> = Vec::new();
+    let mut groups: Vec<Vec<&ListedTest>> = Vec::new();
     for test in tests {
         match groups
             .iter_mut()
-            .find(|group| group[0].needs.shares_with(&test.needs))
+            .find(|group| group[0].needs.guest == test.needs.guest)
         {
             Some(group) => group.push(test),
             None => groups.push(vec![test]),
@@ -104,7 +67,7 @@ pub(crate) fn run(
 fn run_group(
     bench: &Bench,
     number: usize,
-    tests: &[&GuestTest],
+    tests: &[&ListedTest],
     verbose: bool,
     record: &mut impl FnMut(Record),
 ) -> Result<()> {
@@ -128,11 +91,13 @@ fn run_group(
                     continue;
                 }
                 boots += 1;
-                match bench.boot(&spec(
-                    &test.needs,
-                    format!("suites-{number}-{boots}"),
+                let spec = GuestSpec {
+                    name: format!("suites-{number}-{boots}"),
+                    config: test.needs.guest.clone(),
                     verbose,
-                )) {
+                    ..GuestSpec::default()
+                };
+                match bench.boot(&spec) {
                     Ok(vm) => vm,
                     Err(error) => {
                         interrupt::check()?;
@@ -175,25 +140,8 @@ fn find_leaks(mut vm: Vm, number: usize, record: &mut impl FnMut(Record)) -> Res
     Ok(())
 }
 
-fn spec(needs: &Needs, name: String, verbose: bool) -> GuestSpec {
-    GuestSpec {
-        name,
-        cpus: needs.cpus,
-        memory_mib: needs.memory_mib,
-        devices: needs.devices,
-        device_arguments: needs.device_arguments.clone(),
-        qemu_arguments: Vec::new(),
-        kernel_parameters: needs.kernel_parameters.clone(),
-        dma_api: needs.dma_api,
-        packages: needs.packages.clone(),
-        copies: Vec::new(),
-        visible_memory: needs.visible_memory,
-        verbose,
-    }
-}
-
 /// Runs one test; also says whether the guest can run another.
-fn run_one(vm: &mut Vm, test: &GuestTest, limit: Duration) -> Result<(Record, bool)> {
+fn run_one(vm: &mut Vm, test: &ListedTest, limit: Duration) -> Result<(Record, bool)> {
     let started = Instant::now();
     let mut output = Collected::default();
     let command = Command {
@@ -208,7 +156,7 @@ fn run_one(vm: &mut Vm, test: &GuestTest, limit: Duration) -> Result<(Record, bo
     let mut survives = true;
     let mut outcome = match result {
         Ok(CommandEnd::Exited(0)) => Outcome::Passed,
-        Ok(CommandEnd::Exited(SKIPPED)) => {
+        Ok(CommandEnd::Exited(status)) if status == i32::from(SKIPPED) => {
             Outcome::Skipped(output.last_line().unwrap_or("without a reason").to_owned())
         }
         Ok(end) => Outcome::Failed(describe(&end)),
@@ -256,7 +204,7 @@ fn describe(end: &CommandEnd) -> String {
     }
 }
 
-fn failed(test: &GuestTest, reason: String, output: Vec<u8>) -> Record {
+fn failed(test: &ListedTest, reason: String, output: Vec<u8>) -> Record {
     Record {
         name: test.name.clone(),
         outcome: Outcome::Failed(reason),
@@ -265,7 +213,7 @@ fn failed(test: &GuestTest, reason: String, output: Vec<u8>) -> Record {
     }
 }
 
-fn skipped(test: &GuestTest, reason: &str) -> Record {
+fn skipped(test: &ListedTest, reason: &str) -> Record {
     Record {
         name: test.name.clone(),
         outcome: Outcome::Skipped(reason.to_owned()),
