@@ -10,7 +10,7 @@ use kernel::prelude::*;
 use crate::{
     io::{deferred, file, request, transfer},
     linux::{anon_file, chardev, compat, slab},
-    observe::{debugfs, trace},
+    observe::{debugfs, trace_file::TraceFile},
     operations::buffer,
 };
 
@@ -80,8 +80,8 @@ impl kernel::Module for VirtioDma {
         let transfers = slab::Registration::new(c"vdma_transfer", slab::Zone::Normal)?;
         let deferred = deferred::Worker::new()?;
         chardev::Operations::install::<file::OpenFile>(module);
-        anon_file::install::<buffer::BufferFile>(module);
-        anon_file::install::<trace::TraceFile>(module);
+        anon_file::install_mappable::<buffer::BufferFile>(module);
+        anon_file::install_vmalloc::<TraceFile>(module);
         let debugfs = debugfs::Root::new()?;
         Ok(Self {
             _driver: KBox::pin_init(virtio::Registration::new(c"vdma", module), GFP_KERNEL)?,

@@ -10,11 +10,7 @@ use crate::{
         queue::{Looking, Queue},
         transfer::Transfer,
     },
-    linux::{
-        bindings::{vdma_cond_resched, vdma_cpu_relax},
-        wait::signal_pending,
-    },
-    observe,
+    linux::{clock, cpu, wait::signal_pending},
 };
 
 /// Looks that are skipped after each that was in vain, at the most: a device that is always slower than
@@ -64,7 +60,7 @@ impl Patience {
         _looking: Looking<'_>,
         look: impl Fn() -> usize,
     ) -> usize {
-        let end = observe::now() + self.limit + bytes.min(MAX_BYTES) / BYTES_PER_NS;
+        let end = clock::monotonic_ns() + self.limit + bytes.min(MAX_BYTES) / BYTES_PER_NS;
         let mut found = 0;
         loop {
             found += look();
@@ -72,13 +68,11 @@ impl Patience {
                 self.penalty.store(0, Relaxed);
                 return found;
             }
-            if signal_pending() || !eager && observe::now() >= end {
+            if signal_pending() || !eager && clock::monotonic_ns() >= end {
                 break;
             }
-            // SAFETY: No precondition.
-            unsafe { vdma_cpu_relax() };
-            // SAFETY: Nothing is locked, so the task may be put aside.
-            unsafe { vdma_cond_resched() };
+            cpu::relax();
+            cpu::cond_resched();
         }
         if !eager {
             // Races only blur how many are skipped.

@@ -3,7 +3,6 @@
 //! A vdma device as open files see it: transfers and commands become requests, device memory is mapped.
 
 use kernel::{
-    bindings,
     page::PAGE_SIZE,
     prelude::*,
     sync::{Arc, aref::ARef},
@@ -21,7 +20,7 @@ use crate::{
     },
     linux::{
         chardev::{AsyncIocb, Poll, Readiness},
-        compat,
+        compat, cpu, delay,
         slab::SlabBox,
         vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
     },
@@ -174,8 +173,7 @@ impl Vdma {
                 Ok(transfer) => transfer.wait_milliseconds(SIGN_OF_LIFE_MS).is_ok(),
                 Err(_) => {
                     // There is no room for a question, but the device may be at work all the same.
-                    // SAFETY: The watchdog may sleep.
-                    unsafe { bindings::msleep(SIGN_OF_LIFE_MS) };
+                    delay::sleep_ms(SIGN_OF_LIFE_MS);
                     false
                 }
             }
@@ -197,12 +195,10 @@ impl Vdma {
     /// The queue of this CPU, so that CPUs share as few as they can. The interrupts of a queue go to
     /// the CPUs that it belongs to.
     pub(crate) fn queue(&self) -> Result<&Queue> {
-        // SAFETY: No precondition. The task may move to another CPU at once, which costs locality
-        // and nothing else.
-        let cpu = unsafe { bindings::raw_smp_processor_id() } as usize;
+        // The task may move to another CPU at once, which costs locality and nothing else.
         let count = self.queues.len().max(1);
         self.queues
-            .get(cpu % count)
+            .get(cpu::current_number() % count)
             .map(|queue| &**queue)
             .ok_or(ENODEV)
     }

@@ -22,12 +22,13 @@ use crate::{
     },
     linux::{
         anon_file::{NewFile, with_descriptor},
+        capability,
         chardev::{AsyncIocb, FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
         eventfd::EventFd,
         uring_cmd::Submission,
         vma::{Fault, FaultResult, Mappable, NewMapping, SpaceGuard},
     },
-    observe::{Observer, counters::Direction, trace::TraceFile},
+    observe::{Observer, counters::Direction, trace_file::TraceFile},
     operations::{
         buffer::{Buffer, BufferFile, BufferTable},
         command::{self, BatchCommands, CallerMemory, Rights},
@@ -356,7 +357,7 @@ impl OpenFile {
     }
 
     fn open_trace(&self, address: usize) -> Result<isize> {
-        ioctl::require_administrator()?;
+        capability::require_sys_admin()?;
         let file = NewFile::new(
             TraceFile::new(self.device.device_observer().clone())?,
             false,
@@ -487,7 +488,7 @@ impl FileOperations for OpenFile {
             },
             IOCTL_CACHE_MODE => {
                 let cache = ioctl::choice(argument)?;
-                ioctl::require_administrator()?;
+                capability::require_sys_admin()?;
                 self.device.set_cache(cache).map(|()| 0)
             }
             IOCTL_RUN => self.run(argument),
@@ -498,7 +499,7 @@ impl FileOperations for OpenFile {
             IOCTL_RELEASE_BUFFER => self.remove_buffer(ioctl::choice(argument)?).map(|()| 0),
             IOCTL_TRACE => self.open_trace(argument),
             IOCTL_EXPLAIN => {
-                ioctl::require_administrator()?;
+                capability::require_sys_admin()?;
                 self.device.explain(argument)
             }
             IOCTL_EVENTFD => self.set_event(ioctl::choice(argument)?),

@@ -3,7 +3,7 @@
 //! A request queue: submission from any task, completion in interrupt context.
 
 use kernel::{
-    bindings, new_poll_condvar,
+    new_poll_condvar,
     prelude::*,
     sync::{
         Arc,
@@ -16,6 +16,7 @@ use kernel::{
 use crate::{
     io::request::Request,
     linux::{
+        delay,
         slab::SlabBox,
         spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
         wait::signal_pending,
@@ -387,8 +388,7 @@ impl Queue {
             return Err(EINTR);
         }
         // Work for the task interrupted, and will until the task is back in user space.
-        // SAFETY: Nothing is locked, and who waits for room may sleep.
-        unsafe { bindings::msleep(1) };
+        delay::sleep_ms(1);
         Ok(self.ring.lock())
     }
 
@@ -549,8 +549,7 @@ impl Queue {
         };
         // No kick begins any more: those that have are counted under the lock.
         while self.kicks.load(Acquire) != 0 {
-            // SAFETY: Removal runs in process context, where sleeping is allowed.
-            unsafe { bindings::msleep(1) };
+            delay::sleep_ms(1);
         }
         if let Some(mut queue) = queue {
             while let Some(request) = queue.detach_unused() {

@@ -2,16 +2,21 @@
 
 //! Files without a name, which user space gets from a call and maps: `anon_inode_getfile`.
 
-use core::{ptr, ptr::NonNull};
+use core::{marker::PhantomData, ptr, ptr::NonNull};
 
 use kernel::{
     bindings,
     error::{from_err_ptr, from_result},
     ffi::c_int,
     prelude::*,
+    sync::SetOnce,
 };
 
-use crate::linux::bindings::{VDMA_O_CLOEXEC, anon_inode_getfile};
+use crate::linux::{
+    bindings::{VDMA_O_CLOEXEC, anon_inode_getfile},
+    chardev::{Mmap, mmap_prepare},
+    vmalloc::VmallocArea,
+};
 
 /// What is behind such a file. It is dropped, in process context, with the last reference to the file;
 /// each mapping has one.
@@ -19,41 +24,86 @@ pub(crate) trait AnonymousFile: Send + Sync + Sized + 'static {
     /// What `/proc/PID/fd` and `/proc/PID/maps` call it.
     const NAME: &'static CStr;
 
-    /// Sets the one of `->mmap` and `->mmap_prepare` that it has.
-    fn operations(table: &mut bindings::file_operations);
-
     /// Where the table of the file's operations is kept.
-    fn table() -> &'static Table;
+    fn table() -> &'static Table<Self>;
 }
 
-/// The place of a table of operations, which is part of the module.
-pub(crate) struct Table(kernel::sync::SetOnce<Operations>);
+/// Files whose mappings are read-only views of vmalloc memory.
+pub(crate) trait VmallocFile: AnonymousFile {
+    /// The memory.
+    fn area(&self) -> Result<&VmallocArea>;
+}
+
+/// The place of a table of operations of files with a `T`. In a `static`, so that it has an address of
+/// its own, and is part of the module.
+///
+/// # Invariants
+///
+/// The table, if there is one, is that of files with a `T`.
+pub(crate) struct Table<T>(SetOnce<Operations>, PhantomData<fn(T)>);
 
 struct Operations(bindings::file_operations);
 
 // SAFETY: The table is only read once it is in place.
 unsafe impl Send for Operations {}
-// SAFETY: As above.
+// SAFETY: A shared reference only reads the table.
 unsafe impl Sync for Operations {}
 
-impl Table {
+impl<T: AnonymousFile> Table<T> {
     pub(crate) const fn new() -> Self {
-        Self(kernel::sync::SetOnce::new())
+        // INVARIANT: There is no table yet.
+        Self(SetOnce::new(), PhantomData)
+    }
+
+    /// Sets `owner` and `release` as well, and puts the table in place, unless there is one.
+    fn install(&self, module: &'static ThisModule, operations: bindings::file_operations) {
+        // INVARIANT: The callers below pass operations of files with a `T`.
+        self.0.populate(Operations(bindings::file_operations {
+            owner: module.as_ptr(),
+            release: Some(release::<T>),
+            ..operations
+        }));
     }
 }
 
-/// Puts the table for `T` in place. Once, when the module is loaded.
-pub(crate) fn install<T: AnonymousFile>(module: &'static ThisModule) {
-    let mut operations = bindings::file_operations {
-        owner: module.as_ptr(),
-        release: Some(release::<T>),
+/// Puts the table for `T` in place, whose files are mapped as [`Mmap`] says. Once, when the module is
+/// loaded.
+pub(crate) fn install_mappable<T: AnonymousFile + Mmap>(module: &'static ThisModule) {
+    let operations = bindings::file_operations {
+        mmap_prepare: Some(mmap_prepare::<T>),
         ..Default::default()
     };
-    T::operations(&mut operations);
-    T::table().0.populate(Operations(operations));
+    T::table().install(module, operations);
 }
 
-/// A new file that is not in anybody's table yet.
+/// Puts the table for `T` in place, whose files are mapped as [`VmallocFile`] says. Once, when the
+/// module is loaded.
+pub(crate) fn install_vmalloc<T: VmallocFile>(module: &'static ThisModule) {
+    let operations = bindings::file_operations {
+        mmap: Some(mmap_vmalloc::<T>),
+        ..Default::default()
+    };
+    T::table().install(module, operations);
+}
+
+unsafe extern "C" fn mmap_vmalloc<T: VmallocFile>(
+    file: *mut bindings::file,
+    vma: *mut bindings::vm_area_struct,
+) -> c_int {
+    // SAFETY: Files with this operation have a `T`, by the invariant of `Table`, until `release`.
+    let state = unsafe { &*(*file).private_data.cast::<T>() };
+    from_result(|| {
+        // SAFETY: This is the argument of `->mmap`, during the call.
+        unsafe { state.area()?.map(vma) }?;
+        Ok(0)
+    })
+}
+
+/// A file that is in no table of file descriptors yet.
+///
+/// # Invariants
+///
+/// The object holds a reference to the file.
 pub(crate) struct NewFile(NonNull<bindings::file>);
 
 impl NewFile {
@@ -139,14 +189,15 @@ pub(crate) fn with_descriptor<T: AnonymousFile, R>(
     let operations = T::table().0.as_ref().ok_or(ENODEV)?;
     // SAFETY: Any number may be asked for.
     let file = NonNull::new(unsafe { bindings::fget(descriptor) }).ok_or(EBADF)?;
-    // The reference goes with this.
+    // INVARIANT: `fget` has taken a reference.
     let file = NewFile(file);
     // SAFETY: The file is valid while there is a reference.
     let raw = unsafe { file.0.as_ref() };
     if !ptr::eq(raw.f_op, &operations.0) {
         return Err(EINVAL);
     }
-    // SAFETY: Files with this table have a `T`.
+    // SAFETY: The table is a `static` for files with a `T`, by its invariant, and the file is held: `release`
+    // has not run.
     Ok(f(unsafe { &*raw.private_data.cast::<T>() }))
 }
 
@@ -155,9 +206,6 @@ unsafe extern "C" fn release<T: AnonymousFile>(
     file: *mut bindings::file,
 ) -> c_int {
     // SAFETY: `NewFile::new` has put the box there, and release is the last call on a file.
-    from_result(|| {
-        // SAFETY: As above.
-        drop(unsafe { KBox::from_raw((*file).private_data.cast::<T>()) });
-        Ok(0)
-    })
+    drop(unsafe { KBox::from_raw((*file).private_data.cast::<T>()) });
+    0
 }

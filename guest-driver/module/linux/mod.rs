@@ -5,12 +5,19 @@
 
 pub(crate) mod anon_file;
 pub(crate) mod bindings;
+pub(crate) mod capability;
 pub(crate) mod chardev;
+pub(crate) mod clock;
 pub(crate) mod compat;
+pub(crate) mod cpu;
+pub(crate) mod delay;
 pub(crate) mod eventfd;
 pub(crate) mod scatterlist;
 pub(crate) mod slab;
 pub(crate) mod spinlock;
+pub(crate) mod tracepoints;
+mod transmute;
 pub(crate) mod uring_cmd;
 pub(crate) mod vma;
+pub(crate) mod vmalloc;
 pub(crate) mod wait;

@@ -7,7 +7,6 @@ use core::mem::size_of;
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    transmute::{AsBytes, FromBytes},
     uaccess::{UserPtr, UserSlice},
 };
 
@@ -17,13 +16,6 @@ use crate::{
     operations::command::CallerMemory,
     protocol::{ExplainedPage, Explanation, PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE},
 };
-
-// SAFETY: `repr(C)` integers without padding: the sizes are checked where the types are declared.
-unsafe impl AsBytes for Explanation {}
-// SAFETY: As above; any bytes are integers.
-unsafe impl FromBytes for Explanation {}
-// SAFETY: As above.
-unsafe impl AsBytes for ExplainedPage {}
 
 /// Most pages that are pinned at a time.
 const MAX_PAGES: usize = 1024;

@@ -3,12 +3,14 @@
 //! Messages about the device, at most a few per second whatever it does.
 
 use kernel::{
-    bindings,
     prelude::*,
     sync::atomic::{Atomic, Relaxed},
 };
 
-use crate::protocol::{Operation, RequestHeader};
+use crate::{
+    linux::clock,
+    protocol::{Operation, RequestHeader},
+};
 
 /// Messages that one second may bring.
 const PER_SECOND: u64 = 5;
@@ -18,8 +20,7 @@ static COUNT: Atomic<u64> = Atomic::new(0);
 
 /// Whether another message fits into this second. Races only blur the limit.
 fn allowed() -> bool {
-    // SAFETY: Reading the clock has no precondition.
-    let second = unsafe { bindings::ktime_get_seconds() } as u64;
+    let second = clock::monotonic_seconds();
     if SECOND.load(Relaxed) != second {
         SECOND.store(second, Relaxed);
         COUNT.store(0, Relaxed);

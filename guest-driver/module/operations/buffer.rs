@@ -18,11 +18,10 @@ use kernel::{
 use crate::{
     io::pages::Page,
     linux::{
-        anon_file::{self, AnonymousFile},
+        anon_file::{AnonymousFile, Table},
         bindings::{
             VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL, split_page, vdma_alloc_pages,
         },
-        chardev::mmap_prepare,
         scatterlist::SgList,
         vma::{Fault, FaultResult, Mappable, NewMapping},
     },
@@ -323,16 +322,12 @@ impl Drop for Charge {
 /// A file whose mappings are an allocated buffer.
 pub(crate) struct BufferFile(pub(crate) Arc<Buffer>);
 
-static TABLE: anon_file::Table = anon_file::Table::new();
+static TABLE: Table<BufferFile> = Table::new();
 
 impl AnonymousFile for BufferFile {
     const NAME: &'static CStr = c"[vdma-buffer]";
 
-    fn operations(table: &mut bindings::file_operations) {
-        table.mmap_prepare = Some(mmap_prepare::<Self>);
-    }
-
-    fn table() -> &'static anon_file::Table {
+    fn table() -> &'static Table<Self> {
         &TABLE
     }
 }

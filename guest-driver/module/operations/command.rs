@@ -9,7 +9,6 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     sync::Arc,
-    transmute::{AsBytes, FromBytes},
     types::Opaque,
     uaccess::{UserPtr, UserSlice},
 };
@@ -26,15 +25,6 @@ use crate::{
         BATCH_MAX, Batch, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command, Operation,
     },
 };
-
-// SAFETY: `repr(C)` integers without padding: the sizes are checked where the types are declared.
-unsafe impl AsBytes for Command {}
-// SAFETY: As above; any bytes are integers.
-unsafe impl FromBytes for Command {}
-// SAFETY: As above.
-unsafe impl AsBytes for Batch {}
-// SAFETY: As above; any bytes are integers.
-unsafe impl FromBytes for Batch {}
 
 /// Reads a command from user space. May sleep.
 pub(crate) fn read(address: u64) -> Result<Command> {

@@ -5,34 +5,12 @@
 use core::mem::size_of;
 
 use kernel::{
-    bindings,
     prelude::*,
     transmute::{AsBytes, FromBytes},
     uaccess::{UserPtr, UserSlice},
 };
 
-use crate::protocol::{Allocation, Choice, DeviceInfo, Registration, Statistics, Trace};
-
-/// Structures that may be copied as bytes.
-macro_rules! plain {
-    ($($name:ident),*) => {
-        $(
-            // SAFETY: `repr(C)` integers without padding: the sizes are checked where the types are
-            // declared.
-            unsafe impl AsBytes for $name {}
-            // SAFETY: As above; any bytes are integers.
-            unsafe impl FromBytes for $name {}
-        )*
-    };
-}
-plain!(
-    DeviceInfo,
-    Statistics,
-    Choice,
-    Registration,
-    Allocation,
-    Trace
-);
+use crate::protocol::Choice;
 
 /// Copies `value` to user space; `EFAULT` if the address is bad. May sleep.
 pub(crate) fn answer<T: AsBytes>(value: &T, address: usize) -> Result<isize> {
@@ -56,14 +34,4 @@ pub(crate) fn choice(address: usize) -> Result<u32> {
         return Err(EINVAL);
     }
     Ok(choice.value)
-}
-
-/// `EPERM` unless the caller has `CAP_SYS_ADMIN`.
-pub(crate) fn require_administrator() -> Result {
-    // SAFETY: No precondition.
-    if unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as i32) } {
-        Ok(())
-    } else {
-        Err(EPERM)
-    }
 }

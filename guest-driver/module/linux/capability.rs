@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the current task is allowed to do.
+
+use kernel::{bindings, prelude::*};
+
+/// `EPERM` unless the current task has `CAP_SYS_ADMIN`.
+pub(crate) fn require_sys_admin() -> Result {
+    // SAFETY: No precondition: the credentials of the current task are always there.
+    if unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as i32) } {
+        Ok(())
+    } else {
+        Err(EPERM)
+    }
+}
