@@ -185,7 +185,13 @@ mod tests {
 
     #[test]
     fn tells_sources_from_what_a_build_leaves() {
-        for name in ["main.rs", "virtio/queue.rs", "linux/shim.c", "linux/shim.h", "Kbuild"] {
+        for name in [
+            "main.rs",
+            "virtio/queue.rs",
+            "linux/shim.c",
+            "linux/shim.h",
+            "Kbuild",
+        ] {
             assert!(is_source(Path::new(name)), "{name}");
         }
         for name in [

@@ -5,6 +5,7 @@
 mod bar;
 mod command_line;
 mod configuration;
+mod conformance;
 mod device;
 mod faults;
 mod hostile;
