@@ -4,6 +4,9 @@
 //! left nothing behind. `act NAME` plays the guest's part in a scenario; `read` is measured. Exit status:
 //! 0 passed, 1 failed, 77 skipped (the last line says why).
 
+// A test that lacks `#[guest_test]` is dead code, and must not go unnoticed.
+#![deny(dead_code)]
+
 mod actors;
 mod reader;
 mod suites;
@@ -17,15 +20,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use guest_agent::{ListedTest, SKIPPED};
 
-use crate::{
-    test::{Needs, Skip, Test},
-    watch::Holdings,
-};
-
-/// Exit status of a skipped test.
-const SKIPPED: u8 = 77;
+use crate::{test::Skip, watch::Holdings};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -50,20 +47,12 @@ fn main() -> ExitCode {
     }
 }
 
-#[derive(Serialize)]
-struct Listed {
-    name: String,
-    needs: Needs,
-}
-
 fn list() -> Result<ExitCode> {
-    let all: Vec<Listed> = suites::SUITES
-        .iter()
-        .flat_map(|(suite, tests)| {
-            tests.iter().map(move |test| Listed {
-                name: format!("{suite}::{}", test.name),
-                needs: test.needs,
-            })
+    let all: Vec<ListedTest> = test::all()?
+        .into_iter()
+        .map(|test| ListedTest {
+            name: test.name(),
+            needs: (test.needs)(),
         })
         .collect();
     let text = serde_json::to_string_pretty(&all).context("cannot encode the list")?;
@@ -72,7 +61,7 @@ fn list() -> Result<ExitCode> {
 }
 
 fn run(name: &str) -> Result<ExitCode> {
-    find(name)?;
+    test::find(name)?;
     let before = Holdings::now()?;
     let status = Command::new("/proc/self/exe")
         .args(["inner", name])
@@ -90,7 +79,7 @@ fn run(name: &str) -> Result<ExitCode> {
 }
 
 fn inner(name: &str) -> Result<ExitCode> {
-    match (find(name)?.run)() {
+    match (test::find(name)?.run)() {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(reason) => {
@@ -108,38 +97,4 @@ fn act(name: &str) -> Result<ExitCode> {
         .find(|(candidate, _)| *candidate == name)
         .with_context(|| format!("there is no actor {name}"))?;
     actor().map(|()| ExitCode::SUCCESS)
-}
-
-fn find(name: &str) -> Result<&'static Test> {
-    let (suite, test) = name.split_once("::").unwrap_or((name, ""));
-    suites::SUITES
-        .iter()
-        .filter(|(candidate, _)| *candidate == suite)
-        .flat_map(|(_, tests)| *tests)
-        .find(|candidate| candidate.name == test)
-        .with_context(|| format!("there is no test {name}; `guest-suites list` shows all"))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn names_are_unique_and_plain() {
-        let mut seen = HashSet::new();
-        for (suite, tests) in suites::SUITES {
-            for test in *tests {
-                let name = format!("{suite}::{}", test.name);
-                let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-                assert!(
-                    suite.chars().all(plain) && test.name.chars().all(plain),
-                    "{name}"
-                );
-                assert!(find(&name).is_ok());
-                assert!(seen.insert(name.clone()), "{name} twice");
-            }
-        }
-    }
 }

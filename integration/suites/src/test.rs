@@ -1,126 +1,75 @@
-//! What a test is, and what it needs of the guest that it runs in.
+//! The tests, as `#[guest_test]` registers them.
 
-use serde::Serialize;
+use anyhow::{Context as _, Result};
+use guest_agent::Needs;
+
+use crate::suites;
 
 /// A test: succeeds by returning, fails by returning an error or by panicking.
 pub(crate) struct Test {
+    /// Path of its module; the last part is its suite.
+    module: &'static str,
     /// Name within its suite.
-    pub(crate) name: &'static str,
+    name: &'static str,
+    /// Line of its definition.
+    line: u32,
     /// The test itself, in a process of its own.
-    pub(crate) run: fn() -> anyhow::Result<()>,
+    pub(crate) run: fn() -> Result<()>,
     /// The guest that it needs.
-    pub(crate) needs: Needs,
+    pub(crate) needs: fn() -> Needs,
 }
 
-/// The guest that a test needs. Tests with the same needs share a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Needs {
-    /// Devices, and as many `/dev/vdmaN`.
-    pub(crate) devices: u32,
-    /// Arguments for each device's backend.
-    pub(crate) device_arguments: &'static [&'static str],
-    /// Parameters for the kernel's command line.
-    pub(crate) kernel_parameters: &'static [&'static str],
-    /// Devices reach memory through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`), as on the debug kernel.
-    pub(crate) dma_api: bool,
-    /// Debian packages beside those that every guest has.
-    pub(crate) packages: &'static [&'static str],
-    /// Memory of the guest in MiB.
-    pub(crate) memory_mib: u64,
-    /// Processors of the guest.
-    pub(crate) cpus: u32,
-    /// The test looks at device memory from the host's side.
-    pub(crate) visible_memory: bool,
-    /// Emulation is not enough.
-    pub(crate) kvm: bool,
-    /// Seconds after which the test counts as hung.
-    pub(crate) timeout: u64,
-}
+inventory::collect!(Test);
 
 impl Test {
-    /// A test in a guest with one device.
-    pub(crate) const fn new(name: &'static str, run: fn() -> anyhow::Result<()>) -> Self {
+    /// Called by `#[guest_test]` alone.
+    pub(crate) const fn new(
+        module: &'static str,
+        name: &'static str,
+        line: u32,
+        run: fn() -> Result<()>,
+        needs: fn() -> Needs,
+    ) -> Self {
         Self {
+            module,
             name,
+            line,
             run,
-            needs: Needs {
-                devices: 1,
-                device_arguments: &[],
-                kernel_parameters: &[],
-                dma_api: false,
-                packages: &[],
-                memory_mib: 1024,
-                cpus: 2,
-                visible_memory: false,
-                kvm: false,
-                timeout: 60,
-            },
+            needs,
         }
     }
 
-    /// Needs this many devices.
-    pub(crate) const fn devices(mut self, devices: u32) -> Self {
-        self.needs.devices = devices;
-        self
+    /// `SUITE::TEST`.
+    pub(crate) fn name(&self) -> String {
+        format!("{}::{}", self.suite(), self.name)
     }
 
-    /// Needs device memory that the harness can read and write, through `guest_agent::call_host`.
-    pub(crate) const fn visible_memory(mut self) -> Self {
-        self.needs.visible_memory = true;
-        self
+    fn suite(&self) -> &'static str {
+        self.module.rsplit("::").next().unwrap_or(self.module)
     }
 }
 
-/// Builders that no test uses yet would be dead code; they are part of what tests can say.
-#[allow(dead_code)]
-impl Test {
-    /// Needs backends with these arguments.
-    pub(crate) const fn device_arguments(mut self, arguments: &'static [&'static str]) -> Self {
-        self.needs.device_arguments = arguments;
-        self
-    }
+/// All tests: the suites in their order, the tests of each as its file defines them.
+pub(crate) fn all() -> Result<Vec<&'static Test>> {
+    let mut tests = inventory::iter::<Test>
+        .into_iter()
+        .map(|test| {
+            let suite = test.suite();
+            let place = suites::ORDER.iter().position(|known| *known == suite);
+            let place = place.with_context(|| format!("suites::ORDER lacks {suite}"))?;
+            Ok((place, test.line, test))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    tests.sort_by_key(|(place, line, _)| (*place, *line));
+    Ok(tests.into_iter().map(|(_, _, test)| test).collect())
+}
 
-    /// Needs these parameters on the kernel's command line.
-    pub(crate) const fn kernel_parameters(mut self, parameters: &'static [&'static str]) -> Self {
-        self.needs.kernel_parameters = parameters;
-        self
-    }
-
-    /// Needs devices that reach memory through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`).
-    pub(crate) const fn dma_api(mut self) -> Self {
-        self.needs.dma_api = true;
-        self
-    }
-
-    /// Needs these Debian packages in the guest.
-    pub(crate) const fn packages(mut self, packages: &'static [&'static str]) -> Self {
-        self.needs.packages = packages;
-        self
-    }
-
-    /// Needs this much memory, in MiB.
-    pub(crate) const fn memory_mib(mut self, mib: u64) -> Self {
-        self.needs.memory_mib = mib;
-        self
-    }
-
-    /// Needs this many processors.
-    pub(crate) const fn cpus(mut self, cpus: u32) -> Self {
-        self.needs.cpus = cpus;
-        self
-    }
-
-    /// Needs real virtualization.
-    pub(crate) const fn kvm(mut self) -> Self {
-        self.needs.kvm = true;
-        self
-    }
-
-    /// May take this many seconds (60 unless it says so).
-    pub(crate) const fn timeout(mut self, seconds: u64) -> Self {
-        self.needs.timeout = seconds;
-        self
-    }
+/// The test of this name.
+pub(crate) fn find(name: &str) -> Result<&'static Test> {
+    all()?
+        .into_iter()
+        .find(|test| test.name() == name)
+        .with_context(|| format!("there is no test {name}; `guest-suites list` shows all"))
 }
 
 /// The error of a test that cannot run here; it counts as skipped, with this reason.
@@ -134,3 +83,30 @@ impl std::fmt::Display for Skip {
 }
 
 impl std::error::Error for Skip {}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_plain() {
+        let mut seen = HashSet::new();
+        for test in all().unwrap() {
+            let name = test.name();
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c);
+            assert!(name.chars().all(plain), "{name}");
+            assert!(find(&name).is_ok(), "{name}");
+            assert!(seen.insert(name.clone()), "{name} twice");
+        }
+    }
+
+    #[test]
+    fn every_suite_has_tests() {
+        let suites: HashSet<&str> = all().unwrap().iter().map(|test| test.suite()).collect();
+        for suite in suites::ORDER {
+            assert!(suites.contains(suite), "no test of {suite} is registered");
+        }
+    }
+}

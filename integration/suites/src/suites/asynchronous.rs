@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::{
     opcode,
     squeue::{Entry, Flags},
@@ -10,61 +11,17 @@ use io_uring::{
 use rustix::io::Errno;
 use vdma::Device;
 
-use crate::{
-    support::{
-        KIB, MIB, PAGE,
-        aio::{Context, Iocb, Opcode},
-        bytes,
-        faults::{self, SLUGGISH},
-        open,
-        pieces::Pieces,
-        procfs,
-        region::Region,
-        uring::{Uring, fd},
-    },
-    test::Test,
+use crate::support::{
+    KIB, MIB, PAGE,
+    aio::{Context, Iocb, Opcode},
+    bytes,
+    faults::{self, SLUGGISH},
+    open,
+    pieces::Pieces,
+    procfs,
+    region::Region,
+    uring::{Uring, fd},
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("libaio_moves_many_at_once", libaio_moves_many_at_once),
-    Test::new("libaio_syncs", libaio_syncs),
-    Test::new(
-        "libaio_reports_errors_as_completions",
-        libaio_reports_errors_as_completions,
-    ),
-    Test::new(
-        "libaio_beyond_the_depth_of_the_queue",
-        libaio_beyond_the_depth_of_the_queue,
-    ),
-    Test::new(
-        "libaio_waits_for_room_with_the_last",
-        libaio_waits_for_room_with_the_last,
-    )
-    .device_arguments(&["--queue-size=16"]),
-    Test::new("uring_reads_and_writes", uring_reads_and_writes),
-    Test::new("uring_vectors", uring_vectors),
-    Test::new("uring_registered_buffers", uring_registered_buffers),
-    Test::new(
-        "uring_beyond_the_depth_of_the_queue",
-        uring_beyond_the_depth_of_the_queue,
-    ),
-    Test::new("uring_links_keep_their_order", uring_links_keep_their_order),
-    Test::new(
-        "uring_with_a_submitting_kernel_thread",
-        uring_with_a_submitting_kernel_thread,
-    ),
-    Test::new(
-        "uring_reports_errors_as_completions",
-        uring_reports_errors_as_completions,
-    ),
-    Test::new(
-        "uring_needs_no_worker_threads",
-        uring_needs_no_worker_threads,
-    ),
-    Test::new("completions_are_never_lost", completions_are_never_lost),
-    Test::new("submitting_does_not_wait", submitting_does_not_wait)
-        .device_arguments(faults::ARGUMENTS),
-];
 
 /// Device memory gets something else than what a test is going to write there.
 fn spoil(device: &Device, pieces: &Pieces) -> Result<()> {
@@ -97,6 +54,7 @@ fn by_libaio(pieces: Pieces, depth: u32) -> Result<()> {
     bytes::expect(&target.read(0..pieces.total())?, &data, "what came back")
 }
 
+#[guest_test]
 fn libaio_moves_many_at_once() -> Result<()> {
     by_libaio(
         Pieces {
@@ -108,51 +66,7 @@ fn libaio_moves_many_at_once() -> Result<()> {
     )
 }
 
-fn libaio_beyond_the_depth_of_the_queue() -> Result<()> {
-    by_libaio(
-        Pieces {
-            count: 1000,
-            length: 777,
-            position: 1,
-        },
-        1000,
-    )
-}
-
-/// The one that has to wait for room finds the ring empty: nobody else tells the device of it.
-fn libaio_waits_for_room_with_the_last() -> Result<()> {
-    const COUNT: usize = 17;
-    let device = open()?;
-    let context = Context::new(32)?;
-    let region = Region::anonymous(COUNT * PAGE)?;
-    for round in 0..20 {
-        let mut iocbs = Vec::new();
-        for index in 0..COUNT {
-            iocbs.push(Iocb::transfer(
-                Opcode::Read,
-                device.file(),
-                &region,
-                index * PAGE,
-                PAGE,
-                0,
-                index as u64,
-            )?);
-        }
-        // SAFETY: The region lives until all has completed, below.
-        let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
-        ensure!(taken == COUNT, "{taken} of {COUNT} taken");
-        let events = context
-            .wait(COUNT)
-            .with_context(|| format!("round {round}"))?;
-        for event in events {
-            ensure!(event.result == PAGE as i64, "{event:?}");
-        }
-    }
-    let statistics = device.file_statistics()?;
-    ensure!(statistics.queue_full > 0, "none waited: {statistics:?}");
-    Ok(())
-}
-
+#[guest_test]
 fn libaio_syncs() -> Result<()> {
     let device = open()?;
     let context = Context::new(4)?;
@@ -175,6 +89,7 @@ fn libaio_syncs() -> Result<()> {
     device.file().sync_data().context("fdatasync")
 }
 
+#[guest_test]
 fn libaio_reports_errors_as_completions() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -205,6 +120,53 @@ fn libaio_reports_errors_as_completions() -> Result<()> {
         results == [(0, fault), (1, fault), (2, no_space), (3, 0)],
         "{results:?}"
     );
+    Ok(())
+}
+
+#[guest_test]
+fn libaio_beyond_the_depth_of_the_queue() -> Result<()> {
+    by_libaio(
+        Pieces {
+            count: 1000,
+            length: 777,
+            position: 1,
+        },
+        1000,
+    )
+}
+
+/// The one that has to wait for room finds the ring empty: nobody else tells the device of it.
+#[guest_test(device_arguments = &["--queue-size=16"])]
+fn libaio_waits_for_room_with_the_last() -> Result<()> {
+    const COUNT: usize = 17;
+    let device = open()?;
+    let context = Context::new(32)?;
+    let region = Region::anonymous(COUNT * PAGE)?;
+    for round in 0..20 {
+        let mut iocbs = Vec::new();
+        for index in 0..COUNT {
+            iocbs.push(Iocb::transfer(
+                Opcode::Read,
+                device.file(),
+                &region,
+                index * PAGE,
+                PAGE,
+                0,
+                index as u64,
+            )?);
+        }
+        // SAFETY: The region lives until all has completed, below.
+        let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+        ensure!(taken == COUNT, "{taken} of {COUNT} taken");
+        let events = context
+            .wait(COUNT)
+            .with_context(|| format!("round {round}"))?;
+        for event in events {
+            ensure!(event.result == PAGE as i64, "{event:?}");
+        }
+    }
+    let statistics = device.file_statistics()?;
+    ensure!(statistics.queue_full > 0, "none waited: {statistics:?}");
     Ok(())
 }
 
@@ -239,6 +201,7 @@ fn plain(ring: &mut Uring, pieces: Pieces) -> Result<()> {
     by_uring(ring, pieces, &source, &target, &writes, &reads)
 }
 
+#[guest_test]
 fn uring_reads_and_writes() -> Result<()> {
     let mut ring = Uring::new(128)?;
     for (count, length, position) in [
@@ -257,6 +220,7 @@ fn uring_reads_and_writes() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn uring_vectors() -> Result<()> {
     const SEGMENTS: usize = 5;
     const SEGMENT: usize = 1111;
@@ -293,6 +257,7 @@ fn uring_vectors() -> Result<()> {
     by_uring(&mut ring, pieces, &source, &target, &writes, &reads)
 }
 
+#[guest_test]
 fn uring_registered_buffers() -> Result<()> {
     let device = open()?;
     for (count, length, position) in [(128, 4096, 0), (64, 10_001, 4095), (16, 60_000, 3)] {
@@ -327,6 +292,7 @@ fn uring_registered_buffers() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn uring_beyond_the_depth_of_the_queue() -> Result<()> {
     let mut ring = Uring::new(1024)?;
     plain(
@@ -339,18 +305,7 @@ fn uring_beyond_the_depth_of_the_queue() -> Result<()> {
     )
 }
 
-fn uring_with_a_submitting_kernel_thread() -> Result<()> {
-    let mut ring = Uring::with_kernel_thread(64)?;
-    plain(
-        &mut ring,
-        Pieces {
-            count: 64,
-            length: 9000,
-            position: 8,
-        },
-    )
-}
-
+#[guest_test]
 fn uring_links_keep_their_order() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(8)?;
@@ -387,6 +342,20 @@ fn uring_links_keep_their_order() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
+fn uring_with_a_submitting_kernel_thread() -> Result<()> {
+    let mut ring = Uring::with_kernel_thread(64)?;
+    plain(
+        &mut ring,
+        Pieces {
+            count: 64,
+            length: 9000,
+            position: 8,
+        },
+    )
+}
+
+#[guest_test]
 fn uring_reports_errors_as_completions() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -421,6 +390,7 @@ fn uring_reports_errors_as_completions() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn uring_needs_no_worker_threads() -> Result<()> {
     let mut ring = Uring::new(128)?;
     for length in [1, 4096, 128 * KIB] {
@@ -462,6 +432,7 @@ fn uring_needs_no_worker_threads() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn completions_are_never_lost() -> Result<()> {
     const DEPTH: usize = 96;
     const ROUNDS: usize = 40;
@@ -504,6 +475,7 @@ fn completions_are_never_lost() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn submitting_does_not_wait() -> Result<()> {
     let pieces = Pieces {
         count: 16,

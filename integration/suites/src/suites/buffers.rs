@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use rustix::{
     io::Errno,
     mm::MapFlags,
@@ -21,77 +22,8 @@ use crate::{
         KIB, MIB, PAGE, become_nobody, bytes, child::Child, errno, faults, file_system::FileSystem,
         open, region::Region, wait,
     },
-    test::Test,
     watch::pinned_pages,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "registered_memory_stays_pinned",
-        registered_memory_stays_pinned,
-    ),
-    Test::new("registered_memory_is_charged", registered_memory_is_charged),
-    Test::new(
-        "the_limit_on_locked_memory_holds",
-        the_limit_on_locked_memory_holds,
-    ),
-    Test::new(
-        "requests_with_buffers_pin_nothing",
-        requests_with_buffers_pin_nothing,
-    ),
-    Test::new(
-        "buffers_work_in_every_operation",
-        buffers_work_in_every_operation,
-    ),
-    Test::new(
-        "any_part_of_a_buffer_can_be_used",
-        any_part_of_a_buffer_can_be_used,
-    ),
-    Test::new("buffers_go_with_the_file", buffers_go_with_the_file),
-    Test::new(
-        "what_cannot_be_pinned_is_refused",
-        what_cannot_be_pinned_is_refused,
-    ),
-    Test::new(
-        "files_cannot_be_pinned_for_good",
-        files_cannot_be_pinned_for_good,
-    ),
-    Test::new(
-        "a_released_buffer_serves_to_the_end",
-        a_released_buffer_serves_to_the_end,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "allocated_memory_shows_nothing_of_others",
-        allocated_memory_shows_nothing_of_others,
-    )
-    .kernel_parameters(&["init_on_alloc=0"]),
-    Test::new(
-        "allocated_memory_is_shared_with_the_device",
-        allocated_memory_is_shared_with_the_device,
-    ),
-    Test::new(
-        "allocated_memory_comes_in_large_runs",
-        allocated_memory_comes_in_large_runs,
-    ),
-    Test::new(
-        "allocated_memory_outlives_its_id_and_file",
-        allocated_memory_outlives_its_id_and_file,
-    ),
-    Test::new(
-        "allocated_memory_can_be_handed_on",
-        allocated_memory_can_be_handed_on,
-    ),
-    Test::new(
-        "allocated_memory_is_given_back",
-        allocated_memory_is_given_back,
-    ),
-    Test::new("too_much_memory_is_enomem", too_much_memory_is_enomem),
-    Test::new(
-        "another_file_cannot_reach_a_buffer",
-        another_file_cannot_reach_a_buffer,
-    ),
-];
 
 /// Pages of `VmLck` in `/proc/self/status`.
 fn locked_pages() -> Result<usize> {
@@ -118,6 +50,7 @@ fn with_buffer(operation: Operation, id: u32, at: u64, length: usize) -> Command
     }
 }
 
+#[guest_test]
 fn registered_memory_stays_pinned() -> Result<()> {
     let device = open()?;
     let before = pinned_pages()?;
@@ -142,6 +75,7 @@ fn registered_memory_stays_pinned() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn registered_memory_is_charged() -> Result<()> {
     let device = open()?;
     let before = locked_pages()?;
@@ -157,6 +91,7 @@ fn registered_memory_is_charged() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn the_limit_on_locked_memory_holds() -> Result<()> {
     let device = open()?;
     Child::fork(|| {
@@ -178,6 +113,7 @@ fn the_limit_on_locked_memory_holds() -> Result<()> {
     .succeed()
 }
 
+#[guest_test]
 fn requests_with_buffers_pin_nothing() -> Result<()> {
     let device = open()?;
     let data = bytes::random(1, 16 * PAGE);
@@ -204,6 +140,7 @@ fn requests_with_buffers_pin_nothing() -> Result<()> {
     bytes::expect(&memory, &data, "the memory afterwards")
 }
 
+#[guest_test]
 fn buffers_work_in_every_operation() -> Result<()> {
     let device = open()?;
     let data = bytes::random(2, 3 * PAGE + 5);
@@ -247,6 +184,7 @@ impl Mapped<'_> {
     }
 }
 
+#[guest_test]
 fn any_part_of_a_buffer_can_be_used() -> Result<()> {
     const LENGTH: usize = 3 * MIB;
     let device = open()?;
@@ -289,6 +227,7 @@ fn any_part_of_a_buffer_can_be_used() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn buffers_go_with_the_file() -> Result<()> {
     let observer = open()?;
     let pinned = pinned_pages()?;
@@ -310,6 +249,7 @@ fn buffers_go_with_the_file() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn what_cannot_be_pinned_is_refused() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(4 * PAGE)?;
@@ -341,6 +281,7 @@ fn what_cannot_be_pinned_is_refused() -> Result<()> {
 }
 
 /// Long pins and writeback do not go together.
+#[guest_test]
 fn files_cannot_be_pinned_for_good() -> Result<()> {
     let system = FileSystem::mount(vec![3; 4 * PAGE])?;
     let file = system.open()?;
@@ -355,6 +296,7 @@ fn files_cannot_be_pinned_for_good() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_released_buffer_serves_to_the_end() -> Result<()> {
     let device = open()?;
     let pinned = pinned_pages()?;
@@ -388,6 +330,7 @@ fn a_released_buffer_serves_to_the_end() -> Result<()> {
 }
 
 /// The kernel gives out what was freed last, and does not clear it here.
+#[guest_test(kernel_parameters = &["init_on_alloc=0"])]
 fn allocated_memory_shows_nothing_of_others() -> Result<()> {
     const LENGTH: usize = 16 * MIB;
     let parameters = fs::read_to_string("/proc/cmdline")?;
@@ -407,6 +350,7 @@ fn allocated_memory_shows_nothing_of_others() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn allocated_memory_is_shared_with_the_device() -> Result<()> {
     let device = open()?;
     let buffer = device.allocate(10 * PAGE)?;
@@ -435,6 +379,7 @@ fn allocated_memory_is_shared_with_the_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn allocated_memory_comes_in_large_runs() -> Result<()> {
     let device = open()?;
     let buffer = device.allocate(16 * MIB)?;
@@ -451,6 +396,7 @@ fn allocated_memory_comes_in_large_runs() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn allocated_memory_outlives_its_id_and_file() -> Result<()> {
     let device = open()?;
     let buffer = device.allocate(3 * PAGE)?;
@@ -468,6 +414,7 @@ fn allocated_memory_outlives_its_id_and_file() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn allocated_memory_can_be_handed_on() -> Result<()> {
     let device = open()?;
     let buffer = device.allocate(2 * PAGE)?;
@@ -507,6 +454,7 @@ fn free_memory() -> Result<usize> {
     Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * KIB)
 }
 
+#[guest_test]
 fn allocated_memory_is_given_back() -> Result<()> {
     const ROUNDS: usize = 20;
     const LENGTH: usize = 64 * MIB;
@@ -525,6 +473,7 @@ fn allocated_memory_is_given_back() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn too_much_memory_is_enomem() -> Result<()> {
     let device = open()?;
     let before = device.device_statistics()?.buffers;
@@ -540,6 +489,7 @@ fn too_much_memory_is_enomem() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn another_file_cannot_reach_a_buffer() -> Result<()> {
     let device = open()?;
     let other: Device = open()?;

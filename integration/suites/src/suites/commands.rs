@@ -3,43 +3,14 @@
 use std::{fs::OpenOptions, os::unix::fs::FileExt as _};
 
 use anyhow::{Result, ensure};
+use guest_suites_macros::guest_test;
 use rustix::{io::Errno, mm::Advice};
 use vdma::{
     Device, Operation,
     protocol::{COMMAND_INCOMING_BUFFER, Command},
 };
 
-use crate::{
-    support::{KIB, MIB, NODE, PAGE, bytes, errno, open, region::Region},
-    test::Test,
-};
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("copy_moves_memory_to_memory", copy_moves_memory_to_memory),
-    Test::new("long_copies_are_split", long_copies_are_split),
-    Test::new("move_handles_overlap", move_handles_overlap),
-    Test::new("fill_repeats_the_pattern", fill_repeats_the_pattern),
-    Test::new(
-        "compare_finds_the_first_difference",
-        compare_finds_the_first_difference,
-    ),
-    Test::new(
-        "checksums_are_those_of_crc32c",
-        checksums_are_those_of_crc32c,
-    ),
-    Test::new("discard_leaves_zeroes", discard_leaves_zeroes),
-    Test::new(
-        "nothing_but_the_range_changes",
-        nothing_but_the_range_changes,
-    ),
-    Test::new("batches_run_everything", batches_run_everything),
-    Test::new("bad_commands_are_refused", bad_commands_are_refused),
-    Test::new(
-        "files_allow_what_they_are_open_for",
-        files_allow_what_they_are_open_for,
-    ),
-    Test::new("bad_addresses_are_efault", bad_addresses_are_efault),
-];
+use crate::support::{KIB, MIB, NODE, PAGE, bytes, errno, open, region::Region};
 
 /// CRC32C, bit by bit.
 fn crc32c(bytes: &[u8]) -> u32 {
@@ -54,6 +25,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
+#[guest_test]
 fn copy_moves_memory_to_memory() -> Result<()> {
     let device = open()?;
     let source = bytes::random(1, 3 * PAGE + 123);
@@ -74,6 +46,7 @@ fn copy_moves_memory_to_memory() -> Result<()> {
 }
 
 /// Scattered pages, an odd beginning on one side only: as many entries as there can be.
+#[guest_test]
 fn long_copies_are_split() -> Result<()> {
     const LENGTH: usize = 3 * MIB + 4567;
     let device = open()?;
@@ -105,6 +78,7 @@ fn long_copies_are_split() -> Result<()> {
     bytes::expect(&target.read(0..4 * MIB)?, &expected, "a long copy")
 }
 
+#[guest_test]
 fn move_handles_overlap() -> Result<()> {
     let device = open()?;
     let data = bytes::random(3, 64 * KIB);
@@ -125,6 +99,7 @@ fn move_handles_overlap() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn fill_repeats_the_pattern() -> Result<()> {
     const PATTERN: u64 = 0x8877_6655_4433_2211;
     let device = open()?;
@@ -165,6 +140,7 @@ fn fill_repeats_the_pattern() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn compare_finds_the_first_difference() -> Result<()> {
     const LENGTH: usize = 5 * MIB + 99;
     let device = open()?;
@@ -188,6 +164,7 @@ fn compare_finds_the_first_difference() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn checksums_are_those_of_crc32c() -> Result<()> {
     let device = open()?;
     for (seed, length) in [(5, 0), (6, 1), (7, 10_000), (8, 5 * MIB + 1)] {
@@ -230,6 +207,7 @@ fn checksums_are_those_of_crc32c() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn discard_leaves_zeroes() -> Result<()> {
     let device = open()?;
     let data = vec![0x5a; MIB];
@@ -242,6 +220,7 @@ fn discard_leaves_zeroes() -> Result<()> {
     bytes::expect(&back, &expected, "device memory after a discard")
 }
 
+#[guest_test]
 fn nothing_but_the_range_changes() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(4 * PAGE)?;
@@ -269,6 +248,7 @@ fn nothing_but_the_range_changes() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn batches_run_everything() -> Result<()> {
     let device = open()?;
     let mut commands: Vec<Command> = (0..256_u64)
@@ -314,6 +294,7 @@ fn refused(device: &Device, mut command: Command, expected: Errno, what: &str) -
     errno::expect_vdma(result, expected, what)
 }
 
+#[guest_test]
 fn bad_commands_are_refused() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -384,6 +365,7 @@ fn bad_commands_are_refused() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn files_allow_what_they_are_open_for() -> Result<()> {
     let reader = Device::open_with(NODE, OpenOptions::new().read(true))?;
     let writer = Device::open_with(NODE, OpenOptions::new().write(true))?;
@@ -419,6 +401,7 @@ fn files_allow_what_they_are_open_for() -> Result<()> {
     )
 }
 
+#[guest_test]
 fn bad_addresses_are_efault() -> Result<()> {
     let device = open()?;
     let command = Command {

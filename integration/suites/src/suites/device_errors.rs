@@ -3,78 +3,19 @@
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::io::Errno;
 use vdma::Device;
 
-use crate::{
-    support::{
-        KIB, MIB, PAGE, bytes,
-        driver::Unbound,
-        errno, faults, kernel_log, open,
-        region::Region,
-        uring::{Uring, fd},
-        wait,
-    },
-    test::Test,
+use crate::support::{
+    KIB, MIB, PAGE, bytes,
+    driver::Unbound,
+    errno, faults, kernel_log, open,
+    region::Region,
+    uring::{Uring, fd},
+    wait,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("a_failed_request_is_eio", a_failed_request_is_eio)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "an_unsupported_request_is_eopnotsupp",
-        an_unsupported_request_is_eopnotsupp,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new("any_other_status_is_eio", any_other_status_is_eio)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "a_short_transfer_is_a_short_count",
-        a_short_transfer_is_a_short_count,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "a_used_length_without_a_response_is_eio",
-        a_used_length_without_a_response_is_eio,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "asynchronous_requests_end_in_the_same_errors",
-        asynchronous_requests_end_in_the_same_errors,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "a_used_length_beyond_the_buffers_is_eio",
-        a_used_length_beyond_the_buffers_is_eio,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "completions_out_of_order_are_told_apart",
-        completions_out_of_order_are_told_apart,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "a_failure_inside_of_a_long_transfer_is_a_short_count",
-        a_failure_inside_of_a_long_transfer_is_a_short_count,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "every_failure_finds_its_request",
-        every_failure_finds_its_request,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "a_request_completed_twice_harms_no_other",
-        a_request_completed_twice_harms_no_other,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "failures_are_counted_and_logged",
-        failures_are_counted_and_logged,
-    )
-    .device_arguments(faults::ARGUMENTS),
-];
 
 /// Fails unless a request to a place without faults does what it should.
 fn works(device: &Device) -> Result<()> {
@@ -108,19 +49,23 @@ fn all_fail(position: u64, error: Errno) -> Result<()> {
     works(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_failed_request_is_eio() -> Result<()> {
     all_fail(faults::IO_ERROR, Errno::IO)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn an_unsupported_request_is_eopnotsupp() -> Result<()> {
     all_fail(faults::UNSUPPORTED, Errno::OPNOTSUPP)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn any_other_status_is_eio() -> Result<()> {
     all_fail(faults::BAD_REQUEST, Errno::IO)?;
     all_fail(faults::UNKNOWN_STATUS, Errno::IO)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_short_transfer_is_a_short_count() -> Result<()> {
     let device = open()?;
     let data = bytes::random(7, 8192);
@@ -162,10 +107,12 @@ fn a_short_transfer_is_a_short_count() -> Result<()> {
     all_fail(faults::NOTHING, Errno::IO)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_used_length_without_a_response_is_eio() -> Result<()> {
     all_fail(faults::LENGTH_ZERO, Errno::IO)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn asynchronous_requests_end_in_the_same_errors() -> Result<()> {
     let device = open()?;
     let data = bytes::random(6, 20_480);
@@ -204,6 +151,7 @@ fn asynchronous_requests_end_in_the_same_errors() -> Result<()> {
     works(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_used_length_beyond_the_buffers_is_eio() -> Result<()> {
     let device = open()?;
     let data = bytes::random(9, 10_000);
@@ -224,6 +172,7 @@ fn a_used_length_beyond_the_buffers_is_eio() -> Result<()> {
     works(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn completions_out_of_order_are_told_apart() -> Result<()> {
     const COUNT: usize = 8;
     const LENGTH: usize = 6000;
@@ -258,6 +207,7 @@ fn completions_out_of_order_are_told_apart() -> Result<()> {
     works(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_failure_inside_of_a_long_transfer_is_a_short_count() -> Result<()> {
     const BEFORE: usize = 5 * MIB;
     const LENGTH: usize = BEFORE + MIB / 2;
@@ -291,6 +241,7 @@ fn a_failure_inside_of_a_long_transfer_is_a_short_count() -> Result<()> {
     works(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn every_failure_finds_its_request() -> Result<()> {
     const COUNT: usize = 60;
     let device = open()?;
@@ -328,6 +279,7 @@ fn every_failure_finds_its_request() -> Result<()> {
     works(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_request_completed_twice_harms_no_other() -> Result<()> {
     let device = open()?;
     let (data, quiet) = (bytes::random(12, 5000), bytes::random(13, 5000));
@@ -351,6 +303,7 @@ fn a_request_completed_twice_harms_no_other() -> Result<()> {
     works(&open()?)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn failures_are_counted_and_logged() -> Result<()> {
     let device = open()?;
     let mut log = kernel_log::Reader::from_now()?;

@@ -3,6 +3,7 @@
 use std::{fs::File, os::unix::fs::FileExt as _};
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use rustix::io::Errno;
 use vdma::{
     ExplainedPage,
@@ -11,20 +12,8 @@ use vdma::{
 
 use crate::{
     support::{MIB, PAGE, driver::tool, errno, open, region::Region},
-    test::Test,
     watch::pinned_pages,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "addresses_are_those_of_pagemap",
-        addresses_are_those_of_pagemap,
-    ),
-    Test::new("entries_are_runs_of_frames", entries_are_runs_of_frames),
-    Test::new("huge_pages_are_one_entry", huge_pages_are_one_entry),
-    Test::new("nothing_stays_pinned", nothing_stays_pinned),
-    Test::new("vdma_explain_shows_a_table", vdma_explain_shows_a_table),
-];
 
 /// Frames of this process's pages, from `/proc/self/pagemap`.
 fn frame(address: u64) -> Result<u64> {
@@ -51,6 +40,7 @@ fn explain(
     Ok(device.explain(memory, offset)?)
 }
 
+#[guest_test]
 fn addresses_are_those_of_pagemap() -> Result<()> {
     let region = Region::anonymous(10 * PAGE)?;
     region.write(0, &[1; 10 * PAGE])?;
@@ -97,6 +87,7 @@ fn addresses_are_those_of_pagemap() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn entries_are_runs_of_frames() -> Result<()> {
     let region = Region::anonymous(64 * PAGE)?;
     region.write(0, &[1; 64 * PAGE])?;
@@ -110,6 +101,7 @@ fn entries_are_runs_of_frames() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn huge_pages_are_one_entry() -> Result<()> {
     let region = Region::transparent_huge(4 * MIB)?;
     region.write(0, &vec![1; 4 * MIB])?;
@@ -127,6 +119,7 @@ fn huge_pages_are_one_entry() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn nothing_stays_pinned() -> Result<()> {
     let before = pinned_pages()?;
     let region = Region::anonymous(4 * PAGE)?;
@@ -150,6 +143,7 @@ fn nothing_stays_pinned() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn vdma_explain_shows_a_table() -> Result<()> {
     for memory in ["anonymous", "huge", "shared"] {
         let arguments = [

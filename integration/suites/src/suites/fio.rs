@@ -6,50 +6,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use serde_json::Value;
 
-use crate::{
-    support::{NODE, open, wait},
-    test::Test,
-};
-
-pub(crate) const TESTS: &[Test] = &[
-    with_fio("psync", || verified(&["--ioengine=psync"])),
-    with_fio("pvsync2", || verified(&["--ioengine=pvsync2"])),
-    with_fio("pvsync2_hipri", || {
-        verified(&["--ioengine=pvsync2", "--hipri"])
-    }),
-    with_fio("libaio", || {
-        verified(&["--ioengine=libaio", "--iodepth=16"])
-    }),
-    with_fio("io_uring", || {
-        verified(&["--ioengine=io_uring", "--iodepth=16"])
-    }),
-    with_fio("io_uring_fixed_buffers", || {
-        verified(&[
-            "--ioengine=io_uring",
-            "--iodepth=16",
-            "--fixedbufs",
-            "--registerfiles",
-        ])
-    }),
-    with_fio("io_uring_sqpoll", || {
-        verified(&["--ioengine=io_uring", "--iodepth=16", "--sqthread_poll"])
-    }),
-    with_fio("io_uring_hipri", || {
-        verified(&["--ioengine=io_uring", "--iodepth=16", "--hipri"])
-    }),
-    with_fio("mmap", pages_by_mapping),
-    with_fio("a_changed_byte_is_found", a_changed_byte_is_found),
-    with_fio("verified_under_stress", verified_under_stress).timeout(240),
-];
+use crate::support::{NODE, open, wait};
 
 /// What guests for users' programs have; one list, so that tests share them.
 pub(super) const PACKAGES: &[&str] = &["fio", "stress-ng", "xxd"];
-
-const fn with_fio(name: &'static str, run: fn() -> Result<()>) -> Test {
-    Test::new(name, run).packages(PACKAGES).timeout(120)
-}
 
 /// Bytes that a job covers.
 const SIZE: u64 = 8 << 20;
@@ -155,7 +118,53 @@ fn checked(how: &[&str], blocks: &str) -> Result<u64> {
     Ok(written)
 }
 
-fn pages_by_mapping() -> Result<()> {
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn psync() -> Result<()> {
+    verified(&["--ioengine=psync"])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn pvsync2() -> Result<()> {
+    verified(&["--ioengine=pvsync2"])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn pvsync2_hipri() -> Result<()> {
+    verified(&["--ioengine=pvsync2", "--hipri"])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn libaio() -> Result<()> {
+    verified(&["--ioengine=libaio", "--iodepth=16"])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn io_uring() -> Result<()> {
+    verified(&["--ioengine=io_uring", "--iodepth=16"])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn io_uring_fixed_buffers() -> Result<()> {
+    verified(&[
+        "--ioengine=io_uring",
+        "--iodepth=16",
+        "--fixedbufs",
+        "--registerfiles",
+    ])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn io_uring_sqpoll() -> Result<()> {
+    verified(&["--ioengine=io_uring", "--iodepth=16", "--sqthread_poll"])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn io_uring_hipri() -> Result<()> {
+    verified(&["--ioengine=io_uring", "--iodepth=16", "--hipri"])
+}
+
+#[guest_test(packages = PACKAGES, timeout = 120)]
+fn mmap() -> Result<()> {
     let how = ["--ioengine=mmap", "--offset=8192"];
     let before = open()?.device_statistics()?;
     checked(&how, "--bsrange=4k-1M")?;
@@ -167,6 +176,7 @@ fn pages_by_mapping() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(packages = PACKAGES, timeout = 120)]
 fn a_changed_byte_is_found() -> Result<()> {
     const ARGUMENTS: [&str; 5] = [
         "--ioengine=psync",
@@ -190,6 +200,7 @@ fn a_changed_byte_is_found() -> Result<()> {
 }
 
 /// Memory runs short and processes come and go while transfers are verified.
+#[guest_test(packages = PACKAGES, timeout = 240)]
 fn verified_under_stress() -> Result<()> {
     let mut stress = Command::new("stress-ng")
         .args([

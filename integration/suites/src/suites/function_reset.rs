@@ -4,6 +4,7 @@
 use std::{fs, os::unix::fs::FileExt as _};
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::io::Errno;
 
@@ -15,21 +16,8 @@ use crate::{
         region::Region,
         uring::{Uring, fd},
     },
-    test::{Skip, Test},
+    test::Skip,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "device_memory_and_mappings_are_kept",
-        device_memory_and_mappings_are_kept,
-    ),
-    Test::new(
-        "requests_in_flight_end_with_eio",
-        requests_in_flight_end_with_eio,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new("again_and_again", again_and_again),
-];
 
 /// Resets the function of the only device.
 fn reset() -> Result<()> {
@@ -43,6 +31,7 @@ fn reset() -> Result<()> {
     fs::write(&path, "1").with_context(|| path.clone())
 }
 
+#[guest_test]
 fn device_memory_and_mappings_are_kept() -> Result<()> {
     let device = open()?;
     let data = bytes::random(1, 3 * MIB + 5);
@@ -66,6 +55,7 @@ fn device_memory_and_mappings_are_kept() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn requests_in_flight_end_with_eio() -> Result<()> {
     const COUNT: usize = 200;
     let device = open()?;
@@ -100,6 +90,7 @@ fn requests_in_flight_end_with_eio() -> Result<()> {
     bytes::expect(&back, &data, "what was written afterwards")
 }
 
+#[guest_test]
 fn again_and_again() -> Result<()> {
     let device = open()?;
     for round in 0..10 {

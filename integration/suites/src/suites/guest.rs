@@ -8,21 +8,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use guest_agent::{HostCall, call_host};
+use guest_suites_macros::guest_test;
 
-use crate::test::Test;
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("driver_is_bound", driver_is_bound),
-    Test::new("node_is_a_character_device", node_is_a_character_device),
-    Test::new("every_device_has_its_node", every_device_has_its_node).devices(3),
-    Test::new(
-        "harness_and_guest_see_the_same_memory",
-        harness_and_guest_see_the_same_memory,
-    )
-    .visible_memory(),
-    Test::new("pins_are_balanced_after_boot", pins_are_balanced_after_boot),
-];
-
+#[guest_test]
 fn driver_is_bound() -> Result<()> {
     let bound = fs::read_dir("/sys/bus/virtio/drivers/vdma")
         .context("the driver is not registered")?
@@ -33,6 +21,7 @@ fn driver_is_bound() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn node_is_a_character_device() -> Result<()> {
     let kind = fs::metadata("/dev/vdma0")
         .context("/dev/vdma0")?
@@ -41,6 +30,7 @@ fn node_is_a_character_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(devices = 3)]
 fn every_device_has_its_node() -> Result<()> {
     for number in 0..3 {
         let node = format!("/dev/vdma{number}");
@@ -50,6 +40,7 @@ fn every_device_has_its_node() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(visible_memory)]
 fn harness_and_guest_see_the_same_memory() -> Result<()> {
     const OFFSET: u64 = 12_345;
     let device = File::options()
@@ -87,6 +78,7 @@ fn harness_and_guest_see_the_same_memory() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn pins_are_balanced_after_boot() -> Result<()> {
     let vmstat = fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
     let value = |name: &str| {

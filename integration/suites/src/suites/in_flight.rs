@@ -6,57 +6,23 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::{io::Errno, process::Signal};
 use vdma::Device;
 
-use crate::{
-    support::{
-        MIB, PAGE,
-        aio::{Context, Opcode},
-        bytes,
-        child::Child,
-        faults::{self, SLOW},
-        open,
-        pieces::Pieces,
-        region::Region,
-        uring::{Completion, Uring},
-        wait,
-    },
-    test::Test,
+use crate::support::{
+    MIB, PAGE,
+    aio::{Context, Opcode},
+    bytes,
+    child::Child,
+    faults::{self, SLOW},
+    open,
+    pieces::Pieces,
+    region::Region,
+    uring::{Completion, Uring},
+    wait,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "a_request_with_the_device_completes_when_cancelled",
-        a_request_with_the_device_completes_when_cancelled,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "closing_the_file_leaves_requests_alone",
-        closing_the_file_leaves_requests_alone,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "unmapping_a_buffer_leaves_requests_alone",
-        unmapping_a_buffer_leaves_requests_alone,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new("exit_with_libaio_in_flight", exit_with_libaio_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("exit_with_uring_in_flight", exit_with_uring_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("kill_with_libaio_in_flight", kill_with_libaio_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("kill_with_uring_in_flight", kill_with_uring_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("kill_with_a_read_in_flight", kill_with_a_read_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("exec_with_libaio_in_flight", exec_with_libaio_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("exec_with_uring_in_flight", exec_with_uring_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-];
 
 /// Some requests that the device takes its time for.
 const IN_FLIGHT: Pieces = Pieces {
@@ -75,6 +41,7 @@ fn prepare_slow() -> Result<Vec<u8>> {
     Ok(data)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_request_with_the_device_completes_when_cancelled() -> Result<()> {
     let data = prepare_slow()?;
     let device = open()?;
@@ -98,6 +65,7 @@ fn a_request_with_the_device_completes_when_cancelled() -> Result<()> {
     bytes::expect(&region.read(0..data.len())?, &data, "what was read")
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn closing_the_file_leaves_requests_alone() -> Result<()> {
     let data = prepare_slow()?;
     let watcher = open()?;
@@ -113,6 +81,7 @@ fn closing_the_file_leaves_requests_alone() -> Result<()> {
     wait::until_idle(&watcher)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn unmapping_a_buffer_leaves_requests_alone() -> Result<()> {
     prepare_slow()?;
     let device = open()?;
@@ -194,22 +163,27 @@ fn leave_uring_in_flight(device: &Device) -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn exit_with_libaio_in_flight() -> Result<()> {
     end_in_flight(End::Exit, IN_FLIGHT.count, leave_libaio_in_flight)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn exit_with_uring_in_flight() -> Result<()> {
     end_in_flight(End::Exit, IN_FLIGHT.count, leave_uring_in_flight)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn kill_with_libaio_in_flight() -> Result<()> {
     end_in_flight(End::Kill, IN_FLIGHT.count, leave_libaio_in_flight)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn kill_with_uring_in_flight() -> Result<()> {
     end_in_flight(End::Kill, IN_FLIGHT.count, leave_uring_in_flight)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn kill_with_a_read_in_flight() -> Result<()> {
     end_in_flight(End::Kill, 1, |device| {
         let mut buffer = vec![0; IN_FLIGHT.total()];
@@ -218,10 +192,12 @@ fn kill_with_a_read_in_flight() -> Result<()> {
     })
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn exec_with_libaio_in_flight() -> Result<()> {
     end_in_flight(End::Exec, IN_FLIGHT.count, leave_libaio_in_flight)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn exec_with_uring_in_flight() -> Result<()> {
     end_in_flight(End::Exec, IN_FLIGHT.count, leave_uring_in_flight)
 }

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::{io::Errno, process::Signal};
 
@@ -18,30 +19,8 @@ use crate::{
         uring::{Uring, fd},
         wait,
     },
-    test::Test,
     watch,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("a_read_ends_with_eintr", a_read_ends_with_eintr).device_arguments(faults::ARGUMENTS),
-    Test::new("a_write_ends_with_eintr", a_write_ends_with_eintr)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("a_sync_ends_with_eintr", a_sync_ends_with_eintr).device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "pages_stay_pinned_until_the_device_answers",
-        pages_stay_pinned_until_the_device_answers,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "memory_is_not_given_to_others_too_early",
-        memory_is_not_given_to_others_too_early,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new("sendfile_is_whole_or_eintr", sendfile_is_whole_or_eintr)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new("a_storm_of_signals", a_storm_of_signals).device_arguments(faults::ARGUMENTS),
-    Test::new("no_signal_is_no_eintr", no_signal_is_no_eintr),
-];
 
 /// Runs `call` in a child and sends it a signal once the call is with the device; waits until the
 /// device has answered.
@@ -61,6 +40,7 @@ fn signal_during(call: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_read_ends_with_eintr() -> Result<()> {
     signal_during(|| {
         let mut buffer = vec![0; 3 * PAGE];
@@ -72,6 +52,7 @@ fn a_read_ends_with_eintr() -> Result<()> {
     })
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_write_ends_with_eintr() -> Result<()> {
     signal_during(|| {
         let buffer = vec![0; 3 * PAGE];
@@ -80,6 +61,7 @@ fn a_write_ends_with_eintr() -> Result<()> {
     })
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_sync_ends_with_eintr() -> Result<()> {
     signal_during(|| {
         // The standard library's own way would try again.
@@ -88,6 +70,7 @@ fn a_sync_ends_with_eintr() -> Result<()> {
     })
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn pages_stay_pinned_until_the_device_answers() -> Result<()> {
     const PAGES: usize = 5;
     let data = bytes::random(1, PAGES * PAGE);
@@ -121,6 +104,7 @@ fn pages_stay_pinned_until_the_device_answers() -> Result<()> {
     child.succeed()
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn memory_is_not_given_to_others_too_early() -> Result<()> {
     let watcher = open()?;
     watcher
@@ -140,6 +124,7 @@ fn memory_is_not_given_to_others_too_early() -> Result<()> {
     })
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn sendfile_is_whole_or_eintr() -> Result<()> {
     let data = bytes::random(2, 4 * PAGE);
     open()?.map(VERY_SLOW.start, data.len())?.write(0, &data)?;
@@ -163,6 +148,7 @@ fn sendfile_is_whole_or_eintr() -> Result<()> {
     })
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_storm_of_signals() -> Result<()> {
     let child = Child::fork(|| {
         signal::interrupt_on(Signal::ALARM)?;
@@ -190,6 +176,7 @@ fn a_storm_of_signals() -> Result<()> {
     wait::until_idle(&open()?)
 }
 
+#[guest_test]
 fn no_signal_is_no_eintr() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(PAGE)?;

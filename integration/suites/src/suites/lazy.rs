@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use rustix::{io::Errno, mm::MapFlags, process::Signal};
 use vdma::{Cache, Device, MapMode};
 
@@ -14,44 +15,8 @@ use crate::{
         MIB, PAGE, become_nobody, bytes, child::Child, driver::Unbound, errno, open, procfs,
         region::Region,
     },
-    test::{Skip, Test},
+    test::Skip,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "nothing_is_mapped_before_it_is_touched",
-        nothing_is_mapped_before_it_is_touched,
-    ),
-    Test::new("huge_pages_take_fewer_faults", huge_pages_take_fewer_faults),
-    Test::new(
-        "other_alignments_fall_back_to_pages",
-        other_alignments_fall_back_to_pages,
-    ),
-    Test::new("it_is_the_same_memory", it_is_the_same_memory),
-    Test::new(
-        "maps_and_smaps_show_a_lazy_mapping",
-        maps_and_smaps_show_a_lazy_mapping,
-    ),
-    Test::new("a_child_faults_for_itself", a_child_faults_for_itself),
-    Test::new("mappings_are_counted_exactly", mappings_are_counted_exactly),
-    Test::new("removal_ends_in_sigbus", removal_ends_in_sigbus),
-    Test::new(
-        "a_mapping_never_touched_ends_in_sigbus",
-        a_mapping_never_touched_ends_in_sigbus,
-    ),
-    Test::new(
-        "debuggers_reach_device_memory",
-        debuggers_reach_device_memory,
-    ),
-    Test::new(
-        "cache_attributes_are_what_was_chosen",
-        cache_attributes_are_what_was_chosen,
-    ),
-    Test::new(
-        "cache_attributes_hold_while_something_is_mapped",
-        cache_attributes_hold_while_something_is_mapped,
-    ),
-];
 
 fn lazy() -> Result<Device> {
     let device = open()?;
@@ -59,6 +24,7 @@ fn lazy() -> Result<Device> {
     Ok(device)
 }
 
+#[guest_test]
 fn nothing_is_mapped_before_it_is_touched() -> Result<()> {
     let device = lazy()?;
     let region = Region::file(device.file(), 0, 4 * MIB, MapFlags::SHARED)?;
@@ -78,6 +44,7 @@ fn nothing_is_mapped_before_it_is_touched() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn huge_pages_take_fewer_faults() -> Result<()> {
     const LENGTH: usize = 16 * MIB;
     let device = lazy()?;
@@ -100,6 +67,7 @@ fn huge_pages_take_fewer_faults() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn other_alignments_fall_back_to_pages() -> Result<()> {
     let device = lazy()?;
     // The second half of a huge page, and the first half of the next.
@@ -117,6 +85,7 @@ fn other_alignments_fall_back_to_pages() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn it_is_the_same_memory() -> Result<()> {
     let device = lazy()?;
     let offset = 5 * PAGE as u64;
@@ -133,6 +102,7 @@ fn it_is_the_same_memory() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn maps_and_smaps_show_a_lazy_mapping() -> Result<()> {
     let device = lazy()?;
     let region = Region::file(device.file(), 0, 2 * MIB, MapFlags::SHARED)?;
@@ -156,6 +126,7 @@ fn maps_and_smaps_show_a_lazy_mapping() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn a_child_faults_for_itself() -> Result<()> {
     let device = lazy()?;
     let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;
@@ -169,6 +140,7 @@ fn a_child_faults_for_itself() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn mappings_are_counted_exactly() -> Result<()> {
     for mode in [MapMode::Lazy, MapMode::Eager] {
         let device = open()?;
@@ -236,15 +208,18 @@ fn touch_after_removal(touched_before: bool) -> Result<()> {
     Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?.write(0, &[1])
 }
 
+#[guest_test]
 fn removal_ends_in_sigbus() -> Result<()> {
     touch_after_removal(true)
 }
 
+#[guest_test]
 fn a_mapping_never_touched_ends_in_sigbus() -> Result<()> {
     touch_after_removal(false)
 }
 
 /// `/proc/PID/mem`, as ptrace, goes through `vm_ops->access`.
+#[guest_test]
 fn debuggers_reach_device_memory() -> Result<()> {
     for mode in [MapMode::Eager, MapMode::Lazy] {
         let device = open()?;
@@ -285,6 +260,7 @@ fn reserved(device: &Device) -> Result<Vec<String>> {
         .collect())
 }
 
+#[guest_test]
 fn cache_attributes_are_what_was_chosen() -> Result<()> {
     let device = open()?;
     let data = bytes::random(3, PAGE);
@@ -312,6 +288,7 @@ fn cache_attributes_are_what_was_chosen() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn cache_attributes_hold_while_something_is_mapped() -> Result<()> {
     let device = open()?;
     let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;

@@ -8,27 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 
-use crate::{
-    support::{
-        NODE,
-        driver::{self, tool},
-        open,
-    },
-    test::Test,
+use crate::support::{
+    NODE,
+    driver::{self, tool},
+    open,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("modinfo_describes_the_module", modinfo_describes_the_module),
-    Test::new("modprobe_loads_and_unloads", modprobe_loads_and_unloads),
-    Test::new("the_devices_alias_loads_it", the_devices_alias_loads_it),
-    Test::new("udev_accepts_the_rules", udev_accepts_the_rules).packages(&["udev"]),
-    Test::new(
-        "udev_loads_it_and_gives_the_node_to_the_group",
-        udev_loads_it_and_gives_the_node_to_the_group,
-    )
-    .packages(&["udev"]),
-];
 
 const RULES: &str = include_str!("../../../../guest-driver/packaging/60-vdma.rules");
 const RULES_FILE: &str = "/run/udev/rules.d/60-vdma.rules";
@@ -38,6 +24,7 @@ const GROUP: u32 = 990;
 /// As [`GROUP`].
 const USER: u32 = 991;
 
+#[guest_test]
 fn modinfo_describes_the_module() -> Result<()> {
     let field = |name: &str| tool(&["modinfo", "--field", name, "vdma"]);
     let license = field("license")?;
@@ -54,6 +41,7 @@ fn modinfo_describes_the_module() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn modprobe_loads_and_unloads() -> Result<()> {
     tool(&["modprobe", "--remove", "vdma"])?;
     ensure!(!driver::is_loaded(), "modprobe --remove left it loaded");
@@ -72,6 +60,7 @@ fn modprobe_loads_and_unloads() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn the_devices_alias_loads_it() -> Result<()> {
     let alias = modalias()?;
     driver::unload()?;
@@ -96,6 +85,7 @@ fn modalias() -> Result<String> {
     Ok(alias.trim().to_owned())
 }
 
+#[guest_test(packages = &["udev"])]
 fn udev_accepts_the_rules() -> Result<()> {
     install_rules()?;
     tool(&["udevadm", "verify", "--resolve-names=early", RULES_FILE])?;
@@ -136,6 +126,7 @@ impl Drop for Udev {
     }
 }
 
+#[guest_test(packages = &["udev"])]
 fn udev_loads_it_and_gives_the_node_to_the_group() -> Result<()> {
     install_rules()?;
     driver::unload()?;

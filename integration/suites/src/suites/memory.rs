@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::{
     fs::MemfdFlags,
@@ -24,39 +25,8 @@ use crate::{
         region::Region,
         uring::{Uring, fd},
     },
-    test::{Skip, Test},
+    test::Skip,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("anonymous_memory", anonymous_memory),
-    Test::new("untouched_memory", untouched_memory),
-    Test::new("shared_anonymous_memory", shared_anonymous_memory),
-    Test::new("transparent_huge_pages", transparent_huge_pages),
-    Test::new("reserved_huge_pages", reserved_huge_pages),
-    Test::new("memory_files", memory_files),
-    Test::new(
-        "memory_beyond_the_end_of_its_file",
-        memory_beyond_the_end_of_its_file,
-    ),
-    Test::new(
-        "pages_of_a_read_only_file_system_are_a_source",
-        pages_of_a_read_only_file_system_are_a_source,
-    ),
-    Test::new(
-        "private_file_mappings_are_copied",
-        private_file_mappings_are_copied,
-    ),
-    Test::new(
-        "shared_file_mappings_reach_the_file_system",
-        shared_file_mappings_reach_the_file_system,
-    ),
-    Test::new(
-        "pages_cleaned_during_a_transfer_become_dirty_again",
-        pages_cleaned_during_a_transfer_become_dirty_again,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new("fork_during_a_transfer", fork_during_a_transfer).device_arguments(faults::ARGUMENTS),
-];
 
 /// Where transfers of these tests go.
 const POSITION: u64 = 4 * MIB as u64 + 555;
@@ -106,10 +76,12 @@ fn serves(region: &Region) -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn anonymous_memory() -> Result<()> {
     serves(&Region::anonymous(50 * PAGE)?)
 }
 
+#[guest_test]
 fn untouched_memory() -> Result<()> {
     let device = open()?;
     let data = bytes::random(1, 20 * PAGE);
@@ -126,10 +98,12 @@ fn untouched_memory() -> Result<()> {
     bytes::expect(&seen, &vec![0; 20 * PAGE], "what untouched memory holds")
 }
 
+#[guest_test]
 fn shared_anonymous_memory() -> Result<()> {
     serves(&Region::anonymous_with(50 * PAGE, MapFlags::SHARED)?)
 }
 
+#[guest_test]
 fn transparent_huge_pages() -> Result<()> {
     let region = Region::transparent_huge(4 * MIB)?;
     region.write(0, &vec![1; 4 * MIB])?;
@@ -172,6 +146,7 @@ impl Drop for Reserved {
     }
 }
 
+#[guest_test]
 fn reserved_huge_pages() -> Result<()> {
     let _reserved = Reserved::new(4)?;
     for sharing in [MapFlags::PRIVATE, MapFlags::SHARED] {
@@ -195,6 +170,7 @@ fn memory_file(length: usize) -> Result<File> {
     Ok(file)
 }
 
+#[guest_test]
 fn memory_files() -> Result<()> {
     let length = 30 * PAGE;
     let file = memory_file(length)?;
@@ -210,6 +186,7 @@ fn memory_files() -> Result<()> {
     bytes::expect(&seen, &data, "the file")
 }
 
+#[guest_test]
 fn memory_beyond_the_end_of_its_file() -> Result<()> {
     let device = open()?;
     let file = memory_file(2 * PAGE)?;
@@ -224,6 +201,7 @@ fn memory_beyond_the_end_of_its_file() -> Result<()> {
     there_and_back(&Region::anonymous(PAGE)?, 0..PAGE)
 }
 
+#[guest_test]
 fn pages_of_a_read_only_file_system_are_a_source() -> Result<()> {
     let device = open()?;
     let file = File::open("/usr/bin/dd")?;
@@ -246,6 +224,7 @@ fn pages_of_a_read_only_file_system_are_a_source() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn private_file_mappings_are_copied() -> Result<()> {
     let device = open()?;
     let length = 10 * PAGE;
@@ -266,6 +245,7 @@ fn private_file_mappings_are_copied() -> Result<()> {
     bytes::expect(&seen, &content, "the file behind it")
 }
 
+#[guest_test]
 fn shared_file_mappings_reach_the_file_system() -> Result<()> {
     let device = open()?;
     let length = 40 * PAGE;
@@ -301,6 +281,7 @@ fn shared_file_mappings_reach_the_file_system() -> Result<()> {
     bytes::expect(&seen, &expected, "the file, mounted again")
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn pages_cleaned_during_a_transfer_become_dirty_again() -> Result<()> {
     let device = open()?;
     let length = 8 * PAGE;
@@ -342,6 +323,7 @@ fn pages_cleaned_during_a_transfer_become_dirty_again() -> Result<()> {
     bytes::expect(&seen, &data, "the file, mounted again")
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn fork_during_a_transfer() -> Result<()> {
     let device = open()?;
     // Neither the first nor the last byte of the pages is the device's to write.

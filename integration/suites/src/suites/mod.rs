@@ -3,7 +3,6 @@
 mod asynchronous;
 mod buffers;
 mod commands;
-mod crowd;
 mod device_errors;
 mod explain;
 mod fio;
@@ -26,37 +25,36 @@ mod statistics;
 mod timeouts;
 mod tools;
 mod tracing;
+mod under_load;
 mod uring_commands;
 
-use crate::test::Test;
-
-/// Every suite with its tests.
-pub(crate) const SUITES: &[(&str, &[Test])] = &[
-    ("guest", guest::TESTS),
-    ("read_write", read_write::TESTS),
-    ("asynchronous", asynchronous::TESTS),
-    ("in_flight", in_flight::TESTS),
-    ("fio", fio::TESTS),
-    ("loading", loading::TESTS),
-    ("mapping", mapping::TESTS),
-    ("memory", memory::TESTS),
-    ("interrupted", interrupted::TESTS),
-    ("device_errors", device_errors::TESTS),
-    ("timeouts", timeouts::TESTS),
-    ("statistics", statistics::TESTS),
-    ("removal", removal::TESTS),
-    ("splice", splice::TESTS),
-    ("tools", tools::TESTS),
-    ("lazy", lazy::TESTS),
-    ("commands", commands::TESTS),
-    ("uring_commands", uring_commands::TESTS),
-    ("buffers", buffers::TESTS),
-    ("explain", explain::TESTS),
-    ("tracing", tracing::TESTS),
-    ("polling", polling::TESTS),
-    ("parameters", parameters::TESTS),
-    ("queues", queues::TESTS),
-    ("reclaim", reclaim::TESTS),
-    ("crowd", crowd::TESTS),
-    ("function_reset", function_reset::TESTS),
+/// The suites in the order in which they are listed and run.
+pub(crate) const ORDER: &[&str] = &[
+    "guest",
+    "read_write",
+    "asynchronous",
+    "in_flight",
+    "fio",
+    "loading",
+    "mapping",
+    "memory",
+    "interrupted",
+    "device_errors",
+    "timeouts",
+    "statistics",
+    "removal",
+    "splice",
+    "tools",
+    "lazy",
+    "commands",
+    "uring_commands",
+    "buffers",
+    "explain",
+    "tracing",
+    "polling",
+    "parameters",
+    "queues",
+    "reclaim",
+    "under_load",
+    "function_reset",
 ];

@@ -3,19 +3,17 @@
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::io::Errno;
 use vdma::protocol::PAGE_BOUNCED;
 
-use crate::{
-    support::{
-        KIB, MIB, PAGE, bytes,
-        driver::{self, Reloaded},
-        errno, open,
-        region::Region,
-        uring::{Uring, fd},
-    },
-    test::Test,
+use crate::support::{
+    KIB, MIB, PAGE, bytes,
+    driver::{self, Reloaded},
+    errno, open,
+    region::Region,
+    uring::{Uring, fd},
 };
 
 /// A device that reads wrongly in one place and stores wrongly in another.
@@ -24,49 +22,45 @@ const FLIPPING: &[&str] = &[
     "--fault=flip=1,op=read-crc32c,range=8M+1M",
 ];
 
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "memory_out_of_reach_is_bounced",
-        memory_out_of_reach_is_bounced,
-    )
-    .memory_mib(5120)
-    .timeout(120),
-    Test::new(
-        "memory_out_of_reach_is_bounced_beside_the_dma_api",
-        memory_out_of_reach_is_bounced,
-    )
-    .memory_mib(5120)
-    .dma_api()
-    .timeout(120),
-    Test::new(
-        "the_dma_api_maps_where_the_device_asks_for_it",
-        the_dma_api_maps_where_the_device_asks_for_it,
-    )
-    .dma_api(),
-    Test::new(
-        "all_of_memory_is_in_reach_otherwise",
-        all_of_memory_is_in_reach_otherwise,
-    ),
-    Test::new(
-        "impossible_widths_are_refused",
-        impossible_widths_are_refused,
-    ),
-    Test::new(
-        "verification_finds_flipped_bits",
-        verification_finds_flipped_bits,
-    )
-    .device_arguments(FLIPPING),
-    Test::new(
-        "verification_passes_what_is_right",
-        verification_passes_what_is_right,
-    ),
-    Test::new(
-        "small_transfers_go_through_the_bar",
-        small_transfers_go_through_the_bar,
-    ),
-];
+#[guest_test(memory_mib = 5120, timeout = 120)]
+fn memory_out_of_reach_is_bounced() -> Result<()> {
+    high_memory_is_bounced()
+}
+
+#[guest_test(memory_mib = 5120, dma_api, timeout = 120)]
+fn memory_out_of_reach_is_bounced_beside_the_dma_api() -> Result<()> {
+    high_memory_is_bounced()
+}
+
+/// A guest with memory above 4 GiB, which is where the kernel takes it from first.
+fn high_memory_is_bounced() -> Result<()> {
+    let _driver = Reloaded::with(&["dma_bits=32"])?;
+    let device = open()?;
+    ensure!(device.info().dma_bits == 32, "{:?}", device.info());
+    transfers_work()?;
+    let statistics = device.device_statistics()?;
+    ensure!(
+        statistics.pages_bounced > 0,
+        "nothing was bounced: {statistics:?}"
+    );
+    let mut memory = vec![1; 20 * PAGE];
+    let pages = device.explain(&mut memory, 0)?;
+    let high = pages.iter().filter(|page| page.physical_address >> 32 != 0);
+    let bounced = pages.iter().filter(|page| page.flags & PAGE_BOUNCED != 0);
+    ensure!(
+        high.clone().count() > 0,
+        "no page of {} is above 4 GiB",
+        pages.len()
+    );
+    ensure!(
+        high.eq(bounced),
+        "others are bounced than those above 4 GiB: {pages:x?}"
+    );
+    Ok(())
+}
 
 /// With `VIRTIO_F_ACCESS_PLATFORM`, bit 33, virtio maps what it hands to the device.
+#[guest_test(dma_api)]
 fn the_dma_api_maps_where_the_device_asks_for_it() -> Result<()> {
     const ACCESS_PLATFORM: usize = 33;
     let features = std::fs::read_to_string("/sys/class/misc/vdma0/device/features")?;
@@ -107,33 +101,7 @@ fn transfers_work() -> Result<()> {
     bytes::expect(&copied, &data, "what was copied")
 }
 
-/// A guest with memory above 4 GiB, which is where the kernel takes it from first.
-fn memory_out_of_reach_is_bounced() -> Result<()> {
-    let _driver = Reloaded::with(&["dma_bits=32"])?;
-    let device = open()?;
-    ensure!(device.info().dma_bits == 32, "{:?}", device.info());
-    transfers_work()?;
-    let statistics = device.device_statistics()?;
-    ensure!(
-        statistics.pages_bounced > 0,
-        "nothing was bounced: {statistics:?}"
-    );
-    let mut memory = vec![1; 20 * PAGE];
-    let pages = device.explain(&mut memory, 0)?;
-    let high = pages.iter().filter(|page| page.physical_address >> 32 != 0);
-    let bounced = pages.iter().filter(|page| page.flags & PAGE_BOUNCED != 0);
-    ensure!(
-        high.clone().count() > 0,
-        "no page of {} is above 4 GiB",
-        pages.len()
-    );
-    ensure!(
-        high.eq(bounced),
-        "others are bounced than those above 4 GiB: {pages:x?}"
-    );
-    Ok(())
-}
-
+#[guest_test]
 fn all_of_memory_is_in_reach_otherwise() -> Result<()> {
     transfers_work()?;
     let statistics = open()?.device_statistics()?;
@@ -141,6 +109,7 @@ fn all_of_memory_is_in_reach_otherwise() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn impossible_widths_are_refused() -> Result<()> {
     for bits in ["0", "31", "65"] {
         driver::unload()?;
@@ -155,6 +124,7 @@ fn impossible_widths_are_refused() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = FLIPPING)]
 fn verification_finds_flipped_bits() -> Result<()> {
     let offset = 8 * MIB as u64;
     let data = bytes::random(5, 3 * PAGE);
@@ -175,6 +145,7 @@ fn verification_finds_flipped_bits() -> Result<()> {
     bytes::expect(&back, &data, "a read elsewhere")
 }
 
+#[guest_test]
 fn verification_passes_what_is_right() -> Result<()> {
     let _driver = Reloaded::with(&["verify=1"])?;
     transfers_work()?;
@@ -186,6 +157,7 @@ fn verification_passes_what_is_right() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn small_transfers_go_through_the_bar() -> Result<()> {
     let _driver = Reloaded::with(&["inline_bytes=4096"])?;
     let device = open()?;

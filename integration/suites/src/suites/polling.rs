@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll},
@@ -14,18 +15,15 @@ use rustix::{
 };
 use vdma::Device;
 
-use crate::{
-    support::{
-        KIB, PAGE,
-        aio::{Context, Iocb},
-        bytes,
-        driver::{Reloaded, Unbound},
-        errno, open, open_direct,
-        region::Region,
-        uring::{Uring, fd},
-        wait,
-    },
-    test::Test,
+use crate::support::{
+    KIB, PAGE,
+    aio::{Context, Iocb},
+    bytes,
+    driver::{Reloaded, Unbound},
+    errno, open, open_direct,
+    region::Region,
+    uring::{Uring, fd},
+    wait,
 };
 
 /// A queue that is soon full, and requests that stay there for a while: one after another.
@@ -40,54 +38,6 @@ const SHALLOW_QUEUES: &[&str] = &[
 
 /// Where they stay.
 const SLOW: u64 = 16 << 20;
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("an_idle_device_is_ready", an_idle_device_is_ready),
-    Test::new(
-        "a_full_queue_is_busy_until_there_is_room",
-        a_full_queue_is_busy_until_there_is_room,
-    )
-    .device_arguments(SHALLOW),
-    Test::new("nowait_finds_a_full_queue", nowait_finds_a_full_queue).device_arguments(SHALLOW),
-    Test::new(
-        "one_poll_is_enough_for_all_queues",
-        one_poll_is_enough_for_all_queues,
-    )
-    .device_arguments(SHALLOW_QUEUES),
-    Test::new(
-        "room_among_polled_requests_is_noticed",
-        room_among_polled_requests_is_noticed,
-    )
-    .device_arguments(SHALLOW),
-    Test::new("removal_hangs_up", removal_hangs_up),
-    Test::new("epoll_takes_the_device", epoll_takes_the_device),
-    Test::new("eventfd_counts_completions", eventfd_counts_completions),
-    Test::new(
-        "polled_rings_need_no_interrupt",
-        polled_rings_need_no_interrupt,
-    ),
-    Test::new(
-        "polled_and_other_requests_mix",
-        polled_and_other_requests_mix,
-    ),
-    Test::new(
-        "hipri_reads_look_for_themselves",
-        hipri_reads_look_for_themselves,
-    ),
-    Test::new(
-        "plain_reads_look_when_told_to",
-        plain_reads_look_when_told_to,
-    ),
-    Test::new(
-        "a_call_that_looks_may_have_to_wait_for_room",
-        a_call_that_looks_may_have_to_wait_for_room,
-    )
-    .device_arguments(SHALLOW),
-    Test::new(
-        "polled_requests_that_nobody_reaps_do_no_harm",
-        polled_requests_that_nobody_reaps_do_no_harm,
-    ),
-];
 
 /// What `poll` says at once.
 fn ready(device: &Device) -> Result<PollFlags> {
@@ -104,6 +54,7 @@ fn wait_ready(device: &Device, seconds: i64) -> Result<PollFlags> {
     Ok(fds[0].revents())
 }
 
+#[guest_test]
 fn an_idle_device_is_ready() -> Result<()> {
     let device = open()?;
     let flags = ready(&device)?;
@@ -124,6 +75,7 @@ fn fill_queue(device: &Device, ring: &mut Uring, region: &Region, count: usize) 
     unsafe { ring.submit(&entries) }
 }
 
+#[guest_test(device_arguments = SHALLOW)]
 fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
     let device = open()?;
     let info = device.info();
@@ -145,6 +97,7 @@ fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = SHALLOW)]
 fn nowait_finds_a_full_queue() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(64 * KIB)?;
@@ -166,6 +119,7 @@ fn nowait_finds_a_full_queue() -> Result<()> {
 }
 
 /// io_uring waits at two places for a request that polls, and libaio at one.
+#[guest_test(device_arguments = SHALLOW_QUEUES)]
 fn one_poll_is_enough_for_all_queues() -> Result<()> {
     let mut cpu = CpuSet::new();
     cpu.set(0);
@@ -199,6 +153,7 @@ fn one_poll_is_enough_for_all_queues() -> Result<()> {
 }
 
 /// Requests that somebody polls for ask for no interrupt, and who waits for room needs one.
+#[guest_test(device_arguments = SHALLOW)]
 fn room_among_polled_requests_is_noticed() -> Result<()> {
     let device = open_direct()?;
     let region = Region::anonymous(64 * KIB)?;
@@ -215,6 +170,7 @@ fn room_among_polled_requests_is_noticed() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn removal_hangs_up() -> Result<()> {
     let device = open()?;
     let waiter = std::thread::scope(|scope| -> Result<PollFlags> {
@@ -247,6 +203,7 @@ fn removal_hangs_up() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn epoll_takes_the_device() -> Result<()> {
     let device = open()?;
     let instance = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -275,6 +232,7 @@ fn epoll_takes_the_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn eventfd_counts_completions() -> Result<()> {
     let device = open()?;
     let event = eventfd(0, EventfdFlags::NONBLOCK)?;
@@ -342,6 +300,7 @@ fn interrupts() -> Result<u64> {
     Ok(sum)
 }
 
+#[guest_test]
 fn polled_rings_need_no_interrupt() -> Result<()> {
     const COUNT: usize = 500;
     let device = open_direct()?;
@@ -399,6 +358,7 @@ fn polled_rings_need_no_interrupt() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn polled_and_other_requests_mix() -> Result<()> {
     let device = open_direct()?;
     let region = Region::anonymous(64 * KIB)?;
@@ -426,6 +386,7 @@ fn polled_and_other_requests_mix() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn hipri_reads_look_for_themselves() -> Result<()> {
     let device = open_direct()?;
     let data = bytes::random(2, PAGE);
@@ -459,6 +420,7 @@ fn hipri_reads_look_for_themselves() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn plain_reads_look_when_told_to() -> Result<()> {
     let _driver = Reloaded::with(&["poll_us=100000"])?;
     let device = open()?;
@@ -471,25 +433,8 @@ fn plain_reads_look_when_told_to() -> Result<()> {
     Ok(())
 }
 
-/// The driver's time-out finds them done, and takes nothing for lost.
-fn polled_requests_that_nobody_reaps_do_no_harm() -> Result<()> {
-    let _driver = Reloaded::with(&["timeout_ms=300"])?;
-    let device = open_direct()?;
-    let region = Region::anonymous(PAGE)?;
-    let mut ring = Uring::polled(8)?;
-    let read = opcode::Read::new(fd(device.file()), region.at(0), 512)
-        .offset(0)
-        .build();
-    // SAFETY: The region outlives the wait.
-    unsafe { ring.submit(&[read]) }?;
-    std::thread::sleep(std::time::Duration::from_millis(1500));
-    let completion = ring.wait(1)?[0];
-    ensure!(completion.result == 512, "{completion:?}");
-    device.nop()?;
-    Ok(())
-}
-
 /// Such a call has the interrupts off, and needs them when its requests do not all fit into the queue.
+#[guest_test(device_arguments = SHALLOW)]
 fn a_call_that_looks_may_have_to_wait_for_room() -> Result<()> {
     // Twenty requests of fourteen pages, one after another and each slowly, in a queue of sixteen.
     const PAGES: usize = 280;
@@ -528,5 +473,24 @@ fn a_call_that_looks_may_have_to_wait_for_room() -> Result<()> {
         statistics.queue_full > 0,
         "the queue was never full: {statistics:?}"
     );
+    Ok(())
+}
+
+/// The driver's time-out finds them done, and takes nothing for lost.
+#[guest_test]
+fn polled_requests_that_nobody_reaps_do_no_harm() -> Result<()> {
+    let _driver = Reloaded::with(&["timeout_ms=300"])?;
+    let device = open_direct()?;
+    let region = Region::anonymous(PAGE)?;
+    let mut ring = Uring::polled(8)?;
+    let read = opcode::Read::new(fd(device.file()), region.at(0), 512)
+        .offset(0)
+        .build();
+    // SAFETY: The region outlives the wait.
+    unsafe { ring.submit(&[read]) }?;
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let completion = ring.wait(1)?[0];
+    ensure!(completion.result == 512, "{completion:?}");
+    device.nop()?;
     Ok(())
 }

@@ -3,20 +3,12 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::FileExt as _};
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use rustix::thread::CpuSet;
 
-use crate::{support::open, test::Test};
+use crate::support::open;
 
 const TWO: &[&str] = &["--num-queues=2"];
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "cpus_have_queues_of_their_own",
-        cpus_have_queues_of_their_own,
-    )
-    .device_arguments(TWO),
-    Test::new("all_queues_work_at_once", all_queues_work_at_once).device_arguments(TWO),
-];
 
 fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
@@ -24,6 +16,7 @@ fn pin(cpu: usize) -> Result<()> {
     rustix::thread::sched_setaffinity(None, &set).context("sched_setaffinity")
 }
 
+#[guest_test(device_arguments = TWO)]
 fn cpus_have_queues_of_their_own() -> Result<()> {
     let device = open()?;
     ensure!(device.info().num_queues == 2, "{:?}", device.info());
@@ -45,6 +38,7 @@ fn cpus_have_queues_of_their_own() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = TWO)]
 fn all_queues_work_at_once() -> Result<()> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4)

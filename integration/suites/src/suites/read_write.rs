@@ -8,76 +8,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use guest_suites_macros::guest_test;
 use rustix::{
     io::{Errno, ReadWriteFlags},
     mm::{MapFlags, MprotectFlags},
 };
 
-use crate::{
-    support::{
-        KIB, MIB, NODE, PAGE, bytes, errno, open, open_direct,
-        region::{self, Region},
-    },
-    test::Test,
+use crate::support::{
+    KIB, MIB, NODE, PAGE, bytes, errno, open, open_direct,
+    region::{self, Region},
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "any_alignment_and_length_moves_these_bytes_and_no_others",
-        any_alignment_and_length_moves_these_bytes_and_no_others,
-    ),
-    Test::new(
-        "reading_at_the_end_gives_nothing",
-        reading_at_the_end_gives_nothing,
-    ),
-    Test::new("writing_at_the_end_is_enospc", writing_at_the_end_is_enospc),
-    Test::new(
-        "ranges_across_the_end_are_short",
-        ranges_across_the_end_are_short,
-    ),
-    Test::new("negative_offsets_are_einval", negative_offsets_are_einval),
-    Test::new("no_bytes_are_no_request", no_bytes_are_no_request),
-    Test::new(
-        "seeking_to_the_end_gives_the_size",
-        seeking_to_the_end_gives_the_size,
-    ),
-    Test::new(
-        "the_position_moves_by_what_was_moved",
-        the_position_moves_by_what_was_moved,
-    ),
-    Test::new("segments_inside_of_one_page", segments_inside_of_one_page),
-    Test::new("segments_over_many_pages", segments_over_many_pages),
-    Test::new("one_page_a_thousand_times", one_page_a_thousand_times),
-    Test::new(
-        "long_transfers_are_split_and_reassembled",
-        long_transfers_are_split_and_reassembled,
-    ),
-    Test::new("a_bad_pointer_is_efault", a_bad_pointer_is_efault),
-    Test::new(
-        "bad_memory_behind_good_is_short",
-        bad_memory_behind_good_is_short,
-    ),
-    Test::new(
-        "read_only_memory_is_a_source_only",
-        read_only_memory_is_a_source_only,
-    ),
-    Test::new("device_memory_is_no_buffer", device_memory_is_no_buffer),
-    Test::new(
-        "direct_files_take_any_alignment",
-        direct_files_take_any_alignment,
-    ),
-    Test::new("nowait_works_or_says_again", nowait_works_or_says_again),
-    Test::new(
-        "high_priority_reads_and_writes",
-        high_priority_reads_and_writes,
-    ),
-    Test::new(
-        "many_threads_and_openers_at_once",
-        many_threads_and_openers_at_once,
-    ),
-    Test::new("the_access_mode_is_honoured", the_access_mode_is_honoured),
-    Test::new("other_ioctls_are_enotty", other_ioctls_are_enotty),
-];
 
 /// Where the tests' bytes are in device memory: not at a page boundary of its own.
 const WINDOW_AT: u64 = 5 * MIB as u64 - 1234;
@@ -97,6 +37,7 @@ fn odd_number(random: &mut fastrand::Rng, most: usize) -> usize {
     number.min(most)
 }
 
+#[guest_test]
 fn any_alignment_and_length_moves_these_bytes_and_no_others() -> Result<()> {
     for seed in 1..=3 {
         random_operations(seed).with_context(|| format!("seed {seed}"))?;
@@ -165,6 +106,7 @@ fn random_operations(seed: u64) -> Result<()> {
     bytes::expect(&seen, &oracle, "device memory in the end")
 }
 
+#[guest_test]
 fn reading_at_the_end_gives_nothing() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -177,6 +119,7 @@ fn reading_at_the_end_gives_nothing() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn writing_at_the_end_is_enospc() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -187,6 +130,7 @@ fn writing_at_the_end_is_enospc() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn ranges_across_the_end_are_short() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -207,6 +151,7 @@ fn ranges_across_the_end_are_short() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn negative_offsets_are_einval() -> Result<()> {
     let device = open()?;
     let mut buffer = [0; 8];
@@ -216,6 +161,7 @@ fn negative_offsets_are_einval() -> Result<()> {
     errno::expect(result, Errno::INVAL, "a write at -2^63")
 }
 
+#[guest_test]
 fn no_bytes_are_no_request() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -234,6 +180,7 @@ fn no_bytes_are_no_request() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn seeking_to_the_end_gives_the_size() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -248,6 +195,7 @@ fn seeking_to_the_end_gives_the_size() -> Result<()> {
     )
 }
 
+#[guest_test]
 fn the_position_moves_by_what_was_moved() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -314,6 +262,7 @@ fn by_segments(data: &[u8], lengths: &[usize], position: u64) -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn segments_inside_of_one_page() -> Result<()> {
     let data = bytes::random(21, PAGE);
     by_segments(&data, &[1; 100], 0)?;
@@ -321,6 +270,7 @@ fn segments_inside_of_one_page() -> Result<()> {
     by_segments(&data, &[1, 0, 2, 0, 0, 3, 500, 1], 99)
 }
 
+#[guest_test]
 fn segments_over_many_pages() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(22);
     for round in 0..20 {
@@ -339,6 +289,7 @@ fn segments_over_many_pages() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn one_page_a_thousand_times() -> Result<()> {
     let device = open()?;
     let page = bytes::random(23, PAGE);
@@ -350,6 +301,7 @@ fn one_page_a_thousand_times() -> Result<()> {
     bytes::expect(&back, &page.repeat(1000), "a thousand times the page")
 }
 
+#[guest_test]
 fn long_transfers_are_split_and_reassembled() -> Result<()> {
     const LENGTH: usize = 16 * MIB + 4321;
     let device = open()?;
@@ -393,6 +345,7 @@ fn still_works() -> Result<()> {
     bytes::expect(&back, &data, "the transfer afterwards")
 }
 
+#[guest_test]
 fn a_bad_pointer_is_efault() -> Result<()> {
     let device = open()?;
     let hole = {
@@ -429,6 +382,7 @@ fn a_bad_pointer_is_efault() -> Result<()> {
     still_works()
 }
 
+#[guest_test]
 fn bad_memory_behind_good_is_short() -> Result<()> {
     let device = open()?;
     for good_pages in [1, 2, 5, 300] {
@@ -475,6 +429,7 @@ fn bad_memory_behind_good_is_short() -> Result<()> {
     still_works()
 }
 
+#[guest_test]
 fn read_only_memory_is_a_source_only() -> Result<()> {
     let device = open()?;
     let data = bytes::random(31, 3 * PAGE);
@@ -516,6 +471,7 @@ fn read_only_memory_is_a_source_only() -> Result<()> {
     still_works()
 }
 
+#[guest_test]
 fn device_memory_is_no_buffer() -> Result<()> {
     let device = open()?;
     let mapping = Region::file(device.file(), 0, 4 * PAGE, MapFlags::SHARED)?;
@@ -526,6 +482,7 @@ fn device_memory_is_no_buffer() -> Result<()> {
     still_works()
 }
 
+#[guest_test]
 fn direct_files_take_any_alignment() -> Result<()> {
     let device = open_direct()?;
     let buffer = Region::anonymous(4 * PAGE)?;
@@ -550,6 +507,7 @@ fn or_again(result: rustix::io::Result<usize>) -> Result<Option<usize>> {
     }
 }
 
+#[guest_test]
 fn nowait_works_or_says_again() -> Result<()> {
     let device = open()?;
     for length in [1, PAGE, 100_000, 4 * MIB] {
@@ -589,6 +547,7 @@ fn nowait_works_or_says_again() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn high_priority_reads_and_writes() -> Result<()> {
     let device = open_direct()?;
     let data = bytes::random(3, 20_000);
@@ -602,6 +561,7 @@ fn high_priority_reads_and_writes() -> Result<()> {
     bytes::expect(&back, &data, "through RWF_HIPRI")
 }
 
+#[guest_test]
 fn many_threads_and_openers_at_once() -> Result<()> {
     const THREADS: usize = 8;
     const EACH: usize = 2 * MIB;
@@ -646,6 +606,7 @@ fn many_threads_and_openers_at_once() -> Result<()> {
     })
 }
 
+#[guest_test]
 fn the_access_mode_is_honoured() -> Result<()> {
     let read_only = File::open(NODE)?;
     let mut buffer = [0; 10];
@@ -668,6 +629,7 @@ fn the_access_mode_is_honoured() -> Result<()> {
     errno::expect(result, Errno::BADF, "a read from a write-only file")
 }
 
+#[guest_test]
 fn other_ioctls_are_enotty() -> Result<()> {
     use std::os::fd::AsRawFd as _;
     let device = open()?;

@@ -3,33 +3,18 @@
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use anyhow::{Result, bail, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::mm::MapFlags;
 
-use crate::{
-    support::{
-        PAGE, bytes,
-        faults::{self, VERY_SLOW},
-        file_system::{FileSystem, drop_caches},
-        open,
-        region::Region,
-        uring::{Uring, fd},
-    },
-    test::Test,
+use crate::support::{
+    PAGE, bytes,
+    faults::{self, VERY_SLOW},
+    file_system::{FileSystem, drop_caches},
+    open,
+    region::Region,
+    uring::{Uring, fd},
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "pinned_pages_stay_and_their_neighbours_go",
-        pinned_pages_stay_and_their_neighbours_go,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "reclaim_passes_by_what_is_pinned",
-        reclaim_passes_by_what_is_pinned,
-    )
-    .device_arguments(faults::ARGUMENTS),
-];
 
 /// Which pages of the mapping are in memory.
 fn resident(region: &Region) -> Result<Vec<bool>> {
@@ -40,6 +25,7 @@ fn resident(region: &Region) -> Result<Vec<bool>> {
     Ok(pages.iter().map(|page| page & 1 != 0).collect())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn pinned_pages_stay_and_their_neighbours_go() -> Result<()> {
     // What is mapped is not dropped: only the pins hold anything.
     while_pinned(|file, region| {
@@ -51,6 +37,7 @@ fn pinned_pages_stay_and_their_neighbours_go() -> Result<()> {
 }
 
 /// As under memory pressure: the pages are unmapped, and those that nobody holds are freed.
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn reclaim_passes_by_what_is_pinned() -> Result<()> {
     while_pinned(|_, region| {
         // SAFETY: The region is mapped, and its bytes stay what they are.

@@ -3,55 +3,22 @@
 use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use guest_suites_macros::guest_test;
 use rustix::{io::Errno, process::Signal};
 
-use crate::{
-    support::{
-        NODE, PAGE,
-        aio::{Context, Iocb, Opcode},
-        bytes,
-        child::Child,
-        driver::{self, Unbound},
-        errno,
-        faults::{self, SLOW},
-        open, procfs,
-        region::Region,
-    },
-    test::Test,
+use crate::support::{
+    NODE, PAGE,
+    aio::{Context, Iocb, Opcode},
+    bytes,
+    child::Child,
+    driver::{self, Unbound},
+    errno,
+    faults::{self, SLOW},
+    open, procfs,
+    region::Region,
 };
 
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("open_files_say_enodev", open_files_say_enodev),
-    Test::new("the_node_goes_and_comes", the_node_goes_and_comes),
-    Test::new("mappings_end_in_sigbus", mappings_end_in_sigbus),
-    Test::new(
-        "old_files_stay_dead_after_binding_again",
-        old_files_stay_dead_after_binding_again,
-    ),
-    Test::new("dead_files_cannot_be_mapped", dead_files_cannot_be_mapped),
-    Test::new(
-        "binding_again_works_many_times",
-        binding_again_works_many_times,
-    ),
-    Test::new("requests_in_flight_end", requests_in_flight_end).device_arguments(faults::ARGUMENTS),
-    Test::new("a_waiting_read_ends", a_waiting_read_ends).device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "one_device_goes_and_the_other_stays",
-        one_device_goes_and_the_other_stays,
-    )
-    .devices(2),
-    Test::new(
-        "an_open_file_keeps_the_module",
-        an_open_file_keeps_the_module,
-    ),
-    Test::new("a_mapping_keeps_the_module", a_mapping_keeps_the_module),
-    Test::new(
-        "unloading_leaves_no_slab_cache",
-        unloading_leaves_no_slab_cache,
-    ),
-    Test::new("loading_again_works", loading_again_works),
-];
-
+#[guest_test]
 fn open_files_say_enodev() -> Result<()> {
     let device = open()?;
     let mut buffer = vec![0; 3 * PAGE];
@@ -64,6 +31,7 @@ fn open_files_say_enodev() -> Result<()> {
     gone.bind()
 }
 
+#[guest_test]
 fn the_node_goes_and_comes() -> Result<()> {
     let gone = Unbound::new()?;
     ensure!(!Path::new(NODE).exists(), "{NODE} is still there");
@@ -76,6 +44,7 @@ fn the_node_goes_and_comes() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn mappings_end_in_sigbus() -> Result<()> {
     let device = open()?;
     let mapping = device.map(0, 4 * PAGE)?;
@@ -97,6 +66,7 @@ fn mappings_end_in_sigbus() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn old_files_stay_dead_after_binding_again() -> Result<()> {
     let old = open()?;
     Unbound::new()?.bind()?;
@@ -112,6 +82,7 @@ fn old_files_stay_dead_after_binding_again() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn dead_files_cannot_be_mapped() -> Result<()> {
     let old = open()?;
     let gone = Unbound::new()?;
@@ -122,6 +93,7 @@ fn dead_files_cannot_be_mapped() -> Result<()> {
     errno::expect_vdma(result, Errno::NODEV, "a mapping by an old file")
 }
 
+#[guest_test]
 fn binding_again_works_many_times() -> Result<()> {
     for round in 0..10 {
         let kept = open()?;
@@ -140,6 +112,7 @@ fn binding_again_works_many_times() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn requests_in_flight_end() -> Result<()> {
     const COUNT: usize = 6;
     let device = open()?;
@@ -177,6 +150,7 @@ fn requests_in_flight_end() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_waiting_read_ends() -> Result<()> {
     let watcher = open()?;
     let child = Child::fork(|| {
@@ -194,6 +168,7 @@ fn a_waiting_read_ends() -> Result<()> {
     gone.bind()
 }
 
+#[guest_test(devices = 2)]
 fn one_device_goes_and_the_other_stays() -> Result<()> {
     let devices = ["/dev/vdma0", "/dev/vdma1"].map(vdma::Device::open);
     let [zero, one] = devices;
@@ -245,6 +220,7 @@ fn unload_is_refused() -> Result<()> {
     }
 }
 
+#[guest_test]
 fn an_open_file_keeps_the_module() -> Result<()> {
     let device = open()?;
     unload_is_refused()?;
@@ -255,6 +231,7 @@ fn an_open_file_keeps_the_module() -> Result<()> {
     gone.bind()
 }
 
+#[guest_test]
 fn a_mapping_keeps_the_module() -> Result<()> {
     let mapping = open()?.map(0, PAGE)?;
     unload_is_refused()?;
@@ -265,6 +242,7 @@ fn a_mapping_keeps_the_module() -> Result<()> {
 
 const CACHES: [&str; 2] = ["vdma_request", "vdma_transfer"];
 
+#[guest_test]
 fn unloading_leaves_no_slab_cache() -> Result<()> {
     for name in CACHES {
         ensure!(procfs::slab(name)?.is_some(), "{name} is not there");
@@ -286,6 +264,7 @@ fn unloading_leaves_no_slab_cache() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn loading_again_works() -> Result<()> {
     for round in 0..3 {
         driver::unload().with_context(|| format!("round {round}"))?;

@@ -7,28 +7,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use rustix::{
     fs::MemfdFlags,
     pipe::{SpliceFlags, pipe, splice},
 };
 
-use crate::{
-    support::{MIB, PAGE, bytes, open},
-    test::Test,
-};
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("sendfile_from_the_device", sendfile_from_the_device),
-    Test::new("sendfile_to_the_device", sendfile_to_the_device),
-    Test::new(
-        "sendfile_between_places_of_the_device",
-        sendfile_between_places_of_the_device,
-    ),
-    Test::new("splice_to_a_pipe", splice_to_a_pipe),
-    Test::new("splice_from_a_pipe", splice_from_a_pipe),
-    Test::new("sendfile_ends_at_the_end", sendfile_ends_at_the_end),
-    Test::new("splices_pin_nothing", splices_pin_nothing),
-];
+use crate::support::{MIB, PAGE, bytes, open};
 
 fn scratch(content: &[u8]) -> Result<File> {
     let file = File::from(rustix::fs::memfd_create("scratch", MemfdFlags::CLOEXEC)?);
@@ -50,6 +35,7 @@ fn sendfile_all(to: impl AsFd, from: impl AsFd, mut position: u64, length: usize
     Ok(moved)
 }
 
+#[guest_test]
 fn sendfile_from_the_device() -> Result<()> {
     let device = open()?;
     for (position, length) in [(0, MIB), (4095, 3 * MIB + 1), (12_345, 1), (1, 70_000)] {
@@ -65,6 +51,7 @@ fn sendfile_from_the_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn sendfile_to_the_device() -> Result<()> {
     let device = open()?;
     for (position, length) in [(0, MIB), (4095, 3 * MIB + 1), (12_345, 1), (1, 70_000)] {
@@ -88,6 +75,7 @@ fn sendfile_to_the_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn sendfile_between_places_of_the_device() -> Result<()> {
     let device = open()?;
     let data = bytes::random(8, MIB + 5);
@@ -102,6 +90,7 @@ fn sendfile_between_places_of_the_device() -> Result<()> {
     bytes::expect(&back, &data, "what arrived")
 }
 
+#[guest_test]
 fn splice_to_a_pipe() -> Result<()> {
     let device = open()?;
     let data = bytes::random(9, 12 * PAGE);
@@ -142,6 +131,7 @@ fn splice_to_a_pipe() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn splice_from_a_pipe() -> Result<()> {
     let device = open()?;
     let (reader, writer) = pipe()?;
@@ -176,6 +166,7 @@ fn splice_from_a_pipe() -> Result<()> {
     bytes::expect(&back, &expected, "what arrived in device memory")
 }
 
+#[guest_test]
 fn sendfile_ends_at_the_end() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
@@ -189,6 +180,7 @@ fn sendfile_ends_at_the_end() -> Result<()> {
     bytes::expect(&back, &data, "the last bytes")
 }
 
+#[guest_test]
 fn splices_pin_nothing() -> Result<()> {
     let device = open()?;
     let target = scratch(&[])?;

@@ -6,47 +6,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use vdma::{Device, Operation, protocol::Command};
 
-use crate::{
-    support::{
-        MIB, PAGE,
-        faults::{self, SLOW, SLUGGISH},
-        open, procfs,
-        region::Region,
-        uring::{self, Uring, fd},
-        wait,
-    },
-    test::Test,
+use crate::support::{
+    MIB, PAGE,
+    faults::{self, SLOW, SLUGGISH},
+    open, procfs,
+    region::Region,
+    uring::{self, Uring, fd},
+    wait,
 };
 
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("info_describes_the_device", info_describes_the_device),
-    Test::new(
-        "a_file_counts_its_own_requests",
-        a_file_counts_its_own_requests,
-    ),
-    Test::new("the_device_counts_everybodys", the_device_counts_everybodys),
-    Test::new(
-        "pages_are_counted_where_they_are_touched",
-        pages_are_counted_where_they_are_touched,
-    ),
-    Test::new("huge_pages_are_coalesced", huge_pages_are_coalesced),
-    Test::new("scattered_pages_are_not", scattered_pages_are_not),
-    Test::new(
-        "requests_in_flight_are_counted",
-        requests_in_flight_are_counted,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new("fdinfo_shows_the_counts", fdinfo_shows_the_counts),
-    Test::new(
-        "slab_caches_are_visible_and_rise",
-        slab_caches_are_visible_and_rise,
-    )
-    .device_arguments(faults::ARGUMENTS),
-];
-
+#[guest_test]
 fn info_describes_the_device() -> Result<()> {
     let device = open()?;
     let info = device.info();
@@ -77,6 +50,7 @@ fn info_describes_the_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn a_file_counts_its_own_requests() -> Result<()> {
     let (one, other) = (open()?, open()?);
     let mut buffer = vec![0; 10_000];
@@ -102,6 +76,7 @@ fn a_file_counts_its_own_requests() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn the_device_counts_everybodys() -> Result<()> {
     let (one, other) = (open()?, open()?);
     let before = one.device_statistics()?;
@@ -139,6 +114,7 @@ fn cost(region: &Region, range: std::ops::Range<usize>) -> Result<(u64, u64)> {
     Ok((counts.pages_pinned, counts.segments))
 }
 
+#[guest_test]
 fn pages_are_counted_where_they_are_touched() -> Result<()> {
     let region = Region::anonymous(8 * PAGE)?;
     region.write(0, &vec![1; 8 * PAGE])?;
@@ -163,6 +139,7 @@ fn pages_are_counted_where_they_are_touched() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn huge_pages_are_coalesced() -> Result<()> {
     const LENGTH: usize = 4 * MIB;
     let region = Region::transparent_huge(LENGTH)?;
@@ -186,6 +163,7 @@ fn huge_pages_are_coalesced() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn scattered_pages_are_not() -> Result<()> {
     // The same page again and again is never contiguous with itself.
     let device = open()?;
@@ -228,6 +206,7 @@ fn submit_reads(
     unsafe { ring.submit(&entries) }
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn requests_in_flight_are_counted() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(8)?;
@@ -248,6 +227,7 @@ fn requests_in_flight_are_counted() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn fdinfo_shows_the_counts() -> Result<()> {
     let device = open()?;
     device.file().write_all_at(&[1; 5000], 4000)?;
@@ -287,6 +267,7 @@ fn used_objects(name: &str) -> Result<u64> {
     Ok(used)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn slab_caches_are_visible_and_rise() -> Result<()> {
     const COUNT: usize = 200;
     let mut ring = Uring::new(256)?;

@@ -3,49 +3,19 @@
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::io::Errno;
 use vdma::Device;
 
-use crate::{
-    support::{
-        KIB, PAGE, bytes,
-        driver::{Reloaded, Unbound},
-        errno, faults, open,
-        region::Region,
-        uring::{Uring, fd},
-        wait,
-    },
-    test::Test,
+use crate::support::{
+    KIB, PAGE, bytes,
+    driver::{Reloaded, Unbound},
+    errno, faults, open,
+    region::Region,
+    uring::{Uring, fd},
+    wait,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "a_lost_request_is_eio_and_the_device_comes_back",
-        a_lost_request_is_eio_and_the_device_comes_back,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "lost_requests_among_others_all_complete",
-        lost_requests_among_others_all_complete,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "an_answer_to_nobodys_request_is_survived",
-        an_answer_to_nobodys_request_is_survived,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "mappings_survive_a_restart_of_the_device",
-        mappings_survive_a_restart_of_the_device,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "a_stopped_queue_ends_in_enodev_until_bound_again",
-        a_stopped_queue_ends_in_enodev_until_bound_again,
-    )
-    .device_arguments(faults::ARGUMENTS),
-];
 
 /// The driver with a time-out that a test can wait for.
 fn impatient() -> Result<Reloaded> {
@@ -70,6 +40,7 @@ fn works_again(device: &Device) -> Result<()> {
     bytes::expect(&back, &data, "what was written afterwards")
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_lost_request_is_eio_and_the_device_comes_back() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;
@@ -89,6 +60,7 @@ fn a_lost_request_is_eio_and_the_device_comes_back() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn lost_requests_among_others_all_complete() -> Result<()> {
     const COUNT: usize = 30;
     let _driver = impatient()?;
@@ -125,6 +97,7 @@ fn lost_requests_among_others_all_complete() -> Result<()> {
     works_again(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn an_answer_to_nobodys_request_is_survived() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;
@@ -134,6 +107,7 @@ fn an_answer_to_nobodys_request_is_survived() -> Result<()> {
     works_again(&device)
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn mappings_survive_a_restart_of_the_device() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;
@@ -156,6 +130,7 @@ fn mappings_survive_a_restart_of_the_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_stopped_queue_ends_in_enodev_until_bound_again() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;

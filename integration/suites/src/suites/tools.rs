@@ -8,37 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use serde_json::Value;
 
-use crate::{
-    support::{MIB, NODE, PAGE, bytes, driver::tool, open},
-    test::Test,
-};
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new("dd_writes_and_reads", dd_writes_and_reads),
-    Test::new(
-        "dd_with_direct_and_odd_blocks",
-        dd_with_direct_and_odd_blocks,
-    ),
-    Test::new("dd_stops_at_the_end", dd_stops_at_the_end),
-    Test::new("cp_and_cmp", cp_and_cmp),
-    Test::new("od_and_tail", od_and_tail),
-    Test::new("xxd_dumps_and_patches", xxd_dumps_and_patches).packages(super::fio::PACKAGES),
-    Test::new("pmap_names_the_device", pmap_names_the_device),
-    Test::new(
-        "lspci_shows_the_function_and_its_bars",
-        lspci_shows_the_function_and_its_bars,
-    ),
-    Test::new("vdma_list", vdma_list),
-    Test::new("vdma_info_is_text_and_json", vdma_info_is_text_and_json),
-    Test::new("vdma_writes_and_reads", vdma_writes_and_reads),
-    Test::new("vdma_errors_are_one_line", vdma_errors_are_one_line),
-];
+use crate::support::{MIB, NODE, PAGE, bytes, driver::tool, open};
 
 const INPUT: &str = "/tmp/tools-input";
 const OUTPUT: &str = "/tmp/tools-output";
 
+#[guest_test]
 fn dd_writes_and_reads() -> Result<()> {
     let data = bytes::random(1, 5 * MIB);
     fs::write(INPUT, &data)?;
@@ -61,6 +39,7 @@ fn dd_writes_and_reads() -> Result<()> {
     bytes::expect(&fs::read(OUTPUT)?, &data, "what dd brought back")
 }
 
+#[guest_test]
 fn dd_with_direct_and_odd_blocks() -> Result<()> {
     let data = bytes::random(2, 777 * 100);
     fs::write(INPUT, &data)?;
@@ -86,6 +65,7 @@ fn dd_with_direct_and_odd_blocks() -> Result<()> {
     bytes::expect(&fs::read(OUTPUT)?, &data, "what dd brought back")
 }
 
+#[guest_test]
 fn dd_stops_at_the_end() -> Result<()> {
     let output = Command::new("dd")
         .args([
@@ -110,6 +90,7 @@ fn dd_stops_at_the_end() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn cp_and_cmp() -> Result<()> {
     let data = bytes::random(3, 3 * MIB + 17);
     fs::write(INPUT, &data)?;
@@ -126,6 +107,7 @@ fn cp_and_cmp() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn od_and_tail() -> Result<()> {
     let device = open()?;
     device.file().write_all_at(b"hello, device\n", 4090)?;
@@ -142,6 +124,7 @@ fn od_and_tail() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(packages = super::fio::PACKAGES)]
 fn xxd_dumps_and_patches() -> Result<()> {
     let device = open()?;
     device.file().write_all_at(b"0123456789abcdef", 4090)?;
@@ -159,6 +142,7 @@ fn xxd_dumps_and_patches() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn pmap_names_the_device() -> Result<()> {
     let device = open()?;
     let _mapping = device.map(0, 4 * PAGE)?;
@@ -170,6 +154,7 @@ fn pmap_names_the_device() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn lspci_shows_the_function_and_its_bars() -> Result<()> {
     let text = tool(&["lspci", "-vv", "-d", "1af4:1065"])?;
     ensure!(text.contains("Kernel driver in use: virtio-pci"), "{text}");
@@ -227,6 +212,7 @@ fn json(arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed {text}"))
 }
 
+#[guest_test]
 fn vdma_list() -> Result<()> {
     let text = tool(&["vdma", "list"])?;
     let line = text.lines().find(|line| line.starts_with(NODE));
@@ -241,6 +227,7 @@ fn vdma_list() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn vdma_info_is_text_and_json() -> Result<()> {
     let before = json(&["vdma", "info", NODE, "-o", "json"])?;
     let info = *open()?.info();
@@ -261,6 +248,7 @@ fn vdma_info_is_text_and_json() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn vdma_writes_and_reads() -> Result<()> {
     let data = bytes::random(4, 9 * MIB + 1);
     fs::write(INPUT, &data)?;
@@ -290,6 +278,7 @@ fn vdma_writes_and_reads() -> Result<()> {
     bytes::expect(&output.stdout, &data[..5000], "through pipes")
 }
 
+#[guest_test]
 fn vdma_errors_are_one_line() -> Result<()> {
     for (arguments, part) in [
         (&["info", "/dev/vdma7"][..], "/dev/vdma7"),

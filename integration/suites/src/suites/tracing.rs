@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::{
     io::Errno,
@@ -14,61 +15,16 @@ use rustix::{
 };
 use vdma::Operation;
 
-use crate::{
-    support::{
-        PAGE, become_nobody,
-        child::Child,
-        driver::tool,
-        errno, faults, open,
-        region::Region,
-        uring::{Uring, fd},
-    },
-    test::Test,
+use crate::support::{
+    PAGE, become_nobody,
+    child::Child,
+    driver::tool,
+    errno, faults, open,
+    region::Region,
+    uring::{Uring, fd},
 };
 
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "the_trace_shows_what_completed",
-        the_trace_shows_what_completed,
-    ),
-    Test::new(
-        "the_trace_shows_failures_and_latencies",
-        the_trace_shows_failures_and_latencies,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "slow_readers_know_what_they_lost",
-        slow_readers_know_what_they_lost,
-    )
-    .timeout(120),
-    Test::new(
-        "the_trace_is_vmalloc_memory_and_read_only",
-        the_trace_is_vmalloc_memory_and_read_only,
-    ),
-    Test::new(
-        "the_trace_is_for_administrators",
-        the_trace_is_for_administrators,
-    ),
-    Test::new(
-        "the_trace_outlives_the_device_file",
-        the_trace_outlives_the_device_file,
-    ),
-    Test::new("tracepoints_fire", tracepoints_fire),
-    Test::new(
-        "completions_come_in_interrupts",
-        completions_come_in_interrupts,
-    ),
-    Test::new("debugfs_shows_the_counts", debugfs_shows_the_counts),
-    Test::new(
-        "vdma_trace_and_top_show_requests",
-        vdma_trace_and_top_show_requests,
-    ),
-    Test::new(
-        "tools_end_quietly_when_nobody_reads",
-        tools_end_quietly_when_nobody_reads,
-    ),
-];
-
+#[guest_test]
 fn the_trace_shows_what_completed() -> Result<()> {
     let device = open()?;
     device.nop()?;
@@ -110,6 +66,7 @@ fn the_trace_shows_what_completed() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn the_trace_shows_failures_and_latencies() -> Result<()> {
     let device = open()?;
     let mut trace = device.trace()?;
@@ -136,6 +93,7 @@ fn the_trace_shows_failures_and_latencies() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(timeout = 120)]
 fn slow_readers_know_what_they_lost() -> Result<()> {
     let device = open()?;
     let mut trace = device.trace()?;
@@ -178,6 +136,7 @@ fn trace_file() -> Result<(fs::File, usize)> {
     Ok((file, usize::try_from(trace.length)?))
 }
 
+#[guest_test]
 fn the_trace_is_vmalloc_memory_and_read_only() -> Result<()> {
     let (file, length) = trace_file()?;
     let list = fs::read_to_string("/proc/vmallocinfo").context("/proc/vmallocinfo")?;
@@ -199,6 +158,7 @@ fn the_trace_is_vmalloc_memory_and_read_only() -> Result<()> {
     errno::expect(longer.map(drop), Errno::INVAL, "more than the trace")
 }
 
+#[guest_test]
 fn the_trace_is_for_administrators() -> Result<()> {
     let device = open()?;
     Child::fork(|| {
@@ -218,6 +178,7 @@ fn the_trace_is_for_administrators() -> Result<()> {
     .succeed()
 }
 
+#[guest_test]
 fn the_trace_outlives_the_device_file() -> Result<()> {
     let mut trace = open()?.trace()?;
     open()?.nop()?;
@@ -243,6 +204,7 @@ fn events_during(run: impl FnOnce() -> Result<()>) -> Result<String> {
     Ok(trace)
 }
 
+#[guest_test]
 fn tracepoints_fire() -> Result<()> {
     let device = open()?;
     let trace = events_during(|| Ok(device.file().write_all_at(&[1; 300], 4096)?))?;
@@ -256,6 +218,7 @@ fn tracepoints_fire() -> Result<()> {
 }
 
 /// No thread is woken for a completion: who waits hears of it from the interrupt.
+#[guest_test]
 fn completions_come_in_interrupts() -> Result<()> {
     const COUNT: usize = 20;
     let device = open()?;
@@ -285,6 +248,7 @@ fn completions_come_in_interrupts() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn debugfs_shows_the_counts() -> Result<()> {
     let device = open()?;
     let path = "/sys/kernel/debug/vdma/vdma0";
@@ -302,6 +266,7 @@ fn debugfs_shows_the_counts() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn vdma_trace_and_top_show_requests() -> Result<()> {
     // Both have to see requests that are made after they have begun, whenever that is.
     let shell = "vdma trace -c 3 -s 20 -o json >/tmp/trace.json & trace=$!; \
@@ -322,6 +287,7 @@ fn vdma_trace_and_top_show_requests() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn tools_end_quietly_when_nobody_reads() -> Result<()> {
     for arguments in [&["info"][..], &["list"], &["explain", "--length", "4M"]] {
         let (reader, writer) = std::io::pipe()?;

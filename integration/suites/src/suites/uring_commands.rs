@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::{opcode, squeue::Entry};
 use rustix::{io::Errno, process::Signal};
 use vdma::{
@@ -20,36 +21,8 @@ use crate::{
         uring::{self, Uring, fd},
         wait,
     },
-    test::Test,
     watch::pinned_pages,
 };
-
-pub(crate) const TESTS: &[Test] = &[
-    Test::new(
-        "commands_complete_with_their_results",
-        commands_complete_with_their_results,
-    ),
-    Test::new("many_commands_at_once", many_commands_at_once),
-    Test::new("long_commands_are_split", long_commands_are_split),
-    Test::new("values_are_in_the_structure", values_are_in_the_structure),
-    Test::new(
-        "bad_commands_fail_as_completions",
-        bad_commands_fail_as_completions,
-    ),
-    Test::new(
-        "a_submitting_kernel_thread_can_run_them",
-        a_submitting_kernel_thread_can_run_them,
-    ),
-    Test::new("they_need_no_worker_threads", they_need_no_worker_threads)
-        .device_arguments(faults::ARGUMENTS),
-    Test::new(
-        "submitting_a_command_does_not_wait",
-        submitting_a_command_does_not_wait,
-    )
-    .device_arguments(faults::ARGUMENTS),
-    Test::new("kill_with_commands_in_flight", kill_with_commands_in_flight)
-        .device_arguments(faults::ARGUMENTS),
-];
 
 fn entry(device: &Device, command: &mut Command, data: u64) -> Entry {
     uring::command(device, command).user_data(data)
@@ -94,6 +67,7 @@ fn slow_reads(region: &Region) -> Vec<Command> {
         .collect()
 }
 
+#[guest_test]
 fn commands_complete_with_their_results() -> Result<()> {
     let device = open()?;
     let data = bytes::random(1, 3 * PAGE);
@@ -116,6 +90,7 @@ fn commands_complete_with_their_results() -> Result<()> {
     bytes::expect(&copied, &data, "what a command copied")
 }
 
+#[guest_test]
 fn many_commands_at_once() -> Result<()> {
     const COUNT: usize = 200;
     let device = open()?;
@@ -137,6 +112,7 @@ fn many_commands_at_once() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn long_commands_are_split() -> Result<()> {
     const LENGTH: usize = 5 * MIB + 321;
     let device = open()?;
@@ -164,6 +140,7 @@ fn long_commands_are_split() -> Result<()> {
     bytes::expect(&back, &data, "what a long command wrote")
 }
 
+#[guest_test]
 fn values_are_in_the_structure() -> Result<()> {
     let device = open()?;
     device.fill(0, 1 << 20, 0)?;
@@ -177,6 +154,7 @@ fn values_are_in_the_structure() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn bad_commands_fail_as_completions() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(8)?;
@@ -221,6 +199,7 @@ fn bad_commands_fail_as_completions() -> Result<()> {
     Ok(())
 }
 
+#[guest_test]
 fn a_submitting_kernel_thread_can_run_them() -> Result<()> {
     let device = open()?;
     let data = bytes::random(3, 9 * PAGE);
@@ -235,6 +214,7 @@ fn a_submitting_kernel_thread_can_run_them() -> Result<()> {
     bytes::expect(&back, &data, "what a command wrote")
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn they_need_no_worker_threads() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(64)?;
@@ -254,6 +234,7 @@ fn they_need_no_worker_threads() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn submitting_a_command_does_not_wait() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(4)?;
@@ -272,6 +253,7 @@ fn submitting_a_command_does_not_wait() -> Result<()> {
     Ok(())
 }
 
+#[guest_test(device_arguments = faults::ARGUMENTS)]
 fn kill_with_commands_in_flight() -> Result<()> {
     let device = open()?;
     let pinned = pinned_pages()?;

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Result, ensure};
+use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::{io::Errno, mm::MapFlags, process::Signal};
 use vdma::{
@@ -10,16 +11,13 @@ use vdma::{
     protocol::{Command, URING_RUN},
 };
 
-use crate::{
-    support::{
-        KIB, MIB, PAGE, bytes,
-        child::Child,
-        driver::Unbound,
-        errno, open,
-        region::Region,
-        uring::{Uring, fd},
-    },
-    test::Test,
+use crate::support::{
+    KIB, MIB, PAGE, bytes,
+    child::Child,
+    driver::Unbound,
+    errno, open,
+    region::Region,
+    uring::{Uring, fd},
 };
 
 /// A queue for a thousand, and requests that stay for some seconds.
@@ -27,13 +25,7 @@ const CROWDED: &[&str] = &["--queue-size=1024", "--fault=delay=5s,range=16M+1M"]
 
 const SLOW: u64 = 16 << 20;
 
-pub(crate) const TESTS: &[Test] = &[Test::new(
-    "removal_with_everything_in_use",
-    removal_with_everything_in_use,
-)
-.device_arguments(CROWDED)
-.timeout(120)];
-
+#[guest_test(device_arguments = CROWDED, timeout = 120)]
 fn removal_with_everything_in_use() -> Result<()> {
     const READS: usize = 1000;
     let device = open()?;
