@@ -137,7 +137,7 @@ fn libaio_beyond_the_depth_of_the_queue() -> Result<()> {
 
 /// The one that has to wait for room finds the ring empty: nobody else tells the device of it.
 #[guest_test(device_arguments = &["--queue-size=16"])]
-fn libaio_waits_for_room_with_the_last() -> Result<()> {
+fn libaio_waits_for_free_descriptors_with_the_last_request() -> Result<()> {
     const COUNT: usize = 17;
     let device = open()?;
     let context = Context::new(32)?;
@@ -343,7 +343,7 @@ fn uring_links_keep_their_order() -> Result<()> {
 }
 
 #[guest_test]
-fn uring_with_a_submitting_kernel_thread() -> Result<()> {
+fn uring_with_sqpoll() -> Result<()> {
     let mut ring = Uring::with_kernel_thread(64)?;
     plain(
         &mut ring,
@@ -476,7 +476,7 @@ fn completions_are_never_lost() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn submitting_does_not_wait() -> Result<()> {
+fn submitting_does_not_block() -> Result<()> {
     let pieces = Pieces {
         count: 16,
         length: 4096,

@@ -92,7 +92,7 @@ fn registered_memory_is_charged() -> Result<()> {
 }
 
 #[guest_test]
-fn the_limit_on_locked_memory_holds() -> Result<()> {
+fn rlimit_memlock_is_enforced() -> Result<()> {
     let device = open()?;
     Child::fork(|| {
         let limit = Rlimit {
@@ -141,7 +141,7 @@ fn requests_with_buffers_pin_nothing() -> Result<()> {
 }
 
 #[guest_test]
-fn buffers_work_in_every_operation() -> Result<()> {
+fn buffers_work_with_every_operation() -> Result<()> {
     let device = open()?;
     let data = bytes::random(2, 3 * PAGE + 5);
     let mut memory = data.clone();
@@ -228,7 +228,7 @@ fn any_part_of_a_buffer_can_be_used() -> Result<()> {
 }
 
 #[guest_test]
-fn buffers_go_with_the_file() -> Result<()> {
+fn closing_the_file_releases_its_buffers() -> Result<()> {
     let observer = open()?;
     let pinned = pinned_pages()?;
     let locked = locked_pages()?;
@@ -250,7 +250,7 @@ fn buffers_go_with_the_file() -> Result<()> {
 }
 
 #[guest_test]
-fn what_cannot_be_pinned_is_refused() -> Result<()> {
+fn memory_that_cannot_be_pinned_is_refused() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(4 * PAGE)?;
     region.write(0, &[1; 4 * PAGE])?;
@@ -282,7 +282,7 @@ fn what_cannot_be_pinned_is_refused() -> Result<()> {
 
 /// Long pins and writeback do not go together.
 #[guest_test]
-fn files_cannot_be_pinned_for_good() -> Result<()> {
+fn file_mappings_cannot_be_pinned_long_term() -> Result<()> {
     let system = FileSystem::mount(vec![3; 4 * PAGE])?;
     let file = system.open()?;
     let region = Region::file(&file, 0, 4 * PAGE, MapFlags::SHARED)?;
@@ -297,7 +297,7 @@ fn files_cannot_be_pinned_for_good() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn a_released_buffer_serves_to_the_end() -> Result<()> {
+fn a_released_buffer_stays_pinned_until_completion() -> Result<()> {
     let device = open()?;
     let pinned = pinned_pages()?;
     let data = bytes::random(4, 4 * PAGE);
@@ -331,7 +331,7 @@ fn a_released_buffer_serves_to_the_end() -> Result<()> {
 
 /// The kernel gives out what was freed last, and does not clear it here.
 #[guest_test(kernel_parameters = &["init_on_alloc=0"])]
-fn allocated_memory_shows_nothing_of_others() -> Result<()> {
+fn allocated_memory_is_zeroed() -> Result<()> {
     const LENGTH: usize = 16 * MIB;
     let parameters = fs::read_to_string("/proc/cmdline")?;
     ensure!(parameters.contains("init_on_alloc=0"), "{parameters}");
@@ -380,7 +380,7 @@ fn allocated_memory_is_shared_with_the_device() -> Result<()> {
 }
 
 #[guest_test]
-fn allocated_memory_comes_in_large_runs() -> Result<()> {
+fn allocated_memory_is_mostly_contiguous() -> Result<()> {
     let device = open()?;
     let buffer = device.allocate(16 * MIB)?;
     // In a guest that has just booted, memory is not fragmented.
@@ -415,7 +415,7 @@ fn allocated_memory_outlives_its_id_and_file() -> Result<()> {
 }
 
 #[guest_test]
-fn allocated_memory_can_be_handed_on() -> Result<()> {
+fn allocated_memory_can_be_passed_to_another_process() -> Result<()> {
     let device = open()?;
     let buffer = device.allocate(2 * PAGE)?;
     let file = buffer.file().try_clone()?;
@@ -455,7 +455,7 @@ fn free_memory() -> Result<usize> {
 }
 
 #[guest_test]
-fn allocated_memory_is_given_back() -> Result<()> {
+fn allocated_memory_is_freed() -> Result<()> {
     const ROUNDS: usize = 20;
     const LENGTH: usize = 64 * MIB;
     let device = open()?;
@@ -490,7 +490,7 @@ fn too_much_memory_is_enomem() -> Result<()> {
 }
 
 #[guest_test]
-fn another_file_cannot_reach_a_buffer() -> Result<()> {
+fn buffers_are_private_to_their_file() -> Result<()> {
     let device = open()?;
     let other: Device = open()?;
     let buffer = device.allocate(PAGE)?;

@@ -165,7 +165,7 @@ fn compare_finds_the_first_difference() -> Result<()> {
 }
 
 #[guest_test]
-fn checksums_are_those_of_crc32c() -> Result<()> {
+fn checksums_are_crc32c() -> Result<()> {
     let device = open()?;
     for (seed, length) in [(5, 0), (6, 1), (7, 10_000), (8, 5 * MIB + 1)] {
         let data = bytes::random(seed, length);
@@ -221,7 +221,7 @@ fn discard_leaves_zeroes() -> Result<()> {
 }
 
 #[guest_test]
-fn nothing_but_the_range_changes() -> Result<()> {
+fn only_the_given_range_changes() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(4 * PAGE)?;
     let data = bytes::random(9, 4 * PAGE);
@@ -249,7 +249,7 @@ fn nothing_but_the_range_changes() -> Result<()> {
 }
 
 #[guest_test]
-fn batches_run_everything() -> Result<()> {
+fn batches_run_every_command() -> Result<()> {
     let device = open()?;
     let mut commands: Vec<Command> = (0..256_u64)
         .map(|index| Command {
@@ -366,7 +366,7 @@ fn bad_commands_are_refused() -> Result<()> {
 }
 
 #[guest_test]
-fn files_allow_what_they_are_open_for() -> Result<()> {
+fn the_access_mode_applies_to_commands() -> Result<()> {
     let reader = Device::open_with(NODE, OpenOptions::new().read(true))?;
     let writer = Device::open_with(NODE, OpenOptions::new().write(true))?;
     let mut buffer = [0; 10];

@@ -113,7 +113,7 @@ fn a_used_length_without_a_response_is_eio() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn asynchronous_requests_end_in_the_same_errors() -> Result<()> {
+fn asynchronous_requests_report_the_same_errors() -> Result<()> {
     let device = open()?;
     let data = bytes::random(6, 20_480);
     let buffer = Region::anonymous(data.len())?;
@@ -173,7 +173,7 @@ fn a_used_length_beyond_the_buffers_is_eio() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn completions_out_of_order_are_told_apart() -> Result<()> {
+fn out_of_order_completions_reach_their_requests() -> Result<()> {
     const COUNT: usize = 8;
     const LENGTH: usize = 6000;
     let device = open()?;
@@ -208,7 +208,7 @@ fn completions_out_of_order_are_told_apart() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn a_failure_inside_of_a_long_transfer_is_a_short_count() -> Result<()> {
+fn a_failure_within_a_long_transfer_is_a_short_count() -> Result<()> {
     const BEFORE: usize = 5 * MIB;
     const LENGTH: usize = BEFORE + MIB / 2;
     let device = open()?;
@@ -242,7 +242,7 @@ fn a_failure_inside_of_a_long_transfer_is_a_short_count() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn every_failure_finds_its_request() -> Result<()> {
+fn every_failure_is_reported_for_its_request() -> Result<()> {
     const COUNT: usize = 60;
     let device = open()?;
     let region = Region::anonymous(COUNT * KIB)?;
@@ -280,7 +280,7 @@ fn every_failure_finds_its_request() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn a_request_completed_twice_harms_no_other() -> Result<()> {
+fn a_request_completed_twice_does_not_affect_others() -> Result<()> {
     let device = open()?;
     let (data, quiet) = (bytes::random(12, 5000), bytes::random(13, 5000));
     device.map(faults::TWICE, 8192)?.write(0, &data)?;

@@ -41,7 +41,7 @@ fn explain(
 }
 
 #[guest_test]
-fn addresses_are_those_of_pagemap() -> Result<()> {
+fn addresses_match_pagemap() -> Result<()> {
     let region = Region::anonymous(10 * PAGE)?;
     region.write(0, &[1; 10 * PAGE])?;
     let (start, length) = (1000, 7 * PAGE);
@@ -88,7 +88,7 @@ fn addresses_are_those_of_pagemap() -> Result<()> {
 }
 
 #[guest_test]
-fn entries_are_runs_of_frames() -> Result<()> {
+fn entries_are_contiguous_frames() -> Result<()> {
     let region = Region::anonymous(64 * PAGE)?;
     region.write(0, &[1; 64 * PAGE])?;
     let pages = explain(&region, 0, 64 * PAGE, 0)?;
@@ -120,7 +120,7 @@ fn huge_pages_are_one_entry() -> Result<()> {
 }
 
 #[guest_test]
-fn nothing_stays_pinned() -> Result<()> {
+fn explain_leaves_nothing_pinned() -> Result<()> {
     let before = pinned_pages()?;
     let region = Region::anonymous(4 * PAGE)?;
     region.write(0, &[1; 4 * PAGE])?;

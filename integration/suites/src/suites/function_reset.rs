@@ -32,7 +32,7 @@ fn reset() -> Result<()> {
 }
 
 #[guest_test]
-fn device_memory_and_mappings_are_kept() -> Result<()> {
+fn device_memory_and_mappings_survive_a_reset() -> Result<()> {
     let device = open()?;
     let data = bytes::random(1, 3 * MIB + 5);
     device.file().write_all_at(&data, 777)?;
@@ -56,7 +56,7 @@ fn device_memory_and_mappings_are_kept() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn requests_in_flight_end_with_eio() -> Result<()> {
+fn requests_in_flight_are_eio() -> Result<()> {
     const COUNT: usize = 200;
     let device = open()?;
     let region = Region::anonymous(COUNT * KIB)?;
@@ -91,7 +91,7 @@ fn requests_in_flight_end_with_eio() -> Result<()> {
 }
 
 #[guest_test]
-fn again_and_again() -> Result<()> {
+fn repeated_resets_work() -> Result<()> {
     let device = open()?;
     for round in 0..10 {
         let data = bytes::random(round, 10 * PAGE);

@@ -42,7 +42,7 @@ fn prepare_slow() -> Result<Vec<u8>> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn a_request_with_the_device_completes_when_cancelled() -> Result<()> {
+fn a_submitted_request_completes_despite_cancellation() -> Result<()> {
     let data = prepare_slow()?;
     let device = open()?;
     let region = Region::anonymous(IN_FLIGHT.total())?;
@@ -66,7 +66,7 @@ fn a_request_with_the_device_completes_when_cancelled() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn closing_the_file_leaves_requests_alone() -> Result<()> {
+fn closing_the_file_does_not_affect_requests() -> Result<()> {
     let data = prepare_slow()?;
     let watcher = open()?;
     let region = Region::anonymous(IN_FLIGHT.total())?;
@@ -82,7 +82,7 @@ fn closing_the_file_leaves_requests_alone() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn unmapping_a_buffer_leaves_requests_alone() -> Result<()> {
+fn unmapping_a_buffer_does_not_affect_requests() -> Result<()> {
     prepare_slow()?;
     let device = open()?;
     let mut ring = Uring::new(8)?;

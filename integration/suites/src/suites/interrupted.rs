@@ -105,7 +105,7 @@ fn pages_stay_pinned_until_the_device_answers() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn memory_is_not_given_to_others_too_early() -> Result<()> {
+fn memory_is_not_reused_before_the_transfer_ends() -> Result<()> {
     let watcher = open()?;
     watcher
         .map(VERY_SLOW.start, 64 * PAGE)?
@@ -125,7 +125,7 @@ fn memory_is_not_given_to_others_too_early() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn sendfile_is_whole_or_eintr() -> Result<()> {
+fn sendfile_completes_or_returns_eintr() -> Result<()> {
     let data = bytes::random(2, 4 * PAGE);
     open()?.map(VERY_SLOW.start, data.len())?.write(0, &data)?;
     signal_during(|| {
@@ -177,7 +177,7 @@ fn a_storm_of_signals() -> Result<()> {
 }
 
 #[guest_test]
-fn no_signal_is_no_eintr() -> Result<()> {
+fn no_eintr_without_a_signal() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(PAGE)?;
     let mut buffer = vec![0; 3 * PAGE];

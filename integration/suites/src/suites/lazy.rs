@@ -25,7 +25,7 @@ fn lazy() -> Result<Device> {
 }
 
 #[guest_test]
-fn nothing_is_mapped_before_it_is_touched() -> Result<()> {
+fn nothing_is_mapped_before_the_first_access() -> Result<()> {
     let device = lazy()?;
     let region = Region::file(device.file(), 0, 4 * MIB, MapFlags::SHARED)?;
     let faults = |device: &Device| -> Result<u64> {
@@ -86,7 +86,7 @@ fn other_alignments_fall_back_to_pages() -> Result<()> {
 }
 
 #[guest_test]
-fn it_is_the_same_memory() -> Result<()> {
+fn lazy_and_eager_mappings_share_memory() -> Result<()> {
     let device = lazy()?;
     let offset = 5 * PAGE as u64;
     let lazy = Region::file(device.file(), offset, 3 * MIB, MapFlags::SHARED)?;
@@ -127,7 +127,7 @@ fn maps_and_smaps_show_a_lazy_mapping() -> Result<()> {
 }
 
 #[guest_test]
-fn a_child_faults_for_itself() -> Result<()> {
+fn a_forked_child_takes_its_own_faults() -> Result<()> {
     let device = lazy()?;
     let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;
     region.write(0, &[1])?;
@@ -209,12 +209,12 @@ fn touch_after_removal(touched_before: bool) -> Result<()> {
 }
 
 #[guest_test]
-fn removal_ends_in_sigbus() -> Result<()> {
+fn accesses_after_removal_raise_sigbus() -> Result<()> {
     touch_after_removal(true)
 }
 
 #[guest_test]
-fn a_mapping_never_touched_ends_in_sigbus() -> Result<()> {
+fn accesses_to_an_untouched_mapping_raise_sigbus() -> Result<()> {
     touch_after_removal(false)
 }
 
@@ -261,7 +261,7 @@ fn reserved(device: &Device) -> Result<Vec<String>> {
 }
 
 #[guest_test]
-fn cache_attributes_are_what_was_chosen() -> Result<()> {
+fn cache_attributes_are_as_selected() -> Result<()> {
     let device = open()?;
     let data = bytes::random(3, PAGE);
     for (cache, names) in [
@@ -289,7 +289,7 @@ fn cache_attributes_are_what_was_chosen() -> Result<()> {
 }
 
 #[guest_test]
-fn cache_attributes_hold_while_something_is_mapped() -> Result<()> {
+fn cache_attributes_are_fixed_while_mapped() -> Result<()> {
     let device = open()?;
     let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;
     let refused = device.set_cache(Cache::Uncached);

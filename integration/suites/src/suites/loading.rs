@@ -61,7 +61,7 @@ fn modprobe_loads_and_unloads() -> Result<()> {
 }
 
 #[guest_test]
-fn the_devices_alias_loads_it() -> Result<()> {
+fn the_modalias_loads_the_module() -> Result<()> {
     let alias = modalias()?;
     driver::unload()?;
     let result = tool(&["modprobe", "--resolve-alias", &alias])
@@ -127,7 +127,7 @@ impl Drop for Udev {
 }
 
 #[guest_test(packages = &["udev"])]
-fn udev_loads_it_and_gives_the_node_to_the_group() -> Result<()> {
+fn udev_loads_the_module_and_sets_the_group_of_the_node() -> Result<()> {
     install_rules()?;
     driver::unload()?;
     let udev = Udev::start()?;

@@ -78,7 +78,7 @@ fn all_of_device_memory_can_be_mapped() -> Result<()> {
 }
 
 #[guest_test]
-fn mappings_of_one_place_are_one_memory() -> Result<()> {
+fn mappings_of_one_offset_share_memory() -> Result<()> {
     let (one, other) = (open()?, open()?);
     let first = one.map(MIB as u64, 2 * PAGE)?;
     let second = other.map((MIB + PAGE) as u64, PAGE)?;
@@ -92,7 +92,7 @@ fn mappings_of_one_place_are_one_memory() -> Result<()> {
 }
 
 #[guest_test]
-fn maps_and_smaps_show_it() -> Result<()> {
+fn proc_maps_and_smaps_show_a_mapping() -> Result<()> {
     let device = open()?;
     let offset = 5 * PAGE;
     let mapping = device.map(offset as u64, 4 * PAGE)?;
@@ -179,7 +179,7 @@ fn read_only_mappings_refuse_stores() -> Result<()> {
 }
 
 #[guest_test]
-fn growing_is_refused() -> Result<()> {
+fn growing_a_mapping_is_refused() -> Result<()> {
     let device = open()?;
     let mut region = Region::file(device.file(), 0, 2 * PAGE, MapFlags::SHARED)?;
     region.write(0, b"before")?;
@@ -202,7 +202,7 @@ fn growing_is_refused() -> Result<()> {
 }
 
 #[guest_test]
-fn moving_keeps_the_memory() -> Result<()> {
+fn moving_a_mapping_keeps_its_memory() -> Result<()> {
     let device = open()?;
     let data = bytes::random(4, 2 * PAGE);
     device.file().write_all_at(&data, 0)?;
@@ -227,7 +227,7 @@ fn moving_keeps_the_memory() -> Result<()> {
 }
 
 #[guest_test]
-fn a_hole_leaves_the_rest() -> Result<()> {
+fn a_hole_in_a_mapping_keeps_the_rest() -> Result<()> {
     let device = open()?;
     let pages = 9;
     let data = bytes::random(5, pages * PAGE);
@@ -255,7 +255,7 @@ fn a_hole_leaves_the_rest() -> Result<()> {
 }
 
 #[guest_test]
-fn fork_shares_it() -> Result<()> {
+fn fork_shares_a_mapping() -> Result<()> {
     let device = open()?;
     let mapping = device.map(0, PAGE)?;
     mapping.store(0, 1_u32)?;
@@ -276,7 +276,7 @@ fn fork_shares_it() -> Result<()> {
 }
 
 #[guest_test]
-fn it_outlives_the_file() -> Result<()> {
+fn a_mapping_outlives_its_file() -> Result<()> {
     let mapping = open()?.map(0, PAGE)?;
     mapping.store(100, 0x1234_5678_u32)?;
     let mut back = [0; 4];
@@ -291,7 +291,7 @@ fn it_outlives_the_file() -> Result<()> {
 /// A node of a container, say: the file system that it is on can be unmounted, and is in use for as long as
 /// mappings may need it.
 #[guest_test]
-fn a_node_goes_with_its_file_system() -> Result<()> {
+fn a_mapping_keeps_the_file_system_of_its_node_mounted() -> Result<()> {
     const MOUNT: &str = "/root/nodes";
     let number = fs::metadata(NODE).context(NODE)?.rdev();
     fs::create_dir_all(MOUNT)?;

@@ -23,12 +23,12 @@ const FLIPPING: &[&str] = &[
 ];
 
 #[guest_test(memory_mib = 5120, timeout = 120)]
-fn memory_out_of_reach_is_bounced() -> Result<()> {
+fn memory_beyond_the_dma_mask_is_bounced() -> Result<()> {
     high_memory_is_bounced()
 }
 
 #[guest_test(memory_mib = 5120, dma_api, timeout = 120)]
-fn memory_out_of_reach_is_bounced_beside_the_dma_api() -> Result<()> {
+fn memory_beyond_the_dma_mask_is_bounced_with_the_dma_api() -> Result<()> {
     high_memory_is_bounced()
 }
 
@@ -61,7 +61,7 @@ fn high_memory_is_bounced() -> Result<()> {
 
 /// With `VIRTIO_F_ACCESS_PLATFORM`, bit 33, virtio maps what it hands to the device.
 #[guest_test(dma_api)]
-fn the_dma_api_maps_where_the_device_asks_for_it() -> Result<()> {
+fn the_dma_api_is_used_with_access_platform() -> Result<()> {
     const ACCESS_PLATFORM: usize = 33;
     let features = std::fs::read_to_string("/sys/class/misc/vdma0/device/features")?;
     ensure!(
@@ -102,7 +102,7 @@ fn transfers_work() -> Result<()> {
 }
 
 #[guest_test]
-fn all_of_memory_is_in_reach_otherwise() -> Result<()> {
+fn nothing_is_bounced_by_default() -> Result<()> {
     transfers_work()?;
     let statistics = open()?.device_statistics()?;
     ensure!(statistics.pages_bounced == 0, "{statistics:?}");
@@ -110,7 +110,7 @@ fn all_of_memory_is_in_reach_otherwise() -> Result<()> {
 }
 
 #[guest_test]
-fn impossible_widths_are_refused() -> Result<()> {
+fn invalid_dma_bits_are_refused() -> Result<()> {
     for bits in ["0", "31", "65"] {
         driver::unload()?;
         let loaded = driver::tool(&["modprobe", "vdma", &format!("dma_bits={bits}")]);
@@ -146,7 +146,7 @@ fn verification_finds_flipped_bits() -> Result<()> {
 }
 
 #[guest_test]
-fn verification_passes_what_is_right() -> Result<()> {
+fn verification_accepts_correct_data() -> Result<()> {
     let _driver = Reloaded::with(&["verify=1"])?;
     transfers_work()?;
     let statistics = open()?.device_statistics()?;

@@ -76,7 +76,7 @@ fn fill_queue(device: &Device, ring: &mut Uring, region: &Region, count: usize) 
 }
 
 #[guest_test(device_arguments = SHALLOW)]
-fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
+fn a_full_queue_is_not_ready_until_descriptors_are_free() -> Result<()> {
     let device = open()?;
     let info = device.info();
     let region = Region::anonymous(64 * KIB)?;
@@ -98,7 +98,7 @@ fn a_full_queue_is_busy_until_there_is_room() -> Result<()> {
 }
 
 #[guest_test(device_arguments = SHALLOW)]
-fn nowait_finds_a_full_queue() -> Result<()> {
+fn nowait_on_a_full_queue_is_eagain() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(64 * KIB)?;
     let mut ring = Uring::new(32)?;
@@ -120,7 +120,7 @@ fn nowait_finds_a_full_queue() -> Result<()> {
 
 /// io_uring waits at two places for a request that polls, and libaio at one.
 #[guest_test(device_arguments = SHALLOW_QUEUES)]
-fn one_poll_is_enough_for_all_queues() -> Result<()> {
+fn one_poll_covers_all_queues() -> Result<()> {
     let mut cpu = CpuSet::new();
     cpu.set(0);
     sched_setaffinity(None, &cpu).context("sched_setaffinity")?;
@@ -154,7 +154,7 @@ fn one_poll_is_enough_for_all_queues() -> Result<()> {
 
 /// Requests that somebody polls for ask for no interrupt, and who waits for room needs one.
 #[guest_test(device_arguments = SHALLOW)]
-fn room_among_polled_requests_is_noticed() -> Result<()> {
+fn free_descriptors_among_polled_requests_wake_poll() -> Result<()> {
     let device = open_direct()?;
     let region = Region::anonymous(64 * KIB)?;
     let mut ring = Uring::polled(32)?;
@@ -171,7 +171,7 @@ fn room_among_polled_requests_is_noticed() -> Result<()> {
 }
 
 #[guest_test]
-fn removal_hangs_up() -> Result<()> {
+fn removal_raises_pollhup() -> Result<()> {
     let device = open()?;
     let waiter = std::thread::scope(|scope| -> Result<PollFlags> {
         let file = device.file();
@@ -204,7 +204,7 @@ fn removal_hangs_up() -> Result<()> {
 }
 
 #[guest_test]
-fn epoll_takes_the_device() -> Result<()> {
+fn epoll_accepts_the_device() -> Result<()> {
     let device = open()?;
     let instance = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let events = epoll::EventFlags::IN | epoll::EventFlags::OUT;
@@ -387,7 +387,7 @@ fn polled_and_other_requests_mix() -> Result<()> {
 }
 
 #[guest_test]
-fn hipri_reads_look_for_themselves() -> Result<()> {
+fn hipri_reads_busy_poll() -> Result<()> {
     let device = open_direct()?;
     let data = bytes::random(2, PAGE);
     device.file().write_all_at(&data, 0)?;
@@ -421,7 +421,7 @@ fn hipri_reads_look_for_themselves() -> Result<()> {
 }
 
 #[guest_test]
-fn plain_reads_look_when_told_to() -> Result<()> {
+fn plain_reads_busy_poll_with_poll_us() -> Result<()> {
     let _driver = Reloaded::with(&["poll_us=100000"])?;
     let device = open()?;
     let before = device.file_statistics()?;
@@ -435,7 +435,7 @@ fn plain_reads_look_when_told_to() -> Result<()> {
 
 /// Such a call has the interrupts off, and needs them when its requests do not all fit into the queue.
 #[guest_test(device_arguments = SHALLOW)]
-fn a_call_that_looks_may_have_to_wait_for_room() -> Result<()> {
+fn a_busy_polling_call_waits_for_free_descriptors() -> Result<()> {
     // Twenty requests of fourteen pages, one after another and each slowly, in a queue of sixteen.
     const PAGES: usize = 280;
     // Nobody looks after late requests, and so nobody helps out.
@@ -478,7 +478,7 @@ fn a_call_that_looks_may_have_to_wait_for_room() -> Result<()> {
 
 /// The driver's time-out finds them done, and takes nothing for lost.
 #[guest_test]
-fn polled_requests_that_nobody_reaps_do_no_harm() -> Result<()> {
+fn unreaped_polled_requests_do_not_time_out() -> Result<()> {
     let _driver = Reloaded::with(&["timeout_ms=300"])?;
     let device = open_direct()?;
     let region = Region::anonymous(PAGE)?;

@@ -17,7 +17,7 @@ fn pin(cpu: usize) -> Result<()> {
 }
 
 #[guest_test(device_arguments = TWO)]
-fn cpus_have_queues_of_their_own() -> Result<()> {
+fn each_cpu_has_its_own_queue() -> Result<()> {
     let device = open()?;
     ensure!(device.info().num_queues == 2, "{:?}", device.info());
     let mut trace = device.trace()?;

@@ -107,7 +107,7 @@ fn random_operations(seed: u64) -> Result<()> {
 }
 
 #[guest_test]
-fn reading_at_the_end_gives_nothing() -> Result<()> {
+fn reading_at_the_end_returns_zero() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
     for position in [size, size + 1, size + MIB as u64, i64::MAX as u64 - 4096] {
@@ -162,7 +162,7 @@ fn negative_offsets_are_einval() -> Result<()> {
 }
 
 #[guest_test]
-fn no_bytes_are_no_request() -> Result<()> {
+fn zero_length_calls_submit_no_request() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
     for position in [0, 1, size - 1, size, size + 1] {
@@ -263,7 +263,7 @@ fn by_segments(data: &[u8], lengths: &[usize], position: u64) -> Result<()> {
 }
 
 #[guest_test]
-fn segments_inside_of_one_page() -> Result<()> {
+fn segments_within_one_page() -> Result<()> {
     let data = bytes::random(21, PAGE);
     by_segments(&data, &[1; 100], 0)?;
     by_segments(&data, &[16; 256], 4095)?;
@@ -472,7 +472,7 @@ fn read_only_memory_is_a_source_only() -> Result<()> {
 }
 
 #[guest_test]
-fn device_memory_is_no_buffer() -> Result<()> {
+fn mapped_device_memory_as_a_buffer_is_efault() -> Result<()> {
     let device = open()?;
     let mapping = Region::file(device.file(), 0, 4 * PAGE, MapFlags::SHARED)?;
     let result = mapping.fill_from(device.file(), 0..PAGE, MIB as u64)?;
@@ -508,7 +508,7 @@ fn or_again(result: rustix::io::Result<usize>) -> Result<Option<usize>> {
 }
 
 #[guest_test]
-fn nowait_works_or_says_again() -> Result<()> {
+fn nowait_succeeds_or_returns_eagain() -> Result<()> {
     let device = open()?;
     for length in [1, PAGE, 100_000, 4 * MIB] {
         let old = bytes::random(1, length);

@@ -26,7 +26,7 @@ fn resident(region: &Region) -> Result<Vec<bool>> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn pinned_pages_stay_and_their_neighbours_go() -> Result<()> {
+fn pinned_pages_stay_cached_and_others_are_dropped() -> Result<()> {
     // What is mapped is not dropped: only the pins hold anything.
     while_pinned(|file, region| {
         let pages = region.len();
@@ -38,7 +38,7 @@ fn pinned_pages_stay_and_their_neighbours_go() -> Result<()> {
 
 /// As under memory pressure: the pages are unmapped, and those that nobody holds are freed.
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn reclaim_passes_by_what_is_pinned() -> Result<()> {
+fn reclaim_skips_pinned_pages() -> Result<()> {
     while_pinned(|_, region| {
         // SAFETY: The region is mapped, and its bytes stay what they are.
         let result =

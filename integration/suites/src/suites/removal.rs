@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 #[guest_test]
-fn open_files_say_enodev() -> Result<()> {
+fn calls_on_open_files_are_enodev() -> Result<()> {
     let device = open()?;
     let mut buffer = vec![0; 3 * PAGE];
     device.file().read_exact_at(&mut buffer, 0)?;
@@ -32,7 +32,7 @@ fn open_files_say_enodev() -> Result<()> {
 }
 
 #[guest_test]
-fn the_node_goes_and_comes() -> Result<()> {
+fn the_node_is_removed_and_recreated() -> Result<()> {
     let gone = Unbound::new()?;
     ensure!(!Path::new(NODE).exists(), "{NODE} is still there");
     ensure!(open().is_err(), "{NODE} can still be opened");
@@ -45,7 +45,7 @@ fn the_node_goes_and_comes() -> Result<()> {
 }
 
 #[guest_test]
-fn mappings_end_in_sigbus() -> Result<()> {
+fn accesses_to_mappings_raise_sigbus() -> Result<()> {
     let device = open()?;
     let mapping = device.map(0, 4 * PAGE)?;
     mapping.store(0, 1_u32)?;
@@ -67,7 +67,7 @@ fn mappings_end_in_sigbus() -> Result<()> {
 }
 
 #[guest_test]
-fn old_files_stay_dead_after_binding_again() -> Result<()> {
+fn old_files_stay_dead_after_rebinding() -> Result<()> {
     let old = open()?;
     Unbound::new()?.bind()?;
     let new = open()?;
@@ -94,7 +94,7 @@ fn dead_files_cannot_be_mapped() -> Result<()> {
 }
 
 #[guest_test]
-fn binding_again_works_many_times() -> Result<()> {
+fn rebinding_works_many_times() -> Result<()> {
     for round in 0..10 {
         let kept = open()?;
         Unbound::new()?
@@ -113,7 +113,7 @@ fn binding_again_works_many_times() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn requests_in_flight_end() -> Result<()> {
+fn requests_in_flight_complete_or_are_enodev() -> Result<()> {
     const COUNT: usize = 6;
     let device = open()?;
     let context = Context::new(16)?;
@@ -151,7 +151,7 @@ fn requests_in_flight_end() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn a_waiting_read_ends() -> Result<()> {
+fn a_blocked_read_returns() -> Result<()> {
     let watcher = open()?;
     let child = Child::fork(|| {
         let mut buffer = vec![0; PAGE];
@@ -169,7 +169,7 @@ fn a_waiting_read_ends() -> Result<()> {
 }
 
 #[guest_test(devices = 2)]
-fn one_device_goes_and_the_other_stays() -> Result<()> {
+fn removing_one_device_keeps_the_other() -> Result<()> {
     let devices = ["/dev/vdma0", "/dev/vdma1"].map(vdma::Device::open);
     let [zero, one] = devices;
     let devices = [zero?, one?];
@@ -221,7 +221,7 @@ fn unload_is_refused() -> Result<()> {
 }
 
 #[guest_test]
-fn an_open_file_keeps_the_module() -> Result<()> {
+fn an_open_file_prevents_unloading() -> Result<()> {
     let device = open()?;
     unload_is_refused()?;
     let mut buffer = [0; 10];
@@ -232,7 +232,7 @@ fn an_open_file_keeps_the_module() -> Result<()> {
 }
 
 #[guest_test]
-fn a_mapping_keeps_the_module() -> Result<()> {
+fn a_mapping_prevents_unloading() -> Result<()> {
     let mapping = open()?.map(0, PAGE)?;
     unload_is_refused()?;
     mapping.store(0, 5_u8)?;
@@ -265,7 +265,7 @@ fn unloading_leaves_no_slab_cache() -> Result<()> {
 }
 
 #[guest_test]
-fn loading_again_works() -> Result<()> {
+fn reloading_works() -> Result<()> {
     for round in 0..3 {
         driver::unload().with_context(|| format!("round {round}"))?;
         driver::load().with_context(|| format!("round {round}"))?;

@@ -76,7 +76,7 @@ fn sendfile_to_the_device() -> Result<()> {
 }
 
 #[guest_test]
-fn sendfile_between_places_of_the_device() -> Result<()> {
+fn sendfile_within_the_device() -> Result<()> {
     let device = open()?;
     let data = bytes::random(8, MIB + 5);
     device.file().write_all_at(&data, 100)?;

@@ -77,7 +77,7 @@ fn a_file_counts_its_own_requests() -> Result<()> {
 }
 
 #[guest_test]
-fn the_device_counts_everybodys() -> Result<()> {
+fn the_device_counts_the_requests_of_all_files() -> Result<()> {
     let (one, other) = (open()?, open()?);
     let before = one.device_statistics()?;
     let mut buffer = vec![0; 1234];
@@ -115,7 +115,7 @@ fn cost(region: &Region, range: std::ops::Range<usize>) -> Result<(u64, u64)> {
 }
 
 #[guest_test]
-fn pages_are_counted_where_they_are_touched() -> Result<()> {
+fn only_touched_pages_are_counted() -> Result<()> {
     let region = Region::anonymous(8 * PAGE)?;
     region.write(0, &vec![1; 8 * PAGE])?;
     for (range, pages) in [
@@ -164,7 +164,7 @@ fn huge_pages_are_coalesced() -> Result<()> {
 }
 
 #[guest_test]
-fn scattered_pages_are_not() -> Result<()> {
+fn scattered_pages_are_not_coalesced() -> Result<()> {
     // The same page again and again is never contiguous with itself.
     let device = open()?;
     let region = Region::anonymous(PAGE)?;
@@ -268,7 +268,7 @@ fn used_objects(name: &str) -> Result<u64> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn slab_caches_are_visible_and_rise() -> Result<()> {
+fn slab_caches_grow_with_requests_in_flight() -> Result<()> {
     const COUNT: usize = 200;
     let mut ring = Uring::new(256)?;
     let region = Region::anonymous(COUNT * PAGE)?;

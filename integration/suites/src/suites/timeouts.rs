@@ -41,7 +41,7 @@ fn works_again(device: &Device) -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn a_lost_request_is_eio_and_the_device_comes_back() -> Result<()> {
+fn a_lost_request_is_eio_and_the_device_recovers() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;
     for round in 0..2 {
@@ -98,7 +98,7 @@ fn lost_requests_among_others_all_complete() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn an_answer_to_nobodys_request_is_survived() -> Result<()> {
+fn a_completion_with_an_unknown_id_is_survived() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;
     let mut buffer = vec![0; 5000];
@@ -108,7 +108,7 @@ fn an_answer_to_nobodys_request_is_survived() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn mappings_survive_a_restart_of_the_device() -> Result<()> {
+fn mappings_survive_a_device_reset() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;
     let mapping = device.map(0, PAGE)?;
@@ -131,7 +131,7 @@ fn mappings_survive_a_restart_of_the_device() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn a_stopped_queue_ends_in_enodev_until_bound_again() -> Result<()> {
+fn a_stopped_queue_is_enodev_until_rebound() -> Result<()> {
     let _driver = impatient()?;
     let device = open()?;
     let mut buffer = vec![0; 5000];

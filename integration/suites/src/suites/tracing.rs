@@ -25,7 +25,7 @@ use crate::support::{
 };
 
 #[guest_test]
-fn the_trace_shows_what_completed() -> Result<()> {
+fn the_trace_records_completed_requests() -> Result<()> {
     let device = open()?;
     device.nop()?;
     let mut trace = device.trace()?;
@@ -67,7 +67,7 @@ fn the_trace_shows_what_completed() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn the_trace_shows_failures_and_latencies() -> Result<()> {
+fn the_trace_records_failures_and_latencies() -> Result<()> {
     let device = open()?;
     let mut trace = device.trace()?;
     errno::expect(
@@ -94,7 +94,7 @@ fn the_trace_shows_failures_and_latencies() -> Result<()> {
 }
 
 #[guest_test(timeout = 120)]
-fn slow_readers_know_what_they_lost() -> Result<()> {
+fn slow_readers_learn_how_many_records_were_lost() -> Result<()> {
     let device = open()?;
     let mut trace = device.trace()?;
     for _ in 0..5000 {
@@ -159,7 +159,7 @@ fn the_trace_is_vmalloc_memory_and_read_only() -> Result<()> {
 }
 
 #[guest_test]
-fn the_trace_is_for_administrators() -> Result<()> {
+fn the_trace_needs_privileges() -> Result<()> {
     let device = open()?;
     Child::fork(|| {
         become_nobody()?;
@@ -219,7 +219,7 @@ fn tracepoints_fire() -> Result<()> {
 
 /// No thread is woken for a completion: who waits hears of it from the interrupt.
 #[guest_test]
-fn completions_come_in_interrupts() -> Result<()> {
+fn completions_run_in_interrupt_context() -> Result<()> {
     const COUNT: usize = 20;
     let device = open()?;
     let region = Region::anonymous(PAGE)?;
@@ -288,7 +288,7 @@ fn vdma_trace_and_top_show_requests() -> Result<()> {
 }
 
 #[guest_test]
-fn tools_end_quietly_when_nobody_reads() -> Result<()> {
+fn tools_exit_quietly_on_a_closed_pipe() -> Result<()> {
     for arguments in [&["info"][..], &["list"], &["explain", "--length", "4M"]] {
         let (reader, writer) = std::io::pipe()?;
         drop(reader);

@@ -141,7 +141,7 @@ fn long_commands_are_split() -> Result<()> {
 }
 
 #[guest_test]
-fn values_are_in_the_structure() -> Result<()> {
+fn values_are_stored_in_the_command() -> Result<()> {
     let device = open()?;
     device.fill(0, 1 << 20, 0)?;
     let region = Region::anonymous(2 * PAGE)?;
@@ -200,7 +200,7 @@ fn bad_commands_fail_as_completions() -> Result<()> {
 }
 
 #[guest_test]
-fn a_submitting_kernel_thread_can_run_them() -> Result<()> {
+fn commands_work_with_sqpoll() -> Result<()> {
     let device = open()?;
     let data = bytes::random(3, 9 * PAGE);
     let region = Region::anonymous(10 * PAGE)?;
@@ -215,7 +215,7 @@ fn a_submitting_kernel_thread_can_run_them() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn they_need_no_worker_threads() -> Result<()> {
+fn commands_need_no_worker_threads() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(64)?;
     let region = Region::anonymous(64 * PAGE)?;
@@ -235,7 +235,7 @@ fn they_need_no_worker_threads() -> Result<()> {
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
-fn submitting_a_command_does_not_wait() -> Result<()> {
+fn submitting_a_command_does_not_block() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(4)?;
     let region = Region::anonymous(PAGE)?;
