@@ -4,7 +4,7 @@
 //!
 //! A request is one descriptor chain. Its device-readable bytes are a [`RequestHeader`] followed by
 //! the outgoing data; its device-writable bytes are a [`Response`] followed by the incoming data.
-//! How these bytes are spread over descriptors means nothing (virtio 1.2, section 2.6.4).
+//! How these bytes are spread over descriptors means nothing (virtio 1.2, section 2.7.4).
 
 use core::mem::{offset_of, size_of};
 
@@ -182,7 +182,7 @@ impl RequestHeader {
     }
 }
 
-/// What became of a request: the code in [`Response::status`] (SPEC.md, section 7.4).
+/// What became of a request: the code in [`Response::status`] (SPEC.md, section 7.6).
 ///
 /// Not an `enum`, for a peer may send any value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
