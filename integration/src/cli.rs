@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{accel::AccelChoice, mirror::MIRROR_VARIABLE, suite::select::Partition};
+use crate::{
+    host::{accel::AccelChoice, mirror::MIRROR_VARIABLE},
+    test::select::Partition,
+};
 
 /// Boots guests with the vdma device and driver, and runs things in them.
 #[derive(Debug, Parser)]
@@ -142,7 +145,7 @@ pub(crate) struct BenchOptions {
     #[arg(long, conflicts_with = "seconds")]
     pub(crate) instructions: bool,
 
-    /// Write bench.json and bench.svg, or instructions.json, to this directory
+    /// Write testbed.json and testbed.svg, or instructions.json, to this directory
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     pub(crate) output: PathBuf,
 

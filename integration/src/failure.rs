@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::interrupt::Interrupted;
+use crate::host::interrupt::Interrupted;
 
 /// Exit status when the guest died or its kernel complained.
 pub(crate) const GUEST_FAILED: u8 = 255;

@@ -2,43 +2,20 @@
 //! backend and driver, runs commands and suites in them, and notices every way in which that can
 //! fail.
 
-mod accel;
-mod backend;
-mod cache;
 mod cli;
 mod commands;
-mod console;
-mod debug_kernel;
-mod environment;
 mod failure;
-mod guest;
-mod guest_image;
 mod host;
-mod initramfs;
-mod interrupt;
+mod image;
 mod kernel;
-mod kernel_choice;
-mod kernel_files;
-mod kernel_log;
-mod kernel_source;
-mod kernel_tree;
 mod measure;
-mod mirror;
-mod module_build;
-mod packages;
-mod process;
-mod programs;
-mod progress;
-mod qemu;
-mod qmp;
-mod run_dir;
-mod scenarios;
-mod steps;
-mod suite;
-mod tools;
+mod test;
+mod testbed;
 mod vm;
 
 use clap::Parser as _;
+
+use crate::host::{interrupt, progress};
 
 /// Runs `cargo vm` with this process's arguments; gives the exit status.
 #[must_use]

@@ -1,4 +1,4 @@
-//! The agent: takes the harness's messages and answers them.
+//! The agent: receives the harness's messages and does what they ask for.
 
 use std::{
     collections::HashMap,
@@ -12,37 +12,24 @@ use std::{
 };
 
 use guest_agent::{
-    CommandEnd, CommandId, HOST_SOCKET, HostReply, PORT_NAME, ToGuest, ToHost, read_frame,
-    write_frame,
+    CommandId, HOST_SOCKET, HostReply, PORT_NAME, ToGuest, ToHost, read_frame, write_frame,
 };
 use rustix::process::Signal;
 
 use crate::{
     command::{self, Running},
     init, kernel_log, leaks,
+    link::Link,
 };
 
-/// The connection to the harness and everything that waits for it.
-pub(crate) struct Link {
-    port: Mutex<File>,
+/// What the agent's threads share.
+struct Agent {
+    link: Arc<Link>,
+    /// Commands that have not ended.
     commands: Mutex<HashMap<CommandId, Running>>,
+    /// Programs that wait for a reply of the harness.
     calls: Mutex<HashMap<u32, UnixStream>>,
     next_call: AtomicU32,
-}
-
-impl Link {
-    /// Sends a message to the harness.
-    pub(crate) fn send(&self, message: &ToHost) {
-        if let Err(error) = write_frame(&mut *lock(&self.port), message) {
-            kernel_log::fatal(&error.to_string());
-        }
-    }
-
-    /// Reports a command's end and forgets the command.
-    pub(crate) fn ended(&self, id: CommandId, end: CommandEnd) {
-        lock(&self.commands).remove(&id);
-        self.send(&ToHost::Ended { id, end });
-    }
 }
 
 /// Serves the harness until it hangs up; gives the reason why that is not possible.
@@ -60,52 +47,59 @@ pub(crate) fn serve() -> Result<(), String> {
     let mut reader = port
         .try_clone()
         .map_err(|error| format!("{}: {error}", path.display()))?;
-    let link = Arc::new(Link {
-        port: Mutex::new(port),
+    let agent = Arc::new(Agent {
+        link: Arc::new(Link::new(port)),
         commands: Mutex::default(),
         calls: Mutex::default(),
         next_call: AtomicU32::new(0),
     });
-    take_host_calls(&link)?;
-    link.send(&ToHost::Ready {
+    take_host_calls(&agent)?;
+    agent.link.send(&ToHost::Ready {
         kernel: rustix::system::uname()
             .release()
             .to_string_lossy()
             .into_owned(),
     });
     while let Some(message) = read_frame(&mut reader).map_err(|error| error.to_string())? {
-        answer(&link, message);
+        handle(&agent, message);
     }
     Err("the harness hung up".to_owned())
 }
 
-fn answer(link: &Arc<Link>, message: ToGuest) {
+fn handle(agent: &Arc<Agent>, message: ToGuest) {
     match message {
         ToGuest::Run { id, command } => {
             // The entry has to be there before the command can end.
-            let mut commands = lock(&link.commands);
-            match command::start(link, id, &command) {
+            let mut commands = lock(&agent.commands);
+            let on_end = {
+                let agent = Arc::clone(agent);
+                move |end| {
+                    lock(&agent.commands).remove(&id);
+                    agent.link.send(&ToHost::Ended { id, end });
+                }
+            };
+            match command::start(&agent.link, id, &command, on_end) {
                 Ok(running) => {
                     commands.insert(id, running);
                 }
                 Err(end) => {
                     drop(commands);
-                    link.send(&ToHost::Ended { id, end });
+                    agent.link.send(&ToHost::Ended { id, end });
                 }
             }
         }
         ToGuest::Input { id, data } => {
-            if let Some(running) = lock(&link.commands).get(&id) {
+            if let Some(running) = lock(&agent.commands).get(&id) {
                 running.input(data);
             }
         }
         ToGuest::Resize { id, size } => {
-            if let Some(running) = lock(&link.commands).get(&id) {
+            if let Some(running) = lock(&agent.commands).get(&id) {
                 running.resize(size);
             }
         }
         ToGuest::Signal { id, signal } => {
-            if let Some(running) = lock(&link.commands).get(&id)
+            if let Some(running) = lock(&agent.commands).get(&id)
                 && let Some(signal) = Signal::from_named_raw(signal)
             {
                 running.signal(signal);
@@ -121,16 +115,16 @@ fn answer(link: &Arc<Link>, message: ToGuest) {
             let _ = fs::write("/proc/sysrq-trigger", "w");
         }
         ToGuest::FindLeaks => {
-            let link = Arc::clone(link);
+            let link = Arc::clone(&agent.link);
             std::thread::spawn(move || link.send(&ToHost::Leaks(leaks::find())));
         }
         ToGuest::Reply { id, reply } => {
-            if let Some(mut caller) = lock(&link.calls).remove(&id) {
+            if let Some(mut caller) = lock(&agent.calls).remove(&id) {
                 // A caller that no longer waits needs no answer.
                 let _ = write_frame(&mut caller, &reply);
             }
         }
-        ToGuest::Ping => link.send(&ToHost::Pong),
+        ToGuest::Ping => agent.link.send(&ToHost::Pong),
         ToGuest::PowerOff => {
             init::power_off();
         }
@@ -138,17 +132,17 @@ fn answer(link: &Arc<Link>, message: ToGuest) {
 }
 
 /// Listens for programs that want to ask the harness.
-fn take_host_calls(link: &Arc<Link>) -> Result<(), String> {
+fn take_host_calls(agent: &Arc<Agent>) -> Result<(), String> {
     let listener =
         UnixListener::bind(HOST_SOCKET).map_err(|error| format!("{HOST_SOCKET}: {error}"))?;
-    let link = Arc::clone(link);
+    let agent = Arc::clone(agent);
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             match read_frame(&mut stream) {
                 Ok(Some(call)) => {
-                    let id = link.next_call.fetch_add(1, Ordering::Relaxed);
-                    lock(&link.calls).insert(id, stream);
-                    link.send(&ToHost::Call { id, call });
+                    let id = agent.next_call.fetch_add(1, Ordering::Relaxed);
+                    lock(&agent.calls).insert(id, stream);
+                    agent.link.send(&ToHost::Call { id, call });
                 }
                 Ok(None) => {}
                 Err(error) => {

@@ -24,7 +24,7 @@ use rustix::{
     termios::Winsize,
 };
 
-use crate::agent::Link;
+use crate::link::Link;
 
 /// Bytes that are read from a command at once.
 const CHUNK: usize = 64 << 10;
@@ -65,11 +65,12 @@ impl Running {
     }
 }
 
-/// Starts `command`; its output and its end are sent over `link`.
+/// Starts `command`; its output is sent over `link`, and `on_end` is called after the last of it.
 pub(crate) fn start(
     link: &Arc<Link>,
     id: CommandId,
     command: &Command,
+    on_end: impl FnOnce(CommandEnd) + Send + 'static,
 ) -> Result<Running, CommandEnd> {
     let started = match command.terminal {
         Some(size) => on_terminal(command, size),
@@ -90,10 +91,7 @@ pub(crate) fn start(
         std::thread::spawn(move || feed(&link, id, writer, &inputs));
     }
     let link = Arc::clone(link);
-    std::thread::spawn(move || {
-        let end = attend(&link, id, started);
-        link.ended(id, end);
-    });
+    std::thread::spawn(move || on_end(run_to_end(&link, id, started)));
     Ok(Running {
         group,
         input,
@@ -226,7 +224,7 @@ fn taken(link: &Link, id: CommandId, bytes: usize) {
 }
 
 /// Sends the command's output until it has ended and all it wrote has been sent.
-fn attend(link: &Arc<Link>, id: CommandId, started: Started) -> CommandEnd {
+fn run_to_end(link: &Arc<Link>, id: CommandId, started: Started) -> CommandEnd {
     let mut child = started.child;
     let Ok((ended, on_end)) = io::pipe() else {
         return CommandEnd::NotStarted {

@@ -8,6 +8,7 @@ mod command;
 mod init;
 mod kernel_log;
 mod leaks;
+mod link;
 mod loopback;
 
 use std::process::ExitCode;

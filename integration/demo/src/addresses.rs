@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::Demo;
+use crate::demo::Demo;
 
 /// Shows every kind of address of a few pages.
 pub(crate) fn show(demo: &Demo) -> Result<()> {

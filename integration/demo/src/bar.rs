@@ -8,7 +8,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use guest_agent::{HostCall, call_host};
 
-use crate::Demo;
+use crate::demo::Demo;
 
 /// Where the demo writes, in bytes from the start of device memory.
 const OFFSET: u64 = 1 << 20;

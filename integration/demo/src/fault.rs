@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use vdma::{Device, MapMode};
 
-use crate::Demo;
+use crate::demo::Demo;
 
 /// Bytes that are mapped.
 const LENGTH: usize = 16 << 20;

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::Demo;
+use crate::demo::Demo;
 
 /// Lines of a PCI function's `resource` file that are BARs.
 const BARS: usize = 6;

@@ -5,24 +5,18 @@ mod addresses;
 mod balance;
 mod bar;
 mod buffer;
+mod demo;
 mod fault;
 mod function;
+mod holdings;
 mod operations;
 mod transfer;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-use balance::Holdings;
-
-/// What the steps work with.
-struct Demo {
-    device: vdma::Device,
-    /// A real file to move.
-    file: PathBuf,
-    /// What was held when the demo began.
-    before: Holdings,
-}
+use demo::Demo;
+use holdings::Holdings;
 
 /// One thing that the demo shows.
 type Step = (&'static str, fn(&Demo) -> Result<()>);

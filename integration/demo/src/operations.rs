@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::Demo;
+use crate::demo::Demo;
 
 /// Bytes of each buffer.
 const LENGTH: usize = 1 << 20;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::{IoUring, opcode, squeue, types};
 use sha2::{Digest, Sha256};
 
-use crate::{Demo, buffer::Buffer};
+use crate::{buffer::Buffer, demo::Demo};
 
 /// Bytes of one request.
 const CHUNK: usize = 64 << 10;

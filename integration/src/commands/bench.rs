@@ -9,13 +9,11 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    accel::AccelChoice,
-    cache::Cache,
     cli::BenchOptions,
     failure::RunFailure,
-    guest::{Bench, Wanted},
-    measure::{self, chart, instructions, table},
-    progress,
+    host::{accel::AccelChoice, cache::Cache, progress},
+    measure::{chart, guest::PACKAGES, instructions, table, times},
+    testbed::{boot::Testbed, provide::Wanted},
 };
 
 /// Measures; gives the exit status.
@@ -34,11 +32,11 @@ pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
         if arguments.instructions {
             "instructions.json"
         } else {
-            "bench.json"
+            "testbed.json"
         },
     )?;
-    let packages = measure::PACKAGES.iter().map(|&name| name.to_owned());
-    let bench = Bench::provide(
+    let packages = PACKAGES.iter().map(|&name| name.to_owned());
+    let testbed = Testbed::provide(
         &cache,
         &Wanted {
             mirror: arguments.environment.mirror.clone(),
@@ -51,18 +49,18 @@ pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
         },
     )?;
     if arguments.instructions {
-        let counts = instructions::run(&bench, arguments.rounds, arguments.verbose)?;
+        let counts = instructions::run(&testbed, arguments.rounds, arguments.verbose)?;
         report.write(&counts)?;
         return print(&instructions::table(&counts), &[report.path]);
     }
-    let measurements = measure::run(
-        &bench,
+    let measurements = times::run(
+        &testbed,
         arguments.rounds,
         arguments.seconds,
         arguments.verbose,
     )?;
     report.write(&measurements)?;
-    let svg = arguments.output.join("bench.svg");
+    let svg = arguments.output.join("testbed.svg");
     chart::draw(&measurements, &svg)?;
     print(&table::of(&measurements), &[report.path, svg])
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::cache::Cache;
+use crate::host::cache::Cache;
 
 /// Removes the cache.
 pub(crate) fn run() -> Result<u8> {

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use guest_agent::{Command, CommandEnd, GuestConfig};
 
-use super::{exec::Inherited, status_of};
+use super::{guest::status_of, streams::Inherited};
 use crate::{
-    cache::Cache,
     cli::Demo,
     failure::RunFailure,
-    guest::{Bench, GuestSpec, Wanted},
-    progress,
+    host::{cache::Cache, progress},
+    testbed::{boot::Testbed, guest::GuestSpec, provide::Wanted},
 };
 
 /// The guest's side of the demo.
@@ -26,7 +25,7 @@ const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
 /// Runs the demo; gives its exit status.
 pub(crate) fn run(arguments: &Demo) -> Result<u8> {
     let cache = Cache::open()?;
-    let bench = Bench::provide(
+    let testbed = Testbed::provide(
         &cache,
         &Wanted {
             mirror: arguments.environment.mirror.clone(),
@@ -38,20 +37,20 @@ pub(crate) fn run(arguments: &Demo) -> Result<u8> {
             counting_plugin: false,
         },
     )?;
-    let mut vm = bench.boot(&GuestSpec {
+    let mut vm = testbed.boot(&GuestSpec {
         name: "demo".to_owned(),
         config: GuestConfig {
             visible_memory: true,
             ..GuestConfig::default()
         },
-        copies: vec![(bench.kernel.image.clone(), PathBuf::from(FILE))],
+        copies: vec![(testbed.kernel.image.clone(), PathBuf::from(FILE))],
         verbose: arguments.verbose,
         ..GuestSpec::default()
     })?;
     progress::say(&format!(
         "vdma: guest with kernel {} under {}, device and driver are up",
         vm.kernel(),
-        bench.accel.name()
+        testbed.accel.name()
     ));
     let command = Command {
         arguments: vec![PROGRAM.to_owned(), FILE.to_owned()],

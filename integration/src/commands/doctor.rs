@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::Result;
 
-use crate::{accel, cache::Cache, host, mirror, process, programs};
+use crate::host::{accel, cache::Cache, cargo, mirror, process, requirements};
 
 /// Free space that a cold run needs, in bytes.
 const SPACE: u64 = 6 << 30;
@@ -22,7 +22,7 @@ enum Finding {
 /// Prints the findings; fails when something essential is missing.
 pub(crate) fn run() -> Result<u8> {
     let mut checks: Vec<(&str, Finding)> = vec![("system", system())];
-    for (need, met) in host::needs() {
+    for (need, met) in requirements::needs() {
         checks.push((need.program, program(need, met)));
     }
     checks.push(("libc.a", static_libc()));
@@ -84,7 +84,7 @@ fn system() -> Finding {
     }
 }
 
-fn program(need: &host::Need, met: bool) -> Finding {
+fn program(need: &requirements::Need, met: bool) -> Finding {
     if met {
         return Finding::Good(need.purpose.to_owned());
     }
@@ -103,7 +103,7 @@ fn program(need: &host::Need, met: bool) -> Finding {
 }
 
 fn static_libc() -> Finding {
-    if host::missing_packages().contains(&"libc6-dev") {
+    if requirements::missing_packages().contains(&"libc6-dev") {
         Finding::Missing(
             "no static C library; guests' programs are linked statically".to_owned(),
             "sudo apt-get install --yes libc6-dev".to_owned(),
@@ -114,7 +114,7 @@ fn static_libc() -> Finding {
 }
 
 fn sandbox() -> Finding {
-    if host::find_program("bwrap").is_none() {
+    if requirements::find_program("bwrap").is_none() {
         return Finding::Limited(
             "cannot be tried without bwrap".to_owned(),
             "install bubblewrap first".to_owned(),
@@ -182,9 +182,8 @@ fn package_mirror() -> Finding {
 }
 
 fn rust() -> Finding {
-    let version = programs::workspace().and_then(|workspace| {
-        process::output(programs::cargo(&workspace).arg("--version"), "cargo")
-    });
+    let version = cargo::workspace()
+        .and_then(|workspace| process::output(cargo::cargo(&workspace).arg("--version"), "cargo"));
     match version {
         Ok(version) => Finding::Good(version.trim().to_owned()),
         Err(error) => Finding::Missing(

@@ -1,31 +1,25 @@
 //! `cargo vm exec`: one command in a fresh guest, as if it ran here.
 
-use std::{
-    io::{Read as _, Write as _},
-    sync::mpsc::{Sender, channel},
-    time::Duration,
+use std::time::Duration;
+
+use anyhow::Result;
+use guest_agent::{Command, CommandEnd};
+
+use super::{
+    guest::{guest_spec, status_of, wanted},
+    streams::Inherited,
 };
-
-use anyhow::{Context, Result};
-use guest_agent::{Command, CommandEnd, Stream};
-
-use super::{guest_spec, status_of, wanted};
 use crate::{
-    cache::Cache,
     cli::Exec,
-    guest::Bench,
-    progress,
-    vm::{CommandIo, Event},
+    host::{cache::Cache, progress},
+    testbed::boot::Testbed,
 };
-
-/// Bytes of input that are sent at once.
-const CHUNK: usize = 32 << 10;
 
 /// Runs the command; gives its exit status.
 pub(crate) fn run(arguments: Exec) -> Result<u8> {
     let cache = Cache::open()?;
-    let bench = Bench::provide(&cache, &wanted(&arguments.guest))?;
-    let mut vm = bench.boot(&guest_spec(&arguments.guest))?;
+    let testbed = Testbed::provide(&cache, &wanted(&arguments.guest))?;
+    let mut vm = testbed.boot(&guest_spec(&arguments.guest))?;
     let command = Command {
         arguments: arguments.command,
         ..Command::default()
@@ -37,69 +31,4 @@ pub(crate) fn run(arguments: Exec) -> Result<u8> {
     }
     vm.finish()?;
     Ok(status_of(&end))
-}
-
-/// This process's own standard streams.
-pub(crate) struct Inherited {
-    more_input: Option<Sender<()>>,
-}
-
-impl Inherited {
-    /// Leaves standard input alone.
-    pub(crate) fn output_only() -> Self {
-        Self { more_input: None }
-    }
-
-    /// Begins to send standard input as events.
-    pub(crate) fn new(events: Sender<Event>) -> Self {
-        let (more_input, wanted) = channel();
-        std::thread::spawn(move || {
-            let mut stdin = std::io::stdin().lock();
-            let mut buffer = vec![0; CHUNK];
-            loop {
-                let data = match stdin.read(&mut buffer) {
-                    Ok(count) => buffer[..count].to_vec(),
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                    // No input, as for one that has been closed.
-                    Err(_) => Vec::new(),
-                };
-                let end = data.is_empty();
-                if events.send(Event::Input(data)).is_err() || end {
-                    return;
-                }
-                // The guest takes one piece at a time, so that input cannot pile up there.
-                if wanted.recv().is_err() {
-                    return;
-                }
-            }
-        });
-        Self {
-            more_input: Some(more_input),
-        }
-    }
-}
-
-impl CommandIo for Inherited {
-    fn output(&mut self, stream: Stream, data: &[u8]) -> Result<()> {
-        match stream {
-            Stream::Stdout => {
-                let mut stdout = std::io::stdout().lock();
-                stdout
-                    .write_all(data)
-                    .and_then(|()| stdout.flush())
-                    .context("cannot write to standard output")
-            }
-            Stream::Stderr => std::io::stderr()
-                .lock()
-                .write_all(data)
-                .context("cannot write to standard error"),
-        }
-    }
-
-    fn input_taken(&mut self) {
-        if let Some(more_input) = &self.more_input {
-            // The reader may have seen the end of input already.
-            let _ = more_input.send(());
-        }
-    }
 }

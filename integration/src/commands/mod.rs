@@ -5,16 +5,14 @@ mod clean;
 mod demo;
 mod doctor;
 mod exec;
+mod guest;
 mod shell;
+mod streams;
 mod test;
 
 use anyhow::Result;
-use guest_agent::{CommandEnd, GuestConfig};
 
-use crate::{
-    cli::{Command, GuestOptions},
-    guest::{GuestSpec, Wanted},
-};
+use crate::cli::Command;
 
 /// Runs `command`; gives the exit status.
 pub(crate) fn run(command: Command) -> Result<u8> {
@@ -26,64 +24,5 @@ pub(crate) fn run(command: Command) -> Result<u8> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Clean => clean::run(),
-    }
-}
-
-fn wanted(options: &GuestOptions) -> Wanted {
-    Wanted {
-        mirror: options.environment.mirror.clone(),
-        refresh: options.environment.refresh,
-        kernel: options.environment.kernel.clone(),
-        package_sets: vec![options.package.clone()],
-        accel: options.environment.accel,
-        driver: !options.no_driver && options.devices > 0,
-        counting_plugin: false,
-    }
-}
-
-fn guest_spec(options: &GuestOptions) -> GuestSpec {
-    GuestSpec {
-        name: "guest".to_owned(),
-        config: GuestConfig {
-            cpus: options.cpus,
-            memory_mib: options.memory,
-            devices: if options.no_driver {
-                0
-            } else {
-                options.devices
-            },
-            device_arguments: options.device_arg.clone(),
-            packages: options.package.clone(),
-            ..GuestConfig::default()
-        },
-        qemu_arguments: options.qemu_arg.clone(),
-        copies: options.copy.clone(),
-        verbose: options.verbose,
-    }
-}
-
-/// The exit status that a shell would give for `end`.
-fn status_of(end: &CommandEnd) -> u8 {
-    match end {
-        CommandEnd::Exited(code) => u8::try_from(code & 0xff).unwrap_or(1),
-        CommandEnd::Killed(signal) => u8::try_from(128 + signal).unwrap_or(1),
-        CommandEnd::NotStarted { missing: true, .. } => 127,
-        CommandEnd::NotStarted { missing: false, .. } => 126,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_statuses_are_those_of_a_shell() {
-        assert_eq!(status_of(&CommandEnd::Exited(7)), 7);
-        assert_eq!(status_of(&CommandEnd::Killed(9)), 137);
-        let missing = CommandEnd::NotStarted {
-            reason: String::new(),
-            missing: true,
-        };
-        assert_eq!(status_of(&missing), 127);
     }
 }

@@ -7,8 +7,17 @@ use guest_agent::{Command, WindowSize};
 use rustix::termios::{OptionalActions, Termios};
 use signal_hook::{consts::SIGWINCH, iterator::Signals};
 
-use super::{exec::Inherited, guest_spec, status_of, wanted};
-use crate::{cache::Cache, cli::Shell, failure::RunFailure, guest::Bench, progress, vm::Event};
+use super::{
+    guest::{guest_spec, status_of, wanted},
+    streams::Inherited,
+};
+use crate::{
+    cli::Shell,
+    failure::RunFailure,
+    host::{cache::Cache, progress},
+    testbed::boot::Testbed,
+    vm::event::Event,
+};
 
 /// Runs the shell; gives its exit status.
 pub(crate) fn run(arguments: Shell) -> Result<u8> {
@@ -22,8 +31,8 @@ pub(crate) fn run(arguments: Shell) -> Result<u8> {
         .into());
     }
     let cache = Cache::open()?;
-    let bench = Bench::provide(&cache, &wanted(&arguments.guest))?;
-    let mut vm = bench.boot(&guest_spec(&arguments.guest))?;
+    let testbed = Testbed::provide(&cache, &wanted(&arguments.guest))?;
+    let mut vm = testbed.boot(&guest_spec(&arguments.guest))?;
     progress::say(&format!(
         "vdma: guest with kernel {}; `exit` or Ctrl-D ends it",
         vm.kernel()

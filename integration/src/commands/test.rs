@@ -6,18 +6,20 @@ use anyhow::Result;
 use guest_agent::ListedTest;
 
 use crate::{
-    cache::Cache,
     cli::{Test, TestKind},
     failure::RunFailure,
-    guest::{Bench, Wanted},
-    interrupt, programs, progress,
-    scenarios::{self, Scenario},
-    suite::{
-        Record, guests, junit,
+    host::{cache::Cache, cargo, interrupt, progress, requirements},
+    image::programs,
+    test::{
+        guests, junit,
+        record::Record,
         report::Report,
+        scenarios::{self, context::Scenario},
         select::Selection,
-        units::{self, UnitTest},
+        units,
+        units::UnitTest,
     },
+    testbed::{boot::Testbed, provide::Wanted},
 };
 
 /// Any test.
@@ -89,8 +91,8 @@ pub(crate) fn run(arguments: &Test) -> Result<u8> {
 /// The tests of these kinds, or of all.
 fn all(kinds: &[TestKind]) -> Result<Vec<AnyTest>> {
     let wants = |kind| kinds.is_empty() || kinds.contains(&kind);
-    let workspace = programs::workspace()?;
-    crate::host::provide_packages()?;
+    let workspace = cargo::workspace()?;
+    requirements::provide_packages()?;
     let mut tests = Vec::new();
     if wants(TestKind::Units) {
         tests.extend(units::list(&workspace)?.into_iter().map(AnyTest::Unit));
@@ -100,7 +102,7 @@ fn all(kinds: &[TestKind]) -> Result<Vec<AnyTest>> {
         tests.extend(listed.into_iter().map(AnyTest::Guest));
     }
     if wants(TestKind::Scenarios) {
-        tests.extend(scenarios::all().into_iter().map(AnyTest::Scenario));
+        tests.extend(scenarios::all::all().into_iter().map(AnyTest::Scenario));
     }
     Ok(tests)
 }
@@ -122,7 +124,7 @@ fn run_chosen(
     if !scenarios.is_empty() && !package_sets.contains(&Vec::new()) {
         package_sets.push(Vec::new());
     }
-    let bench = Bench::provide(
+    let testbed = Testbed::provide(
         cache,
         &Wanted {
             mirror: arguments.environment.mirror.clone(),
@@ -136,11 +138,16 @@ fn run_chosen(
     )?;
     progress::say(&format!(
         "vdma: kernel {}, {}",
-        bench.kernel.release,
-        bench.accel.name()
+        testbed.kernel.release,
+        testbed.accel.name()
     ));
-    guests::run(&bench, in_guests, arguments.verbose, &mut record)?;
-    scenarios::run(&bench, &arguments.environment, scenarios, &mut record)?;
+    guests::run(&testbed, in_guests, arguments.verbose, &mut record)?;
+    scenarios::all::run(
+        &testbed,
+        &arguments.environment.kernel,
+        scenarios,
+        &mut record,
+    )?;
     interrupt::check()?;
     Ok(())
 }

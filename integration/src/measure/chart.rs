@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use super::Measurements;
+use super::times::Measurements;
 
 /// Pixels of a bar and the space around it.
 const ROW: u32 = 26;

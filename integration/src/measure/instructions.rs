@@ -9,8 +9,16 @@ use anyhow::{Context as _, Result, ensure};
 use instruction_counter::{Counts, Snapshot};
 use serde::Serialize;
 
-use super::{DEVICE, GUEST, boot, median, sh};
-use crate::{guest::Bench, progress, qemu::COUNTS, vm::Vm};
+use super::{
+    guest::{DEVICE, GUEST, boot, sh},
+    median::median,
+    peers::SIZE_MIB,
+};
+use crate::{
+    host::progress,
+    testbed::boot::Testbed,
+    vm::{qemu::COUNTS, running::Vm},
+};
 
 /// Requests of the short run and of the long one.
 type Requests = (u32, u32);
@@ -105,7 +113,7 @@ impl Job {
                 format!("--filename={node}"),
                 // Random offsets, each once, would end after the size.
                 "--norandommap".to_owned(),
-                format!("--size={}M", super::SIZE_MIB),
+                format!("--size={SIZE_MIB}M"),
                 "--io_size=100G".to_owned(),
                 format!("--number_ios={requests}"),
             ])
@@ -167,9 +175,9 @@ pub(crate) struct Instructions {
 }
 
 /// Boots the guest and counts all jobs, `rounds` times in turn.
-pub(crate) fn run(bench: &Bench, rounds: u32, verbose: bool) -> Result<Instructions> {
-    let (mut vm, nodes) = boot(bench, verbose)?;
-    let path = bench.run.path().join(GUEST).join(COUNTS);
+pub(crate) fn run(testbed: &Testbed, rounds: u32, verbose: bool) -> Result<Instructions> {
+    let (mut vm, nodes) = boot(testbed, verbose)?;
+    let path = testbed.run.path().join(GUEST).join(COUNTS);
     let counts = Counts::open(&path).with_context(|| path.display().to_string())?;
     let symbols = Symbols::read(&mut vm)?;
     let (_, peer) = nodes.first().context("there is no peer")?;

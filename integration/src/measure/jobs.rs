@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::SIZE_MIB;
+use super::peers::SIZE_MIB;
 
 /// A job.
 #[derive(Debug)]

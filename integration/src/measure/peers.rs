@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::qemu::RUN;
+use crate::vm::qemu::RUN;
+
+/// Device memory, and the size of each disk.
+pub(super) const SIZE_MIB: u64 = 64;
 
 /// A disk.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Measurements, median};
+use super::{median::median, times::Measurements};
 
 /// The table, with a line for each job and peer.
 pub(crate) fn of(measurements: &Measurements) -> String {

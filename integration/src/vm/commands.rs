@@ -6,21 +6,15 @@ use anyhow::{Result, anyhow};
 use guest_agent::{Command, CommandEnd, CommandId, ToGuest, ToHost};
 use rustix::process::Signal;
 
-use super::{CommandIo, Event, Vm};
-use crate::{
-    failure::{GuestFailure, RunFailure},
-    suite::guests::Collected,
+use super::{
+    command_io::{Background, CommandIo},
+    event::Event,
+    running::Vm,
 };
+use crate::failure::{GuestFailure, RunFailure};
 
 /// How long a killed command may take to end.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
-
-/// A command in the background.
-#[derive(Default)]
-pub(super) struct Background {
-    pub(super) output: Collected,
-    pub(super) end: Option<CommandEnd>,
-}
 
 impl Vm {
     /// Runs `command` to its end, or kills it after `limit`.

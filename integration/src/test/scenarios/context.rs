@@ -1,0 +1,81 @@
+//! What a scenario is, and what it works with.
+
+use std::{cell::Cell, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result};
+use guest_agent::GuestConfig;
+
+use crate::{
+    testbed::{boot::Testbed, guest::GuestSpec},
+    vm::running::Vm,
+};
+
+/// A scenario.
+pub(crate) struct Scenario {
+    /// `MODULE::NAME`.
+    pub(crate) name: &'static str,
+    pub(super) run: fn(&Context<'_>) -> Result<()>,
+}
+
+/// What scenarios work with.
+pub(crate) struct Context<'a> {
+    pub(super) testbed: &'a Testbed,
+    /// What `--kernel` names for this run.
+    pub(super) kernel: &'a str,
+    /// This program, which is also `cargo vm`.
+    pub(super) program: PathBuf,
+    guests: Cell<u32>,
+}
+
+impl<'a> Context<'a> {
+    /// What the scenarios of one run share.
+    pub(super) fn new(testbed: &'a Testbed, kernel: &'a str) -> Result<Self> {
+        Ok(Self {
+            testbed,
+            kernel,
+            program: std::env::current_exe().context("this program has no path")?,
+            guests: Cell::new(0),
+        })
+    }
+
+    /// `cargo vm COMMAND` with the kernel and the accelerator of this run; arguments to follow.
+    pub(super) fn cargo_vm(&self, command: &str) -> Command {
+        let mut process = Command::new(&self.program);
+        process
+            .arg(command)
+            .args(["--kernel", self.kernel])
+            .args(["--accel", self.testbed.accel.name()])
+            .env_remove("RUST_BACKTRACE");
+        process
+    }
+
+    /// Boots a guest with `devices` devices.
+    pub(super) fn boot(&self, devices: u32) -> Result<Vm> {
+        self.boot_with(devices, &[])
+    }
+
+    /// As [`Context::boot`], with these arguments for each device's backend.
+    pub(super) fn boot_with(&self, devices: u32, device_arguments: &[&str]) -> Result<Vm> {
+        self.testbed.boot(&self.guest(GuestConfig {
+            devices,
+            device_arguments: device_arguments.iter().map(|&a| a.to_owned()).collect(),
+            ..GuestConfig::default()
+        }))
+    }
+
+    /// A guest of this configuration.
+    pub(super) fn guest(&self, config: GuestConfig) -> GuestSpec {
+        let number = self.guests.get();
+        self.guests.set(number + 1);
+        GuestSpec {
+            name: format!("scenario-{number}"),
+            config,
+            ..GuestSpec::default()
+        }
+    }
+
+    /// Seconds that something in a guest may take, more where the kernel is slow.
+    pub(super) fn seconds(&self, seconds: u64) -> Duration {
+        Duration::from_secs(seconds) * self.testbed.patience
+    }
+}
