@@ -8,10 +8,10 @@ use clap::{ArgGroup, CommandFactory, Parser, error::ErrorKind};
 use crate::{
     fault::{self, FaultSpec},
     memory::{Backing, DeviceMemory},
-    queue::MAX_QUEUE_SIZE,
     sandbox::{SandboxSettings, SeccompMode},
     size::parse_size,
     vhost_user::{Device, DeviceSettings, SocketListener},
+    virtqueue::MAX_QUEUE_SIZE,
 };
 
 /// Most request queues of a device.
@@ -24,19 +24,19 @@ fn after_help() -> String {
 const AFTER_HELP: &str = "\
 SIZE is a number with an optional suffix K, M, G or T (powers of 1024).
 
-A QEMU (11.1 or later) command line that goes with the defaults:
+A QEMU (11.1 or later) command line for the defaults:
   qemu-system-x86_64 -M q35 -m 512M \\
     -object memory-backend-memfd,id=mem,size=512M,share=on -numa node,memdev=mem \\
     -chardev socket,id=c0,path=SOCKET \\
     -device vhost-user-test-device-pci,chardev=c0,virtio-id=37,num_vqs=1,vq_size=256,config_size=64
-num_vqs and vq_size have to agree with --num-queues and --queue-size.";
+num_vqs and vq_size have to match --num-queues and --queue-size.";
 
 /// vhost-user backend that emulates a DMA-capable virtio PCI device with BAR memory
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-device-dma", version, after_help = after_help(), max_term_width = 100)]
 #[command(group(ArgGroup::new("socket").required(true).args(["socket_path", "fd"])))]
 pub struct Args {
-    /// Listen on this Unix socket; the file appears once the device is ready
+    /// Listen on this Unix socket, which appears once the device is ready
     #[arg(short, long, value_name = "PATH", help_heading = "Front end")]
     pub socket_path: Option<PathBuf>,
 
@@ -44,41 +44,41 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Front end")]
     pub fd: Option<i32>,
 
-    /// Serve this many devices; with more than one, sockets are PATH0, PATH1, ...
+    /// Number of devices; with more than one, sockets are PATH0, PATH1, ...
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1, conflicts_with = "fd",
           value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Front end")]
     pub socket_count: u16,
 
-    /// Print what this program is, as JSON for management tools, and exit, whatever else is given
+    /// Print the backend's type and features as JSON and exit, ignoring all other options
     #[arg(long, exclusive = true, help_heading = "Front end")]
     pub print_capabilities: bool,
 
-    /// Offer VIRTIO_F_ACCESS_PLATFORM, with which drivers take addresses from their DMA API; goes with
-    /// QEMU's iommu_platform=on. Nothing here translates addresses: no IOMMU may be in between
+    /// Offer VIRTIO_F_ACCESS_PLATFORM, with which drivers use their DMA API (for QEMU's
+    /// iommu_platform=on); addresses are not translated, so no IOMMU may be in between
     #[arg(long, help_heading = "Front end")]
     pub access_platform: bool,
 
-    /// End when the first front end disconnects; with several devices, when each has had one
+    /// Exit after the first front end disconnects; with several devices, after each had one
     #[arg(long, help_heading = "Front end")]
     pub once: bool,
 
-    /// Bytes of device memory, a multiple of 4096 [default: 64M, or the size of the memory file]
+    /// Size of device memory, a multiple of 4096 [default: 64M, or the size of the memory file]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Device memory")]
     pub memory_size: Option<u64>,
 
-    /// Keep device memory in this file; with several devices, in PATH0, PATH1, ...
+    /// Back device memory with this file; with several devices, with PATH0, PATH1, ...
     #[arg(long, value_name = "PATH", help_heading = "Device memory")]
     pub memory_file: Option<PathBuf>,
 
-    /// Let others use the memory file at the same time; with several devices, all use PATH itself
+    /// Let other processes use the memory file at the same time; several devices all use PATH itself
     #[arg(long, requires = "memory_file", help_heading = "Device memory")]
     pub share: bool,
 
-    /// Keep device memory in huge pages of the system's default size
+    /// Back device memory with huge pages of the system's default size
     #[arg(long, conflicts_with = "memory_file", help_heading = "Device memory")]
     pub hugepages: bool,
 
-    /// Request queues
+    /// Number of request queues
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)),
           help_heading = "Queues")]
@@ -89,23 +89,23 @@ pub struct Args {
           help_heading = "Queues")]
     pub queue_size: u16,
 
-    /// Threads that run the queues of a device, at most one for each [default: one for each queue]
+    /// Number of threads that run the queues of a device, at most one per queue [default: one per queue]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)),
           help_heading = "Queues")]
     pub threads: Option<u16>,
 
-    /// Look at an idle queue for up to this many microseconds before sleeping, as long as that
-    /// finds requests; 0 always sleeps
+    /// Maximum time in microseconds to busy-poll an idle queue before sleeping (adaptive; 0
+    /// disables)
     #[arg(long, value_name = "N", default_value_t = 32,
           value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Queues")]
     pub poll_us: u64,
 
-    /// Do something wrong on purpose (repeatable; see below)
+    /// Inject a fault (repeatable; see below)
     #[arg(long = "fault", value_name = "FAULT", help_heading = "Faults")]
     pub faults: Vec<FaultSpec>,
 
-    /// What happens to system calls that the daemon has no business with: none (allow), log (allow,
-    /// and show them in the kernel's log), kill
+    /// What to do on unexpected system calls: none (no filter), log (allow them and log them to the
+    /// kernel log), kill (kill the backend)
     #[arg(
         long,
         value_name = "MODE",
@@ -114,17 +114,17 @@ pub struct Args {
     )]
     pub seccomp: SeccompMode,
 
-    /// Do not restrict access to files
+    /// Do not restrict access to the file system
     #[arg(long, help_heading = "Sandbox")]
     pub no_landlock: bool,
 
-    /// Serve the counters as Prometheus text on this Unix socket (curl --unix-socket PATH
+    /// Serve metrics in the Prometheus text format on this Unix socket (curl --unix-socket PATH
     /// http://localhost/metrics)
     #[arg(long, value_name = "PATH", help_heading = "Observation")]
     pub metrics_socket: Option<PathBuf>,
 
     /// Log messages of this level and above: error, warn, info, debug, trace or off;
-    /// "info,MODULE=debug" has another level for a module
+    /// "info,MODULE=debug" sets another level for a module
     #[arg(
         long,
         value_name = "LEVEL",
@@ -150,7 +150,7 @@ fn parse_log_level(text: &str) -> Result<String, String> {
     for part in text.split(',') {
         let level = part.split_once('=').map_or(part, |(_, level)| level);
         level.trim().parse::<log::LevelFilter>().map_err(|_| {
-            format!("'{level}' is no level; write error, warn, info, debug, trace or off")
+            format!("'{level}' is not a log level; write error, warn, info, debug, trace or off")
         })?;
     }
     Ok(text.to_owned())
@@ -163,8 +163,8 @@ fn numbered(path: &std::path::Path, index: u16) -> PathBuf {
 }
 
 impl Args {
-    /// Reads the command line. Ends the process when it makes no sense, or asks for no more than a
-    /// text.
+    /// Parses the command line. Exits the process if it is invalid, or only asks for help or the
+    /// version.
     #[must_use]
     pub fn read() -> Self {
         let args = Self::parse();
@@ -174,19 +174,19 @@ impl Args {
         args
     }
 
-    /// Checks what no value tells by itself.
+    /// Checks conditions that involve several options.
     fn check(&self) -> Result<(), String> {
         let queues = self.num_queues;
         if let Some(threads) = self.threads.filter(|&threads| threads > queues) {
             return Err(format!(
-                "--threads {threads} is more than there are queues; choose at most --num-queues \
+                "--threads {threads} exceeds the number of queues; choose at most --num-queues \
                  ({queues})"
             ));
         }
         for fault in &self.faults {
             if !(0..queues).any(|queue| fault.on_queue(queue)) {
                 return Err(format!(
-                    "--fault with a queue= that does not exist can never happen; queues are 0 to {}",
+                    "--fault selects a queue= that does not exist; queues are 0 to {}",
                     queues - 1
                 ));
             }
@@ -194,12 +194,12 @@ impl Args {
         Ok(())
     }
 
-    /// Opens memory and sockets of every device. Sockets come last, so that one can only be seen
-    /// when all is ready.
+    /// Opens memory and sockets of every device. Sockets are opened last, so that they appear only when
+    /// everything is ready.
     ///
     /// # Errors
     ///
-    /// What is wrong with the memory or the socket, in one line.
+    /// The memory or the socket cannot be opened; the message fits in one line.
     pub fn open(&self) -> anyhow::Result<Vec<(Arc<Device>, SocketListener)>> {
         let mut devices = Vec::with_capacity(usize::from(self.socket_count));
         for index in 0..self.socket_count {
@@ -224,18 +224,18 @@ impl Args {
             .collect()
     }
 
-    /// What `--print-capabilities` prints: QEMU's "VHostUserBackendCapabilities", with a type of our
-    /// own, for the list there has none that fits.
+    /// The output of `--print-capabilities`: QEMU's "VHostUserBackendCapabilities", with our own type,
+    /// since its list has none that fits.
     #[must_use]
     pub const fn capabilities() -> &'static str {
         "{\n  \"type\": \"dma\",\n  \"features\": []\n}"
     }
 
-    /// Opens the metrics socket, when one is wanted.
+    /// Opens the metrics socket, if one was requested.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in one line.
+    /// The socket cannot be opened; the message fits in one line.
     pub fn open_metrics(&self) -> anyhow::Result<Option<SocketListener>> {
         let path = self.metrics_socket.as_deref();
         path.map(SocketListener::bind)
@@ -243,7 +243,7 @@ impl Args {
             .context("--metrics-socket")
     }
 
-    /// What the sandbox has to leave.
+    /// The settings of the sandbox.
     #[must_use]
     pub fn sandbox(&self) -> SandboxSettings {
         let directory = |path: &PathBuf| match path.parent() {
@@ -282,7 +282,7 @@ impl Args {
             };
             return Ok(SocketListener::bind(&path)?);
         }
-        let number = self.fd.context("give --socket-path or --fd")?;
+        let number = self.fd.context("--socket-path or --fd is required")?;
         Ok(SocketListener::inherited(number)?)
     }
 }

@@ -1,16 +1,18 @@
-//! Keeping a guest from flooding the log.
+//! Rate-limiting log lines that a guest can cause.
 
 use std::{
     sync::Mutex,
     time::{Duration, Instant},
 };
 
-/// Lines that pass at once, and again after each [`PERIOD`] without more than these.
+use crate::lock::lock;
+
+/// Lines logged in one [`PERIOD`]; those beyond are suppressed.
 const BURST: u32 = 10;
-/// How long a burst counts.
+/// Time after which a new burst may begin.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lets some log lines through, and counts the others.
+/// Lets a limited number of log lines through and counts the others.
 #[derive(Debug, Default)]
 pub struct LogLimit {
     state: Mutex<State>,
@@ -19,34 +21,31 @@ pub struct LogLimit {
 #[derive(Debug, Default)]
 struct State {
     begin: Option<Instant>,
-    passed: u32,
-    held_back: u64,
+    logged: u32,
+    suppressed: u64,
 }
 
 impl LogLimit {
-    /// Whether a line may be logged now; if so, how many were held back since the last one.
+    /// Whether a line may be logged now; if so, how many were suppressed since the last one.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }
 
     fn pass_at(&self, now: Instant) -> Option<u64> {
-        let mut state = self
-            .state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let over = state
+        let mut state = lock(&self.state);
+        let expired = state
             .begin
             .is_none_or(|begin| now.duration_since(begin) >= PERIOD);
-        if over {
+        if expired {
             state.begin = Some(now);
-            state.passed = 0;
+            state.logged = 0;
         }
-        if state.passed == BURST {
-            state.held_back += 1;
+        if state.logged == BURST {
+            state.suppressed += 1;
             return None;
         }
-        state.passed += 1;
-        Some(std::mem::take(&mut state.held_back))
+        state.logged += 1;
+        Some(std::mem::take(&mut state.suppressed))
     }
 }
 

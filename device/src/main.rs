@@ -1,17 +1,16 @@
-//! The `vhost-device-dma` daemon.
+//! The `vhost-device-dma` backend.
 
 use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vhost_device_dma::{
-    bus_error,
     cli::Args,
     control::{self, Signals},
-    sandbox,
+    sandbox, sigbus,
 };
 
 fn main() -> ExitCode {
-    // QEMU's conventions for back ends: all else is ignored then, whether it makes sense or not.
+    // QEMU's conventions for backends: other arguments are ignored then, even invalid ones.
     if std::env::args_os().any(|argument| argument == "--print-capabilities") {
         println!("{}", Args::capabilities());
         return ExitCode::SUCCESS;
@@ -32,14 +31,14 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     raise_file_limit();
     let signals = Signals::install()?;
-    bus_error::install();
+    sigbus::install_handler();
     let metrics = args.open_metrics()?;
     let devices = args.open()?;
     sandbox::confine_process(&args.sandbox())?;
     Ok(control::run(signals, devices, metrics, args.seccomp)?)
 }
 
-/// The error and its causes. Most texts end with their cause already.
+/// The error and its causes, in one line. Most messages already end with their cause.
 fn one_line(error: &anyhow::Error) -> String {
     error
         .chain()
@@ -54,8 +53,8 @@ fn one_line(error: &anyhow::Error) -> String {
         })
 }
 
-/// Each queue of each front end takes descriptors, and the usual soft limit is there for programs that
-/// use `select`.
+/// Raises the soft limit on open files, which is low only for programs that use `select`: each queue of
+/// each front end takes descriptors.
 fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let raised = Rlimit {

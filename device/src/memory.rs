@@ -1,4 +1,4 @@
-//! Device memory: the bytes behind the BAR, kept in a memfd or in a file and mapped once.
+//! Device memory: the bytes behind the BAR, held in a memfd or a file and mapped once.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,7 +13,7 @@ use vm_memory::{
     Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice, mmap::MmapRegionError,
 };
 
-use crate::{bus_error, size::format_size};
+use crate::{sigbus, size::format_size};
 
 /// Smallest device memory, and the unit of its size: the page of the guest's BAR mapping.
 pub const GRANULE: u64 = 4096;
@@ -21,40 +21,40 @@ pub const GRANULE: u64 = 4096;
 /// Size when none is given.
 pub const DEFAULT_SIZE: u64 = 64 << 20;
 
-/// Why there is no device memory.
+/// Why device memory cannot be opened.
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// The size is zero or not a multiple of [`GRANULE`] (or of the huge page).
     #[error("memory size {size} is not a multiple of {unit} bytes; try {}", format_size((*size).max(1).next_multiple_of(*unit)))]
     Size {
-        /// What was asked for.
+        /// The size requested.
         size: u64,
-        /// What it has to be a multiple of.
+        /// The unit that it has to be a multiple of.
         unit: u64,
     },
-    /// The file exists with a size that no memory can have.
-    #[error("memory file {} holds {found} bytes, no multiple of {unit}; `truncate --size {}` it or choose another file", path.display(), (*found).max(1).next_multiple_of(*unit))]
+    /// The file exists with a size that device memory cannot have.
+    #[error("memory file {} holds {found} bytes, which is not a multiple of {unit}; `truncate --size {}` it or choose another file", path.display(), (*found).max(1).next_multiple_of(*unit))]
     OddFile {
         /// The file.
         path: PathBuf,
         /// Its size.
         found: u64,
-        /// What it has to be a multiple of.
+        /// The unit that it has to be a multiple of.
         unit: u64,
     },
-    /// The file exists with another size.
+    /// The file exists with another size than requested.
     #[error("memory file {} holds {found} bytes, not {wanted}; leave out --memory-size or choose another file", path.display())]
     FileSize {
         /// The file.
         path: PathBuf,
         /// Its size.
         found: u64,
-        /// The size asked for.
+        /// The size requested.
         wanted: u64,
     },
-    /// Another process has locked the file. A front end that still shows the memory to its guest
+    /// Another process has locked the file. A front end that still maps the memory into its guest
     /// holds the lock, too: the guest may write there.
-    #[error("memory file {} is in use by another process (a daemon, or a QEMU that still shows it); stop it, or give --share to both", path.display())]
+    #[error("memory file {} is in use by another process (a backend, or a QEMU that still maps it); stop it, or give --share to both", path.display())]
     Locked {
         /// The file.
         path: PathBuf,
@@ -68,7 +68,7 @@ pub enum MemoryError {
     /// An operating system call failed.
     #[error("cannot {action}: {source}")]
     Io {
-        /// What was tried, on what.
+        /// The action that failed, with its object.
         action: String,
         /// Why it failed.
         source: io::Error,
@@ -83,18 +83,18 @@ pub enum MemoryError {
     },
 }
 
-/// Where device memory is kept.
+/// What holds device memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// Anonymous memory that lives as long as the daemon.
+    /// Anonymous memory that lives as long as the process.
     Memfd,
     /// Anonymous memory in huge pages of the system's default size.
     HugePages,
-    /// A file whose contents survive the daemon.
+    /// A file, whose contents outlive the process.
     File {
-        /// The file; made when it does not exist.
+        /// The file; created when it does not exist.
         path: PathBuf,
-        /// Lets others map it at the same time.
+        /// Let other processes map it at the same time.
         share: bool,
     },
 }
@@ -110,7 +110,7 @@ pub struct DeviceMemory {
     backing: Backing,
 }
 
-/// What tells two open files apart: device and inode number.
+/// What identifies an open file: device and inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileIdentity(u64, u64);
 
@@ -127,12 +127,12 @@ impl FileIdentity {
 }
 
 impl DeviceMemory {
-    /// Makes or opens the memory. `size` is in bytes; `None` takes the size of an existing file, or
-    /// [`DEFAULT_SIZE`].
+    /// Creates or opens the memory. `size` is in bytes; `None` stands for the size of an existing file,
+    /// or [`DEFAULT_SIZE`].
     ///
     /// # Errors
     ///
-    /// See [`MemoryError`]; nothing is left mapped or locked then.
+    /// See [`MemoryError`]; nothing stays mapped or locked then.
     pub fn open(backing: Backing, size: Option<u64>) -> Result<Self, MemoryError> {
         let unit = match backing {
             Backing::HugePages => default_huge_page()?,
@@ -180,20 +180,20 @@ impl DeviceMemory {
         &self.file
     }
 
-    /// Where the memory is kept.
+    /// What holds the memory.
     #[must_use]
     pub fn backing(&self) -> &Backing {
         &self.backing
     }
 
     /// The one mapping of the memory in this process. Every access goes through it, so that
-    /// overlapping copies see that they overlap.
+    /// copies detect an overlap of source and destination.
     #[must_use]
     pub fn mapping(&self) -> &Arc<MmapRegion> {
         &self.mapping
     }
 
-    /// Tells this memory's file from others.
+    /// The identity of this memory's file.
     #[must_use]
     pub fn identity(&self) -> FileIdentity {
         self.identity
@@ -207,9 +207,9 @@ impl DeviceMemory {
         self.mapping.get_slice(offset, length).ok()
     }
 
-    /// Deals with a bus error at a host address: when it lies in this memory, the file could not
-    /// give a page (it was cut off, or its file system is full), and the page is tried again at the
-    /// next access. `false` for any other address.
+    /// Recovers from a SIGBUS at a host address. If it lies in this memory, the file could not provide
+    /// a page (it was truncated, or its file system is full), and the next access tries that page
+    /// again. Returns `false` for any other address.
     pub fn recover(&self, address: usize) -> bool {
         let base = self.mapping.as_ptr() as usize;
         let Some(at) = address
@@ -219,15 +219,15 @@ impl DeviceMemory {
             return false;
         };
         log::error!(
-            "device memory at {at:#x} has no page: was its file cut off, or is the file system full?"
+            "device memory at {at:#x} has no page: was its file truncated, or is the file system full?"
         );
-        if let Err(e) = bus_error::restore_page(&self.mapping, &self.file, at) {
+        if let Err(e) = sigbus::restore_page(&self.mapping, &self.file, at) {
             log::error!("cannot map that page again: {e}");
         }
         true
     }
 
-    /// Makes every byte durable in the file; nothing to do for anonymous memory.
+    /// Makes every byte durable in the file; does nothing for anonymous memory.
     ///
     /// # Errors
     ///
@@ -239,16 +239,19 @@ impl DeviceMemory {
         }
     }
 
-    /// Makes a range read as zeroes and gives the whole pages in it back to the system.
+    /// Makes a range read as zeroes and frees the whole pages in it.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` when the range leaves the memory, otherwise those of `fallocate`.
+    /// `InvalidInput` when the range exceeds the memory, otherwise those of `fallocate`.
     pub fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         let range = self.slice(offset, length).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("range {offset}+{length} leaves the {} bytes", self.size),
+                format!(
+                    "range {offset}+{length} exceeds the {} bytes of memory",
+                    self.size
+                ),
             )
         })?;
         let end = offset + length;
@@ -311,12 +314,12 @@ fn anonymous(size: Option<u64>, unit: u64, flags: MemfdFlags) -> Result<(File, u
         "size the memfd for device memory (is --memory-size too large?)",
     ))?;
     if flags.contains(MemfdFlags::HUGETLB) {
-        // A missing huge page would otherwise be a bus error at some later access.
+        // A missing huge page would otherwise raise SIGBUS at some later access.
         rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, size).map_err(fail(
             "reserve huge pages (raise /proc/sys/vm/nr_hugepages or leave out --hugepages)",
         ))?;
     }
-    // The front end gets this file: it must not be able to cut it off under our mapping.
+    // The front end receives this file: it must not be able to truncate it under our mapping.
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .map_err(fail("seal the memfd for device memory"))?;
     Ok((File::from(fd), size))
@@ -359,7 +362,7 @@ fn named(
         }
         Err(e) => return Err(fail("lock")(e.into())),
     }
-    // Again under the lock: another process may have sized it in between.
+    // The size is read under the lock: another process may have set it in between.
     let found = file.metadata().map_err(fail("inspect"))?.len();
     let size = match (found, size) {
         (0, wanted) => {

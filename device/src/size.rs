@@ -5,7 +5,7 @@ use thiserror::Error;
 /// Why a text is not a byte count.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SizeError {
-    /// Not digits followed by at most one known suffix.
+    /// Something other than digits followed by at most one known suffix.
     #[error("'{0}' is not a size; write digits and an optional K, M, G or T, as in 64M")]
     Syntax(String),
     /// More than 2^64 - 1 bytes.
@@ -13,11 +13,11 @@ pub enum SizeError {
     TooLarge(String),
 }
 
-/// Reads a byte count such as `4096`, `64M` or `2G`; suffixes are powers of 1024, in either case.
+/// Parses a byte count such as `4096`, `64M` or `2G`; suffixes are powers of 1024, in either case.
 ///
 /// # Errors
 ///
-/// Texts of another form, and values above `u64::MAX`.
+/// The text has another form, or the value exceeds `u64::MAX`.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let (digits, shift) = match text.char_indices().next_back() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),
@@ -36,7 +36,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
         .ok_or_else(|| SizeError::TooLarge(text.to_owned()))
 }
 
-/// Writes a byte count with the largest suffix that divides it.
+/// Formats a byte count with the largest suffix that divides it.
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
     for (shift, suffix) in [(40, 'T'), (30, 'G'), (20, 'M'), (10, 'K')] {

@@ -1,7 +1,7 @@
-//! Bytes on the vhost-user socket: whole messages with any contents, and anything else.
+//! Bytes on the vhost-user socket: whole messages with arbitrary contents, and arbitrary bytes.
 //!
-//! Run it with `ASAN_OPTIONS=detect_leaks=0` and `-detect_leaks=0`: the server runs on, and a thread
-//! that is just being started looks like a leak.
+//! Run it with `ASAN_OPTIONS=detect_leaks=0` and `-detect_leaks=0`: the server keeps running, and a
+//! thread that is just being started looks like a leak.
 #![no_main]
 
 use std::{
@@ -22,7 +22,7 @@ use vhost_device_dma::{
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// A request as the protocol frames it.
+    /// A request with a valid header.
     Message {
         request: u8,
         flags: u8,
@@ -38,7 +38,7 @@ enum Step {
     Bytes(Vec<u8>),
 }
 
-/// The server lives as long as the process; each input is a front end of its own.
+/// The server lives as long as the process; each input is a new front end.
 fn socket() -> &'static PathBuf {
     static SOCKET: OnceLock<PathBuf> = OnceLock::new();
     SOCKET.get_or_init(|| {
@@ -99,13 +99,13 @@ fuzz_target!(|steps: Vec<Step>| {
             Step::Features(features) => message(2, 1, &features.to_le_bytes()),
             Step::Bytes(bytes) => bytes,
         };
-        // The daemon may have hung up already, which is its right.
+        // The backend may have closed the connection already.
         if stream.write_all(&bytes).is_err() {
             break;
         }
         let _ = stream.read(&mut [0; 4096]);
     }
-    // Nothing more comes; whatever state that leaves, the next front end is served.
+    // The backend has to serve the next front end whatever state this one leaves.
     let _ = stream.shutdown(std::net::Shutdown::Write);
     stream.set_nonblocking(false).unwrap();
     stream

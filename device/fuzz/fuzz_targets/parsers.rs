@@ -1,4 +1,4 @@
-//! Texts of the command line: sizes and faults.
+//! Values on the command line: sizes and faults.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A driver that writes what it likes into a ring, descriptors and headers, mostly near the truth.
+//! A driver that writes arbitrary, mostly nearly valid data into a ring, descriptors and headers.
 #![no_main]
 
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use vdma_protocol::{Operation, RequestHeader};
 use vhost_device_dma::{
     engine::Engine,
     memory::{Backing, DeviceMemory},
-    queue::{GuestView, Pass, Processor, Surroundings},
+    processor::{Pass, PassThrough, Processor, QueueHost},
+    virtqueue::GuestView,
 };
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -20,7 +21,7 @@ const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const TABLES: u64 = 0x3000;
 const DATA: u64 = 0x4000;
-/// Two regions of 64 KiB with a hole of as much between them, then one that shows device memory.
+/// Two regions of 64 KiB with a gap of the same size in between, then one that maps device memory.
 const REGION: u64 = 0x1_0000;
 const DEVICE: u64 = 0x1_0000;
 const BAR: u64 = 0x10_0000;
@@ -74,9 +75,10 @@ struct Input {
     steps: Vec<Step>,
 }
 
-struct Silence;
+/// A host that notifies no one and never polls.
+struct SilentHost;
 
-impl Surroundings for Silence {
+impl QueueHost for SilentHost {
     fn call(&mut self) {}
 }
 
@@ -127,7 +129,7 @@ fuzz_target!(|input: Input| {
     queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
     queue.set_event_idx(input.event_index);
     queue.set_ready(true);
-    let mut processor = Processor::new(Engine::new(device), Arc::default(), None);
+    let mut processor = Processor::new(Engine::new(device), Arc::default(), PassThrough);
     let mut available = 0u16;
     let store = |at: u64, value: u16| {
         let _ = memory.write_slice(&value.to_le_bytes(), GuestAddress(at));
@@ -168,14 +170,14 @@ fuzz_target!(|input: Input| {
             Step::UsedEvent(event) => store(AVAILABLE + 4 + 2 * u64::from(SIZE), *event),
             Step::Pass => {
                 let before = (queue.next_avail(), queue.next_used());
-                let result = processor.pass(&mut queue, &view, &mut Silence);
+                let result = processor.pass(&mut queue, &view, &mut SilentHost);
                 // One used entry for each chain taken, and no more than were available.
                 let taken = queue.next_avail().wrapping_sub(before.0);
                 assert_eq!(taken, queue.next_used().wrapping_sub(before.1));
                 match result {
-                    Ok(Pass::Idle | Pass::More) => {}
-                    Ok(Pass::Left) => unreachable!("an empty ring is not left here"),
-                    Ok(Pass::Held(_)) => unreachable!("there are no faults here"),
+                    Ok(Pass::AwaitKick | Pass::Continue) => {}
+                    Ok(Pass::Yielded) => unreachable!("the host never yields"),
+                    Ok(Pass::HeldUntil(_)) => unreachable!("there are no faults"),
                     Err(_) => return,
                 }
             }

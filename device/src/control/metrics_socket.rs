@@ -1,4 +1,4 @@
-//! The counters, for whoever connects: one HTTP/1.0 answer for each connection.
+//! The metrics socket: one HTTP/1.0 response with the counters for each connection.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -16,15 +16,15 @@ use crate::{
     vhost_user::{Device, SocketListener},
 };
 
-/// Connections at a time; the oldest gives way.
+/// Most connections at a time; beyond it the oldest is closed.
 const MAX_CONNECTIONS: usize = 16;
-/// A request's head may be this long; what it asks for does not matter.
+/// Longest head of a request, whose contents are ignored.
 const MAX_REQUEST: usize = 4096;
 
-/// Answers on the metrics socket. It never waits for a client.
+/// Serves the metrics socket, without ever blocking on a client.
 pub(super) struct MetricsSocket {
     listener: UnixListener,
-    /// Removes the socket's file in the end.
+    /// Removes the socket's file when it is dropped.
     _file: SocketListener,
     devices: Vec<Arc<Device>>,
     connections: Vec<Connection>,
@@ -33,8 +33,8 @@ pub(super) struct MetricsSocket {
 struct Connection {
     stream: UnixStream,
     request: Vec<u8>,
-    /// What is still to be sent, once the request is complete.
-    answer: Option<Vec<u8>>,
+    /// The rest of the response, once the request is complete.
+    response: Option<Vec<u8>>,
 }
 
 enum Progress {
@@ -78,9 +78,9 @@ impl MetricsSocket {
             Ok(()) => self.connections.push(Connection {
                 stream,
                 request: Vec::new(),
-                answer: None,
+                response: None,
             }),
-            Err(e) => log::warn!("metrics socket: cannot watch a connection: {e}"),
+            Err(e) => log::warn!("metrics socket: cannot serve a connection: {e}"),
         }
     }
 
@@ -92,7 +92,7 @@ impl MetricsSocket {
             .retain(|connection| connection.stream.as_raw_fd() != fd);
     }
 
-    fn proceed(&mut self, fd: RawFd, ops: &mut EventOps) {
+    fn advance(&mut self, fd: RawFd, ops: &mut EventOps) {
         let devices = &self.devices;
         let Some(connection) = self
             .connections
@@ -101,7 +101,7 @@ impl MetricsSocket {
         else {
             return;
         };
-        let progress = connection.proceed(|| answer(devices));
+        let progress = connection.advance(|| response(devices));
         let watched = match &progress {
             Ok(Progress::Waiting(events)) => {
                 ops.modify(Events::new(&connection.stream, *events)).is_ok()
@@ -115,8 +115,8 @@ impl MetricsSocket {
 }
 
 impl Connection {
-    fn proceed(&mut self, make_answer: impl FnOnce() -> Vec<u8>) -> io::Result<Progress> {
-        if self.answer.is_none() {
+    fn advance(&mut self, make_response: impl FnOnce() -> Vec<u8>) -> io::Result<Progress> {
+        if self.response.is_none() {
             let mut bytes = [0; MAX_REQUEST];
             let count = match self.stream.read(&mut bytes) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -131,16 +131,16 @@ impl Connection {
             if !complete && self.request.len() < MAX_REQUEST {
                 return Ok(Progress::Waiting(EventSet::IN));
             }
-            self.answer = Some(make_answer());
+            self.response = Some(make_response());
         }
-        let answer = self.answer.get_or_insert_default();
-        while !answer.is_empty() {
-            match self.stream.write(answer) {
+        let response = self.response.get_or_insert_default();
+        while !response.is_empty() {
+            match self.stream.write(response) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     return Ok(Progress::Waiting(EventSet::OUT));
                 }
                 other => {
-                    answer.drain(..other?);
+                    response.drain(..other?);
                 }
             }
         }
@@ -148,7 +148,7 @@ impl Connection {
     }
 }
 
-fn answer(devices: &[Arc<Device>]) -> Vec<u8> {
+fn response(devices: &[Arc<Device>]) -> Vec<u8> {
     let devices: Vec<(String, &DeviceMetrics)> = (0..)
         .zip(devices)
         .map(|(index, device): (u32, _)| (index.to_string(), device.metrics()))
@@ -169,7 +169,7 @@ fn answer(devices: &[Arc<Device>]) -> Vec<u8> {
 impl MutEventSubscriber for MetricsSocket {
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(e) = ops.add(Events::new(&self.listener, EventSet::IN)) {
-            log::error!("cannot watch the metrics socket: {e}");
+            log::error!("cannot serve the metrics socket: {e}");
         }
     }
 
@@ -177,7 +177,7 @@ impl MutEventSubscriber for MetricsSocket {
         if events.fd() == self.listener.as_raw_fd() {
             self.accept(ops);
         } else {
-            self.proceed(events.fd(), ops);
+            self.advance(events.fd(), ops);
         }
     }
 }

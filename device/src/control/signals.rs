@@ -1,4 +1,4 @@
-//! Signals as readable events.
+//! Signals, delivered through a descriptor.
 
 use std::{
     io,
@@ -16,18 +16,18 @@ use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 const SIGNALS: [i32; 4] = [SIGTERM, SIGINT, SIGHUP, SIGUSR1];
 
-/// A signal that means something here.
+/// A signal that is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
-    /// End now; the signal's name.
-    End(&'static str),
+    /// Exit; the signal's name.
+    Exit(&'static str),
     /// Print a summary.
     Summary,
-    /// The terminal has gone, which does not matter.
+    /// The terminal was closed, which is ignored.
     HangUp,
 }
 
-/// The signals that have come, behind a descriptor that is readable when there are any.
+/// The pending signals, with a descriptor that is readable when there are any.
 pub(super) struct SignalPipe {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
 }
@@ -43,9 +43,9 @@ impl SignalPipe {
         Ok(Self { delivery })
     }
 
-    /// Lets this thread take the signals, which has been put off since [`SignalPipe::new`]. Threads
-    /// that were started in between never take any: their lists of system calls are too short.
-    pub(super) fn begin(&self) -> io::Result<()> {
+    /// Unblocks the signals for this thread, which have been blocked since [`SignalPipe::new`]. Threads
+    /// that were started in between never handle any: their lists of system calls are too short.
+    pub(super) fn unblock(&self) -> io::Result<()> {
         for signal in SIGNALS {
             unblock_signal(signal).map_err(|e| io::Error::other(format!("{e:?}")))?;
         }
@@ -75,8 +75,8 @@ impl SignalPipe {
 
 fn signal(number: i32) -> Option<Signal> {
     match number {
-        SIGTERM => Some(Signal::End("SIGTERM")),
-        SIGINT => Some(Signal::End("SIGINT")),
+        SIGTERM => Some(Signal::Exit("SIGTERM")),
+        SIGINT => Some(Signal::Exit("SIGINT")),
         SIGHUP => Some(Signal::HangUp),
         SIGUSR1 => Some(Signal::Summary),
         _ => None,

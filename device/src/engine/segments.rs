@@ -6,7 +6,7 @@ use vm_memory::VolatileSlice;
 #[derive(Clone, Copy, Debug)]
 pub struct Segments<'s, 'm> {
     list: &'s [VolatileSlice<'m>],
-    /// Bytes of the first segment that are not part of this.
+    /// Bytes of the first segment that have been consumed.
     skip: usize,
     length: u64,
 }
@@ -54,8 +54,8 @@ impl<'s, 'm> Segments<'s, 'm> {
         self.length = self.length.min(count);
     }
 
-    /// Takes the first `N` bytes, each read once, and leaves the rest; `None`, with nothing
-    /// consumed, when there are fewer.
+    /// Consumes the first `N` bytes, each read once; `None`, with nothing consumed, when there are
+    /// fewer.
     pub fn read<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         self.walk(N, |piece, at| {
@@ -64,7 +64,7 @@ impl<'s, 'm> Segments<'s, 'm> {
         Some(bytes)
     }
 
-    /// Drops the first `count` bytes; `false`, with nothing dropped, when there are fewer.
+    /// Skips the first `count` bytes; `false`, with nothing skipped, when there are fewer.
     #[must_use]
     pub fn advance(&mut self, count: usize) -> bool {
         self.walk(count, |_, _| {}).is_some()
@@ -79,18 +79,7 @@ impl<'s, 'm> Segments<'s, 'm> {
         .is_some()
     }
 
-    /// Inverts one bit; nothing happens beyond the end.
-    pub fn flip_bit(self, bit: u64) {
-        let mut rest = self;
-        let mask = 1u8 << (bit % 8);
-        let skipped = usize::try_from(bit / 8).is_ok_and(|count| rest.advance(count));
-        if let Some([byte]) = Some(rest).filter(|_| skipped).and_then(|mut at| at.read()) {
-            // Cannot fail: the byte was just read.
-            let _ = rest.write(&[byte ^ mask]);
-        }
-    }
-
-    /// Visits the first `count` bytes piece by piece, with the position of each, and drops them.
+    /// Consumes the first `count` bytes, after `visit` has seen each piece and its position.
     fn walk(
         &mut self,
         count: usize,

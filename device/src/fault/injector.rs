@@ -1,35 +1,39 @@
-//! Deciding, request by request, what goes wrong.
+//! Deciding for each request which faults happen to it.
 
 use std::time::Duration;
 
 use vdma_protocol::{RequestHeader, Status};
 
-use super::{Action, FaultKind, FaultSpec};
+use super::{
+    kind::FaultKind,
+    random::Random,
+    spec::{Action, FaultSpec},
+};
 
-/// All that goes wrong with one request.
+/// The faults that happen to one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Wait before anything is done.
+    /// Hold the request for this time.
     pub delay: Option<Duration>,
-    /// Answer this and do nothing.
+    /// Fail with this status without executing the request.
     pub fail: Option<Status>,
-    /// Do only so many bytes; half for `Some(None)`.
+    /// Process only this number of bytes; half for `Some(None)`.
     pub short: Option<Option<u64>>,
-    /// Invert these many bits, chosen by these random numbers.
+    /// Invert this number of bits, at positions determined by this seed.
     pub flip: Option<(u32, u64)>,
-    /// Do not complete.
+    /// Add no used entry.
     pub drop: bool,
-    /// Complete twice.
+    /// Add the used entry twice.
     pub twice: bool,
-    /// Complete this id; another than the request's for `Some(None)`.
+    /// Put this id into the used entry; one that is not the request's for `Some(None)`.
     pub wrong_id: Option<Option<u32>>,
-    /// Report this length; one more than the right one for `Some(None)`.
+    /// Put this length into the used entry; one more than the right one for `Some(None)`.
     pub wrong_length: Option<Option<u32>>,
-    /// Complete after the next one.
+    /// Complete the request after the next one.
     pub swap: bool,
     /// Stop the queue.
     pub stop_queue: bool,
-    /// End the daemon.
+    /// Kill the backend process.
     pub vanish: bool,
 }
 
@@ -51,7 +55,7 @@ impl Plan {
     }
 }
 
-/// Decides for the requests of one queue.
+/// Decides about the requests of one queue.
 #[derive(Clone, Debug)]
 pub struct Injector {
     rules: Vec<Rule>,
@@ -60,10 +64,10 @@ pub struct Injector {
 #[derive(Clone, Debug)]
 struct Rule {
     spec: FaultSpec,
-    /// Requests that operation and range chose.
-    met: u64,
-    /// Faults so far.
-    happened: u64,
+    /// Requests that operation and range selected.
+    selected: u64,
+    /// Faults that have been injected.
+    injected: u64,
     random: Random,
 }
 
@@ -77,17 +81,17 @@ impl Injector {
             .filter(|(_, spec)| spec.on_queue(queue))
             .map(|(index, spec)| Rule {
                 spec: spec.clone(),
-                met: 0,
-                happened: 0,
-                // Rules and queues draw from streams of their own.
+                selected: 0,
+                injected: 0,
+                // Each rule of each queue has its own stream of random numbers.
                 random: Random::new(spec.seed ^ (index as u64) << 48 ^ u64::from(queue) << 32),
             })
             .collect();
         (!rules.is_empty()).then_some(Self { rules })
     }
 
-    /// What happens to the next request; `report` is told of each fault. Requests without a header
-    /// never meet any.
+    /// The faults that happen to the next request, if any; `report` is called for each. A request
+    /// without a header is not to be passed here: no fault can select it.
     pub fn plan(
         &mut self,
         header: &RequestHeader,
@@ -95,7 +99,7 @@ impl Injector {
     ) -> Option<Plan> {
         let mut plan = None;
         for rule in &mut self.rules {
-            if rule.strikes(header) {
+            if rule.selects(header) {
                 report(rule.spec.action.kind());
                 plan.get_or_insert_with(Plan::default)
                     .add(rule.spec.action, &mut rule.random);
@@ -106,51 +110,25 @@ impl Injector {
 }
 
 impl Rule {
-    fn strikes(&mut self, header: &RequestHeader) -> bool {
-        if !self.spec.chooses(header) {
+    /// Whether the rule's fault happens to this request, which is counted.
+    fn selects(&mut self, header: &RequestHeader) -> bool {
+        if !self.spec.selects(header) {
             return false;
         }
-        self.met += 1;
-        let Some(beyond) = self.met.checked_sub(self.spec.after).filter(|&n| n > 0) else {
+        self.selected += 1;
+        let Some(beyond) = self
+            .selected
+            .checked_sub(self.spec.after)
+            .filter(|&n| n > 0)
+        else {
             return false;
         };
-        let strikes = beyond.is_multiple_of(self.spec.every)
-            && self.happened < self.spec.count
+        let selects = beyond.is_multiple_of(self.spec.every)
+            && self.injected < self.spec.count
             && self.random.chance(self.spec.probability);
-        self.happened += u64::from(strikes);
-        strikes
+        self.injected += u64::from(selects);
+        selects
     }
-}
-
-/// Splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
-#[derive(Clone, Debug)]
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    #[allow(clippy::cast_precision_loss)] // 53 bits are what a double holds.
-    fn chance(&mut self, probability: f64) -> bool {
-        probability >= 1.0 || (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < probability
-    }
-}
-
-/// Bit positions below `bits`, `count` of them, from one random number on.
-pub(crate) fn flipped_bits(count: u32, seed: u64, bits: u64) -> impl Iterator<Item = u64> {
-    let mut random = Random::new(seed);
-    (0..count)
-        .filter(move |_| bits > 0)
-        .map(move |_| random.next() % bits)
 }
 
 #[cfg(test)]
@@ -159,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    fn strikes(spec: &str, queue: u16, requests: usize) -> Vec<usize> {
+    fn selected(spec: &str, queue: u16, requests: usize) -> Vec<usize> {
         let header = RequestHeader::new(Operation::Read, 0, 4096, 0);
         let Some(mut injector) = Injector::new(&[spec.parse().unwrap()], queue) else {
             return Vec::new();
@@ -171,21 +149,21 @@ mod tests {
 
     #[test]
     fn counts_select_exact_requests() {
-        assert_eq!(strikes("drop", 0, 3), [1, 2, 3]);
-        assert_eq!(strikes("drop,every=3", 0, 10), [3, 6, 9]);
-        assert_eq!(strikes("drop,after=4", 0, 6), [5, 6]);
-        assert_eq!(strikes("drop,after=4,every=2,count=2", 0, 20), [6, 8]);
-        assert_eq!(strikes("drop,op=write", 0, 20), [0usize; 0]);
-        assert_eq!(strikes("drop,queue=1", 0, 20), [0usize; 0]);
-        assert_eq!(strikes("drop,probability=0", 0, 100), [0usize; 0]);
+        assert_eq!(selected("drop", 0, 3), [1, 2, 3]);
+        assert_eq!(selected("drop,every=3", 0, 10), [3, 6, 9]);
+        assert_eq!(selected("drop,after=4", 0, 6), [5, 6]);
+        assert_eq!(selected("drop,after=4,every=2,count=2", 0, 20), [6, 8]);
+        assert_eq!(selected("drop,op=write", 0, 20), [0usize; 0]);
+        assert_eq!(selected("drop,queue=1", 0, 20), [0usize; 0]);
+        assert_eq!(selected("drop,probability=0", 0, 100), [0usize; 0]);
     }
 
     #[test]
     fn probability_is_reproducible_and_accurate() {
-        let first = strikes("drop,probability=0.25,seed=3", 0, 10_000);
-        assert_eq!(first, strikes("drop,probability=0.25,seed=3", 0, 10_000));
-        assert_ne!(first, strikes("drop,probability=0.25,seed=4", 0, 10_000));
-        assert_ne!(first, strikes("drop,probability=0.25,seed=3", 1, 10_000));
+        let first = selected("drop,probability=0.25,seed=3", 0, 10_000);
+        assert_eq!(first, selected("drop,probability=0.25,seed=3", 0, 10_000));
+        assert_ne!(first, selected("drop,probability=0.25,seed=4", 0, 10_000));
+        assert_ne!(first, selected("drop,probability=0.25,seed=3", 1, 10_000));
         assert!((2300..2700).contains(&first.len()), "{}", first.len());
     }
 

@@ -5,70 +5,71 @@ use std::{str::FromStr, time::Duration};
 use thiserror::Error;
 use vdma_protocol::{Operation, RequestHeader, Status};
 
-use super::FaultKind;
+use super::kind::FaultKind;
 use crate::size::{SizeError, parse_size};
 
 /// The grammar, for `--help`.
 pub const HELP: &str = "\
 FAULT is KIND[=VALUE][,SELECTOR=VALUE]...
   delay=TIME           hold the request and all behind it (10us, 5ms, 1s)
-  fail[=STATUS]        answer STATUS without doing anything: unsupported, bad-flags, bad-range,
-                       bad-length, bad-address, io-error (default), bad-request, or a number
-  short[=BYTES]        do only the first BYTES (default: half) and say so
-  flip[=BITS]          invert BITS (default 1) of the data, or of the result's value
-  drop                 do it and never complete it
-  twice                complete it twice
-  wrong-id[=ID]        complete descriptor ID (default: another than the request's)
-  wrong-length[=LEN]   report LEN bytes written (default: one more than there were)
-  swap                 complete it after the next one of the same batch, if there is one
+  fail[=STATUS]        fail with STATUS without executing the request: unsupported, bad-flags,
+                       bad-range, bad-length, bad-address, io-error (default), bad-request, or a
+                       number
+  short[=BYTES]        process only the first BYTES (default: half) and report that count
+  flip[=BITS]          invert BITS (default 1) of the data, or of the result value
+  drop                 execute the request and never complete it
+  twice                complete the request twice
+  wrong-id[=ID]        complete descriptor ID (default: one that is not the request's)
+  wrong-length[=LEN]   report LEN bytes written (default: one more than were written)
+  swap                 complete the request after the next one of its batch, if there is one
   stop-queue           stop the queue as if its ring were corrupt
-  vanish               end the daemon at once, as kill -9 does
-Selectors; a request has to meet all of them, and counts are kept for each queue:
+  vanish               kill the backend, as kill -9 does
+Selectors; a request has to match all of them, and each queue counts for itself:
   op=NAME[+NAME]...    these operations: nop, read, write, copy, move, fill, fill-guest, compare,
                        crc32c, crc32c-guest, read-crc32c, write-crc32c, flush, discard
   queue=N              this queue
-  range=OFFSET+LENGTH  touches these bytes of device memory (sizes as above)
-  after=N              not the first N that meet the selectors above
-  every=N              of the rest the Nth, 2Nth, ...
-  probability=P        of the rest this share, by chance (0 to 1)
+  range=OFFSET+LENGTH  accesses these bytes of device memory (sizes as above)
+  after=N              not the first N requests that match the selectors above
+  every=N              every Nth of the remaining requests
+  probability=P        each of the remaining requests with this probability (0 to 1)
   count=N              at most N times
-  seed=N               start of the random numbers (default 0)
+  seed=N               seed of the random numbers (default 0)
 Example: --fault fail=io-error,op=write,every=100 --fault delay=5ms,probability=0.01,seed=7";
 
-/// Why a text is no fault.
+/// Why a fault specification is invalid.
 #[derive(Debug, Error, PartialEq)]
 pub enum FaultError {
-    /// No such kind.
-    #[error("'{0}' is no kind of fault; see --help for the kinds")]
+    /// Unknown kind.
+    #[error("'{0}' is not a kind of fault; see --help for the kinds")]
     Kind(String),
-    /// No such selector.
-    #[error("'{0}' is no selector of faults; see --help for the selectors")]
+    /// Unknown selector.
+    #[error("'{0}' is not a selector; see --help for the selectors")]
     Selector(String),
-    /// A selector or a value twice.
+    /// A repeated selector.
     #[error("'{0}' is given twice; give it once")]
     Twice(String),
-    /// A value where none belongs.
+    /// A value for a kind that takes none.
     #[error("'{0}' takes no value; leave out '=...'")]
     NoValue(&'static str),
-    /// No value where one belongs.
+    /// A missing value.
     #[error("'{0}' needs a value; write {0}=VALUE")]
     NeedsValue(String),
-    /// A value of the wrong form.
-    #[error("'{value}' is no {what}; {remedy}")]
+    /// An invalid value.
+    #[error("'{value}' is not a valid {what}; {remedy}")]
     Value {
-        /// What was written.
+        /// The value given.
         value: String,
-        /// What it should be.
+        /// What it has to be.
         what: &'static str,
         /// How to write one.
         remedy: &'static str,
     },
-    /// A byte count of the wrong form.
+    /// An invalid byte count.
     #[error(transparent)]
     Size(#[from] SizeError),
 }
 
-/// What happens to a chosen request.
+/// What happens to a selected request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// See [`FaultKind::Delay`].
@@ -83,7 +84,7 @@ pub enum Action {
     Drop,
     /// See [`FaultKind::Twice`].
     Twice,
-    /// See [`FaultKind::WrongId`]; `None` is another than the request's.
+    /// See [`FaultKind::WrongId`]; `None` is an id that is not the request's.
     WrongId(Option<u32>),
     /// See [`FaultKind::WrongLength`]; `None` is one more than were written.
     WrongLength(Option<u32>),
@@ -115,11 +116,11 @@ impl Action {
     }
 }
 
-/// One fault and the requests that it happens to.
+/// One fault and the requests that it selects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultSpec {
     pub(super) action: Action,
-    /// Mask of operations, `None` for all that exist or not.
+    /// Mask of operations; `None` selects all, unknown ones included.
     operations: Option<u64>,
     queue: Option<u16>,
     /// Offset and length in device memory.
@@ -144,8 +145,8 @@ impl FaultSpec {
         self.queue.is_none_or(|wanted| wanted == queue)
     }
 
-    /// Whether operation and range choose this request.
-    pub(super) fn chooses(&self, header: &RequestHeader) -> bool {
+    /// Whether operation and range select this request.
+    pub(super) fn selects(&self, header: &RequestHeader) -> bool {
         let operation = Operation::from_code(header.operation.get());
         let operation_fits = self
             .operations
@@ -153,28 +154,21 @@ impl FaultSpec {
         operation_fits
             && self
                 .range
-                .is_none_or(|range| touches(operation, header, range))
+                .is_none_or(|range| accesses(operation, header, range))
     }
 }
 
-/// Whether a request works on any byte of a range of device memory.
-fn touches(operation: Option<Operation>, header: &RequestHeader, range: (u64, u64)) -> bool {
+/// Whether a request accesses any byte of a range of device memory.
+fn accesses(
+    operation: Option<Operation>,
+    header: &RequestHeader,
+    (offset, count): (u64, u64),
+) -> bool {
     let length = header.length.get();
-    let overlaps = |begin: u64| {
-        begin < range.0.saturating_add(range.1) && range.0 < begin.saturating_add(length)
-    };
-    match operation {
-        None
-        | Some(
-            Operation::Nop
-            | Operation::Flush
-            | Operation::Copy
-            | Operation::FillGuest
-            | Operation::Crc32cGuest,
-        ) => false,
-        Some(Operation::Move) => overlaps(header.offset.get()) || overlaps(header.argument.get()),
-        Some(_) => overlaps(header.offset.get()),
-    }
+    let overlaps =
+        |begin: u64| begin < offset.saturating_add(count) && offset < begin.saturating_add(length);
+    let ranges = operation.map(|operation| operation.shape().ranges(header));
+    ranges.into_iter().flatten().flatten().any(overlaps)
 }
 
 impl FromStr for FaultSpec {
@@ -210,7 +204,7 @@ impl FromStr for FaultSpec {
                 "every" => {
                     spec.every = Some(parse_number(value()?, "interval")?)
                         .filter(|&every| every > 0)
-                        .ok_or_else(|| bad("0", "interval", "write 1 or more"))?;
+                        .ok_or_else(|| invalid("0", "interval", "write 1 or more"))?;
                 }
                 "probability" => spec.probability = parse_probability(value()?)?,
                 "count" => spec.count = parse_number(value()?, "count")?,
@@ -229,7 +223,7 @@ fn key_and_value(part: &str) -> (&str, Option<&str>) {
     }
 }
 
-fn bad(value: &str, what: &'static str, remedy: &'static str) -> FaultError {
+fn invalid(value: &str, what: &'static str, remedy: &'static str) -> FaultError {
     FaultError::Value {
         value: value.to_owned(),
         what,
@@ -259,7 +253,7 @@ fn parse_action(kind: &str, value: Option<&str>) -> Result<Action, FaultError> {
             let bits = value.map_or(Ok(1), |value| parse_number(value, "number of bits"))?;
             if bits == 0 || bits > 1 << 20 {
                 let remedy = "write 1 to 1048576";
-                return Err(bad(value.unwrap_or_default(), "number of bits", remedy));
+                return Err(invalid(value.unwrap_or_default(), "number of bits", remedy));
             }
             Ok(Action::Flip(bits))
         }
@@ -284,7 +278,7 @@ fn parse_number<N: FromStr>(text: &str, what: &'static str) -> Result<N, FaultEr
     Some(text)
         .filter(|_| digits)
         .and_then(|text| text.parse().ok())
-        .ok_or_else(|| bad(text, what, "write a decimal number that is not too large"))
+        .ok_or_else(|| invalid(text, what, "write a decimal number that is not too large"))
 }
 
 fn parse_duration(text: &str) -> Result<Duration, FaultError> {
@@ -297,13 +291,13 @@ fn parse_duration(text: &str) -> Result<Duration, FaultError> {
         "us" => 1_000,
         "ms" => 1_000_000,
         "s" => 1_000_000_000,
-        _ => return Err(bad(text, "time", remedy)),
+        _ => return Err(invalid(text, "time", remedy)),
     };
     number
         .checked_mul(scale)
         .map(Duration::from_nanos)
         .filter(|&time| time <= Duration::from_secs(3600))
-        .ok_or_else(|| bad(text, "time", remedy))
+        .ok_or_else(|| invalid(text, "time", remedy))
 }
 
 fn parse_status(text: &str) -> Result<Status, FaultError> {
@@ -325,22 +319,22 @@ fn parse_operations(text: &str) -> Result<u64, FaultError> {
             .iter()
             .find(|operation| operation.name() == name)
             .map(|operation| mask | operation.bit())
-            .ok_or_else(|| bad(name, "operation", "see --help for their names"))
+            .ok_or_else(|| invalid(name, "operation", "see --help for their names"))
     })
 }
 
 fn parse_range(text: &str) -> Result<(u64, u64), FaultError> {
     let (offset, length) = text
         .split_once('+')
-        .ok_or_else(|| bad(text, "range", "write OFFSET+LENGTH, as in 1M+4K"))?;
+        .ok_or_else(|| invalid(text, "range", "write OFFSET+LENGTH, as in 1M+4K"))?;
     Ok((parse_size(offset)?, parse_size(length)?))
 }
 
 fn parse_probability(text: &str) -> Result<f64, FaultError> {
     text.parse()
         .ok()
-        .filter(|share| (0.0..=1.0).contains(share))
-        .ok_or_else(|| bad(text, "probability", "write a number from 0 to 1"))
+        .filter(|probability| (0.0..=1.0).contains(probability))
+        .ok_or_else(|| invalid(text, "probability", "write a number from 0 to 1"))
 }
 
 #[cfg(test)]
@@ -448,12 +442,12 @@ mod tests {
         let request = |operation, offset, length, argument| {
             RequestHeader::new(operation, offset, length, argument)
         };
-        assert!(spec.chooses(&request(Operation::Read, 109, 1, 0)));
-        assert!(spec.chooses(&request(Operation::Write, 0, 101, 0)));
-        assert!(!spec.chooses(&request(Operation::Read, 110, 50, 0)));
-        assert!(!spec.chooses(&request(Operation::Write, 0, 100, 0)));
-        assert!(spec.chooses(&request(Operation::Move, 0, 5, 105)));
-        assert!(!spec.chooses(&request(Operation::Copy, 105, 5, 0)));
-        assert!(!spec.chooses(&request(Operation::Read, u64::MAX, u64::MAX, 0)));
+        assert!(spec.selects(&request(Operation::Read, 109, 1, 0)));
+        assert!(spec.selects(&request(Operation::Write, 0, 101, 0)));
+        assert!(!spec.selects(&request(Operation::Read, 110, 50, 0)));
+        assert!(!spec.selects(&request(Operation::Write, 0, 100, 0)));
+        assert!(spec.selects(&request(Operation::Move, 0, 5, 105)));
+        assert!(!spec.selects(&request(Operation::Copy, 105, 5, 0)));
+        assert!(!spec.selects(&request(Operation::Read, u64::MAX, u64::MAX, 0)));
     }
 }

@@ -1,19 +1,18 @@
-//! One screen of numbers for people.
+//! The counters in a form for people to read.
 
-use super::DeviceMetrics;
-use crate::fault::FaultKind;
+use super::counters::DeviceMetrics;
 
-/// What a device has done, a line for each queue and for each operation that was used.
+/// A line for each queue of a device and for each operation that was requested.
 #[must_use]
 pub fn summary_lines(name: &str, metrics: &DeviceMetrics) -> Vec<String> {
     let mut lines = vec![format!(
-        "{name}: {} front ends so far",
+        "{name}: {} front-end connections",
         metrics.front_ends.get()
     )];
     for (index, queue) in metrics.queues().iter().enumerate() {
-        let faults: u64 = FaultKind::ALL.iter().map(|&kind| queue.faults(kind)).sum();
+        let faults: u64 = queue.faults().map(|(_, count)| count).sum();
         lines.push(format!(
-            "  queue {index}: {} kicks, {} calls, {} poll hits, {} per batch at most (median), \
+            "  queue {index}: {} kicks, {} calls, {} poll hits, batch size p50 <= {}, \
              {} ring errors, {faults} faults injected",
             queue.kicks.get(),
             queue.calls.get(),
@@ -21,7 +20,7 @@ pub fn summary_lines(name: &str, metrics: &DeviceMetrics) -> Vec<String> {
             queue.batches.quantile(0.5),
             queue.ring_errors.get(),
         ));
-        for (operation, counters) in queue.named() {
+        for (operation, counters) in queue.by_operation() {
             lines.push(format!(
                 "    {operation:<12} {:>12} requests {:>8} errors {:>16} bytes  \
                  p50 < {} ns, p99 < {} ns",

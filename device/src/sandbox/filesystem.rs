@@ -1,4 +1,4 @@
-//! Landlock: no path can be opened, made or executed any more.
+//! Landlock: no path can be opened, created or executed any more.
 
 use std::path::PathBuf;
 
@@ -7,17 +7,17 @@ use landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
-use super::SandboxError;
+use super::error::SandboxError;
 
-/// The newest interface that this is written for; older kernels restrict what they can.
+/// The newest ABI that this is written for; older kernels enforce the part they support.
 const INTERFACE: ABI = ABI::V6;
 
-/// Takes away all access to the file system by path, and to TCP ports; what is open stays usable.
-/// Removing files in `directories` is left: the daemon removes its sockets in the end.
+/// Denies all access to the file system by path, and to TCP ports; what is open stays usable. Files
+/// in `directories` can still be removed: sockets are, at exit.
 ///
 /// # Errors
 ///
-/// The kernel refuses the rules. One that has no landlock is no error.
+/// The kernel rejects the rules. A kernel without landlock is not an error.
 pub fn restrict_file_system(directories: &[PathBuf]) -> Result<(), SandboxError> {
     let fail = |e: &dyn std::fmt::Display| SandboxError::Landlock(e.to_string());
     let mut rules = Ruleset::default()
@@ -35,7 +35,7 @@ pub fn restrict_file_system(directories: &[PathBuf]) -> Result<(), SandboxError>
     }
     let status = rules.restrict_self().map_err(|e| fail(&e))?;
     if status.ruleset == RulesetStatus::NotEnforced {
-        log::info!("this kernel has no landlock: access to files is not restricted");
+        log::info!("this kernel has no landlock; access to files is not restricted");
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Seccomp: the system calls that each kind of thread needs.
 //!
-//! `--seccomp log` shows in the kernel's log what is missing here.
+//! With `--seccomp log` the kernel logs each call that is missing here.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::{Role, SeccompMode};
+use super::settings::{Role, SeccompMode};
 
-/// What every thread does: wait, notify, allocate, end.
+/// Every thread: wait, notify, allocate, exit.
 const COMMON: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -44,7 +44,7 @@ const COMMON: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Making and joining threads.
+/// Starting and joining threads.
 const THREADS: &[i64] = &[
     libc::SYS_clone3,
     libc::SYS_rseq,
@@ -52,7 +52,7 @@ const THREADS: &[i64] = &[
     libc::SYS_set_robust_list,
 ];
 
-/// The main thread: signals, the metrics socket, and removing sockets in the end.
+/// The main thread: signals, the metrics socket, and removing sockets at exit.
 const CONTROL: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_epoll_ctl,
@@ -66,7 +66,7 @@ const CONTROL: &[i64] = &[
     libc::SYS_unlink,
 ];
 
-/// Threads that talk to front ends: connections, threads and descriptors for each.
+/// Threads that serve front ends: connections, and threads and descriptors for each.
 const FRONT_END: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_dup,
@@ -84,10 +84,10 @@ const FRONT_END: &[i64] = &[
     libc::SYS_statx,
 ];
 
-/// A queue's thread: giving memory back (DISCARD).
+/// A queue's thread: freeing memory (DISCARD).
 const QUEUE: &[i64] = &[libc::SYS_fallocate];
 
-/// What only the start of a daemon needs, while the narrower filters are not yet in place.
+/// Start-up, before the narrower filters are in place.
 const START: &[i64] = &[
     libc::SYS_epoll_create1,
     libc::SYS_eventfd2,
@@ -95,7 +95,7 @@ const START: &[i64] = &[
     libc::SYS_pipe2,
 ];
 
-/// Installs the filter of `role` for this thread and those that it starts.
+/// Installs the filter of `role` for this thread and those that it starts later.
 pub(super) fn install(role: Role, mode: SeccompMode) -> Result<(), String> {
     match program(role, mode)? {
         Some(program) => seccompiler::apply_filter(&program).map_err(|e| e.to_string()),
@@ -103,7 +103,7 @@ pub(super) fn install(role: Role, mode: SeccompMode) -> Result<(), String> {
     }
 }
 
-/// The filter of `role`, if there is to be one.
+/// The filter of `role`; `None` in [`SeccompMode::None`].
 fn program(role: Role, mode: SeccompMode) -> Result<Option<BpfProgram>, String> {
     let action = match mode {
         SeccompMode::None => return Ok(None),
@@ -133,15 +133,15 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
         .map(|&number| (number, Vec::new()))
         .collect();
 
-    // Memory, but none that can be executed.
+    // Mappings, but no executable ones.
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let no_code = || {
+    let not_executable = || {
         let other_bits = !u64::from(protection.cast_unsigned()) & 0xffff_ffff;
         masked(2, other_bits, 0)
     };
-    rules.insert(libc::SYS_mmap, vec![no_code()?]);
-    rules.insert(libc::SYS_mprotect, vec![no_code()?]);
-    // Names of threads; where threads are made that confine themselves, what that needs.
+    rules.insert(libc::SYS_mmap, vec![not_executable()?]);
+    rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
+    // Thread names; and what threads need that confine themselves, where such are started.
     let prctl: &[i32] = match role {
         Role::Process | Role::FrontEnd => &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS],
         Role::Control | Role::Queue => &[libc::PR_SET_NAME],
@@ -150,14 +150,14 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
         .iter()
         .map(|option| equal(0, u64::from(option.cast_unsigned())));
     rules.insert(libc::SYS_prctl, prctl.collect::<Result<_, _>>()?);
-    // The default action for SIGBUS, in its handler; the two signals that the C library takes for
-    // itself with the first thread.
+    // The SIGBUS handler resets the action; the C library claims two signals when it starts the first
+    // thread.
     let signals = [libc::SIGBUS, 32, 33].map(|signal| equal(0, u64::from(signal.cast_unsigned())));
     rules.insert(
         libc::SYS_rt_sigaction,
         signals.into_iter().collect::<Result<_, _>>()?,
     );
-    // `--fault vanish`, and nobody but ourselves.
+    // `--fault vanish` kills this process; no other may be killed.
     let own = u64::from(std::process::id());
     let kill = u64::from(libc::SIGKILL.cast_unsigned());
     let killed = SeccompRule::new(vec![condition(0, own)?, condition(1, kill)?])?;
@@ -185,14 +185,14 @@ mod tests {
 
     const THREAD_ROLES: [Role; 3] = [Role::Control, Role::FrontEnd, Role::Queue];
 
-    /// Filters add up: what the process's forbids, no thread's can allow.
+    /// Filters accumulate: no thread's filter can allow what the process's forbids.
     #[test]
     fn the_process_filter_allows_what_any_thread_filter_allows() {
         let process = rules(Role::Process).unwrap();
         for role in THREAD_ROLES {
             for (number, narrow) in rules(role).unwrap() {
                 let wide = process.get(&number);
-                let wide = wide.unwrap_or_else(|| panic!("{role:?}: {number} is forbidden"));
+                let wide = wide.unwrap_or_else(|| panic!("{role:?}: {number} is not allowed"));
                 let allowed = narrow.iter().all(|rule| wide.contains(rule));
                 assert!(
                     wide.is_empty() || (allowed && !narrow.is_empty()),
@@ -229,11 +229,11 @@ mod tests {
     #[test]
     fn every_filter_compiles_within_the_kernel_limit() {
         // BPF_MAXINSNS.
-        const MOST: usize = 4096;
+        const LIMIT: usize = 4096;
         for role in [Role::Process, Role::Control, Role::FrontEnd, Role::Queue] {
             for mode in [SeccompMode::Log, SeccompMode::Kill] {
                 let program = program(role, mode).unwrap().unwrap();
-                assert!((1..=MOST).contains(&program.len()), "{role:?}");
+                assert!((1..=LIMIT).contains(&program.len()), "{role:?}");
             }
             assert!(program(role, SeccompMode::None).unwrap().is_none());
         }

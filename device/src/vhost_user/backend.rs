@@ -1,4 +1,4 @@
-//! What the `vhost-user-backend` crate asks of a device.
+//! The device as the `vhost-user-backend` crate calls it.
 
 use std::{io, sync::Arc};
 
@@ -19,14 +19,14 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{
     bar::Bar,
-    server::{Device, DeviceSettings},
+    device::{Device, DeviceSettings},
     session::Session,
     vring::{Memory, Vring},
 };
 use crate::{
     engine::{Engine, MAX_TRANSFER},
     memory::Backing,
-    queue::MAX_SEGMENTS,
+    virtqueue::MAX_SEGMENTS,
 };
 
 /// Feature bits that a device with these settings offers.
@@ -93,7 +93,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        self.session.note_speech();
+        self.session.note_handshake();
         offered_features(self.device().settings())
     }
 
@@ -120,7 +120,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn set_event_idx(&self, _enabled: bool) {
-        // Each ring has been told; there is nothing else to do.
+        // The crate sets it on each ring as well; nothing else depends on it.
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
@@ -129,16 +129,16 @@ impl VhostUserBackend for Backend {
             let end = begin.checked_add(usize::try_from(size).ok()?)?;
             bytes.get(begin..end)
         });
-        // An empty answer tells the front end that the range is not part of the space.
+        // An empty reply tells the front end that the range is outside of the space.
         range.map(<[u8]>::to_vec).unwrap_or_default()
     }
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
-        // The specification has writes ignored. A refusal would close the connection, and any guest
-        // can write.
+        // Writes are specified to be ignored. An error would close the connection, and any guest can
+        // write.
         if self.device().log_limit().pass().is_some() {
             log::warn!(
-                "{}: {} bytes written to the read-only configuration space at {offset} ignored",
+                "{}: ignored a write of {} bytes to the read-only configuration space at {offset}",
                 self.device().name(),
                 buf.len()
             );
@@ -157,12 +157,12 @@ impl VhostUserBackend for Backend {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        // None for the crate's own event loop: `worker` runs the rings.
+        // The crate's own event loop gets no rings: `worker` runs them.
         Vec::new()
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
-        // The ring was marked as stopped under its lock, so that no pass is under way.
+        // The ring was marked as stopped under its lock, so that no pass is in progress.
         log::debug!("{} queue {queue_index}: stopped", self.device().name());
         if self.session.all_stopped() {
             self.bar.unmapped();
@@ -177,13 +177,13 @@ impl VhostUserBackend for Backend {
         _vrings: &[Vring],
         _thread_id: usize,
     ) -> io::Result<()> {
-        // Only the crate's event loop calls this, and it has no thread here.
+        // Only the crate's event loop calls this, which has no thread here.
         Ok(())
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
-        // A PCI BAR is a power of two, and QEMU aborts on another size. What lies beyond device
-        // memory stays unmapped.
+        // The size of a PCI BAR is a power of two, and QEMU aborts on another one. The part beyond
+        // device memory stays unmapped.
         let window = self.device().memory().size().next_power_of_two();
         Ok(VhostUserShMemConfig::new(1, &[window]))
     }

@@ -1,9 +1,9 @@
 //! The BAR: asking the front end to map device memory into the guest.
 //!
-//! The request goes out once the driver has acknowledged its features, from a thread of its own: the
-//! front end answers while it may itself be waiting for the socket's thread. Until the answer is
-//! there no request is served, so that a driver whose first request came back knows that the BAR
-//! either shows device memory or never will (`STATE_BAR_MAPPED` says which).
+//! The request goes out once the driver has acknowledged its features, from a thread of its own,
+//! since the front end may be waiting for the socket's thread before it replies. Until the reply
+//! arrives no request is taken, so that a driver whose first request has completed knows that the BAR
+//! either maps device memory or never will (`STATE_BAR_MAPPED` tells which).
 
 use std::{
     sync::{Arc, Mutex, atomic::Ordering, mpsc},
@@ -16,19 +16,20 @@ use vhost::vhost_user::{
     message::{VhostUserMMap, VhostUserMMapFlags},
 };
 
-use super::{session::Session, vring::lock};
+use super::session::Session;
+use crate::lock::lock;
 
-/// Most threads of a device that wait for an answer. A front end that goes without closing its
-/// channel leaves one behind, and there must not be any number of them.
+/// Most threads of a device that wait for a reply. A front end that disconnects without closing its
+/// channel leaves one behind, and their number must be bounded.
 const MAX_WAITING: usize = 64;
 
 #[derive(Debug, Default)]
 struct State {
     mapped: bool,
-    /// Sent and not answered, with no stop of all rings since.
+    /// A request has been sent, there was no reply, and not all rings have stopped since.
     pending: bool,
-    /// Counts requests to map, stops of all rings and the front end's departure; an answer to
-    /// anything but the latest is void.
+    /// Number of requests, stops of all rings and disconnections; a reply to anything but the latest
+    /// is stale.
     latest: u64,
 }
 
@@ -52,51 +53,58 @@ impl Bar {
         self.session.device().name()
     }
 
-    /// Whether the guest sees device memory.
+    /// Whether the BAR maps device memory.
     pub(super) fn is_mapped(&self) -> bool {
         lock(&self.state).mapped
     }
 
-    /// Takes the channel on which requests to the front end are sent.
+    /// Takes the channel on which requests to the front end are sent, and starts the thread that uses
+    /// it.
     pub(super) fn set_channel(self: &Arc<Self>, channel: BackendChannel) {
-        let (sender, requests) = mpsc::channel();
-        let bar = Arc::clone(self);
-        let waiting = self.session.device().bar_threads();
-        if waiting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
-            waiting.fetch_sub(1, Ordering::SeqCst);
+        let threads = self.session.device().bar_threads();
+        if threads.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
+            threads.fetch_sub(1, Ordering::SeqCst);
             log::warn!(
-                "{}: {MAX_WAITING} front ends left without closing their channel; no BAR for this one",
+                "{}: {MAX_WAITING} front ends disconnected without closing their channel; no BAR for \
+                 this one",
                 self.name()
             );
             return;
         }
-        let mapper = thread::Builder::new().name("bar".to_owned());
-        let spawned = mapper.spawn(move || {
-            let mut accepted = false;
-            for request in requests {
-                let mut answer = bar.send_map(&channel);
-                if answer.is_err() && accepted && bar.session.shows_device_memory() {
-                    // A front end that was only paused, or reset while it had not answered yet, has
-                    // kept the mapping, and takes no second one in its place.
-                    answer = Ok(());
-                }
-                accepted |= answer.is_ok();
-                bar.answered(request, answer);
-            }
-            let device = bar.session.device();
-            device.bar_threads().fetch_sub(1, Ordering::SeqCst);
+        let (sender, requests) = mpsc::channel();
+        let bar = Arc::clone(self);
+        let thread = thread::Builder::new().name("bar".to_owned());
+        let spawned = thread.spawn(move || {
+            bar.send_requests(requests, &channel);
+            let threads = bar.session.device().bar_threads();
+            threads.fetch_sub(1, Ordering::SeqCst);
         });
         match spawned {
             Ok(_) => *lock(&self.requests) = Some(sender),
             Err(e) => {
-                waiting.fetch_sub(1, Ordering::SeqCst);
+                threads.fetch_sub(1, Ordering::SeqCst);
                 log::warn!("{}: cannot start the thread for the BAR: {e}", self.name());
             }
         }
     }
 
-    /// The driver has acknowledged the BAR: maps it, unless it is mapped, and holds requests back
-    /// until that is answered.
+    /// Sends each request to the front end and waits for its reply.
+    fn send_requests(&self, requests: mpsc::Receiver<u64>, channel: &BackendChannel) {
+        let mut accepted = false;
+        for request in requests {
+            let mut reply = self.send_map(channel);
+            if reply.is_err() && accepted && self.session.maps_device_memory() {
+                // A front end that was only paused, or reset before it had replied, has kept the
+                // mapping and refuses a second one in its place.
+                reply = Ok(());
+            }
+            accepted |= reply.is_ok();
+            self.handle_reply(request, reply);
+        }
+    }
+
+    /// Maps the BAR, which the driver has acknowledged, unless it is mapped. Requests are held until
+    /// the front end has replied.
     pub(super) fn map(&self) {
         let request = {
             let mut state = lock(&self.state);
@@ -112,25 +120,25 @@ impl Bar {
             .as_ref()
             .is_some_and(|requests| requests.send(request).is_ok());
         if !sent {
-            let nothing = "it offers no channel for it (SHMEM needs BACKEND_REQ)".to_owned();
-            self.answered(request, Err(nothing));
+            let reason = "it provides no channel (SHMEM needs BACKEND_REQ)".to_owned();
+            self.handle_reply(request, Err(reason));
         }
     }
 
-    /// No ring runs any more: the front end takes the mapping away. An answer that is still to come
-    /// says nothing about what the next driver sees.
+    /// Records that no ring runs any more, upon which the front end removes the mapping. A reply that
+    /// is still outstanding does not apply to the next driver.
     pub(super) fn unmapped(&self) {
         let mut state = lock(&self.state);
         state.mapped = false;
         state.latest += 1;
         if std::mem::take(&mut state.pending) {
-            // The next driver may do without the BAR.
+            // The next driver may not use the BAR.
             self.session.open_gate();
         }
     }
 
-    /// The front end has gone: nothing more is sent, an answer that is still to come says nothing,
-    /// and the thread ends.
+    /// Ends the thread after the front end has disconnected: nothing more is sent, and an outstanding
+    /// reply is ignored.
     pub(super) fn close(&self) {
         lock(&self.requests).take();
         lock(&self.state).latest += 1;
@@ -152,20 +160,20 @@ impl Bar {
             .map_err(|e| e.to_string())
     }
 
-    fn answered(&self, request: u64, answer: Result<(), String>) {
+    fn handle_reply(&self, request: u64, reply: Result<(), String>) {
         {
             let mut state = lock(&self.state);
             if request != state.latest {
                 return;
             }
             state.pending = false;
-            state.mapped = answer.is_ok();
+            state.mapped = reply.is_ok();
             self.session.open_gate();
         }
-        match answer {
+        match reply {
             Ok(()) => log::info!("{}: BAR mapped", self.name()),
             Err(e) => log::warn!(
-                "{}: the front end does not map the BAR: {e}; going on without",
+                "{}: the front end does not map the BAR: {e}; continuing without a BAR",
                 self.name()
             ),
         }

@@ -1,4 +1,4 @@
-//! The socket that a device listens on.
+//! Listening sockets, and the files by which they are reached.
 
 use std::{
     fs, io,
@@ -15,22 +15,22 @@ use std::{
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use thiserror::Error;
 
-/// Why a device cannot listen.
+/// Why a socket cannot be listened on.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Another process answers on the socket.
+    /// Another process listens on the socket.
     #[error("socket {} is in use by another process; stop it or choose another path", path.display())]
     InUse {
         /// The socket's path.
         path: PathBuf,
     },
-    /// The path leads to something that is no socket, and is left alone.
+    /// The path exists and is not a socket; it is not touched.
     #[error("{} exists and is not a socket; remove it or choose another path", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// The descriptor given is no listening stream socket of the Unix family.
+    /// The descriptor is not a listening Unix stream socket.
     #[error("file descriptor {fd} is not a listening Unix stream socket; pass one to --fd")]
     NotListening {
         /// The descriptor's number.
@@ -39,16 +39,16 @@ pub enum ListenError {
     /// An operating system call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On which path.
+        /// The path that it concerned.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
 }
 
-/// A listening socket; one made from a path removes its file in the end.
+/// A listening socket; one bound to a path removes its file when it is dropped.
 #[derive(Debug)]
 pub struct SocketListener {
     listener: UnixListener,
@@ -63,8 +63,8 @@ struct SocketFile {
 }
 
 impl SocketListener {
-    /// Listens at `path`. The file appears when connections are accepted and not before, and takes
-    /// the place of a socket that nobody listens on any more.
+    /// Listens at `path`. The file appears once connections are accepted and not before, and replaces
+    /// a stale socket, on which no process listens any more.
     ///
     /// # Errors
     ///
@@ -77,23 +77,23 @@ impl SocketListener {
                 source,
             }
         };
-        // Made under a name of its own and then moved into place: whoever sees `path` can connect.
+        // Bound to a temporary name and then moved into place: once `path` exists, it can be connected to.
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{}", std::process::id()));
-        let fresh = PathBuf::from(name);
-        let listener = UnixListener::bind(&fresh).map_err(fail("listen at"))?;
-        let placed = place(&fresh, path);
-        let metadata = fs::metadata(&fresh);
+        let temporary = PathBuf::from(name);
+        let listener = UnixListener::bind(&temporary).map_err(fail("listen at"))?;
+        let placed = place(&temporary, path);
+        let metadata = fs::metadata(&temporary);
         if placed.is_err() {
-            // Best effort: the reason for giving up is the error below.
-            let _ = fs::remove_file(&fresh);
+            // Best effort: the error reported is the one below.
+            let _ = fs::remove_file(&temporary);
         }
         placed?;
         let metadata = metadata
             .or_else(|_| fs::metadata(path))
             .map_err(fail("inspect"))?;
         // `link` leaves two names, `rename` one.
-        let _ = fs::remove_file(&fresh);
+        let _ = fs::remove_file(&temporary);
         Ok(Self {
             listener,
             file: Some(SocketFile {
@@ -104,21 +104,21 @@ impl SocketListener {
         })
     }
 
-    /// Takes over a socket that the parent process listens on. Call it once for a number, and
-    /// before the process opens descriptors of its own.
+    /// Takes over a listening socket inherited from the parent process. To be called once for a
+    /// number, and before the process opens descriptors of its own.
     ///
     /// # Errors
     ///
     /// [`ListenError::NotListening`].
     pub fn inherited(number: RawFd) -> Result<Self, ListenError> {
         let refused = ListenError::NotListening { fd: number };
-        // Standard streams belong to others, and a number that is not open must not be wrapped.
+        // The standard streams have other owners, and a number that is not open must not be wrapped.
         let is_open = number > 2 && fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
         if !is_open {
             return Err(refused);
         }
-        // SAFETY: the number is open, and nothing in this process owns it: the command line says
-        // that the parent passed it down for this very use, and it is taken only here.
+        // SAFETY: the number is open, and nothing in this process owns it: according to the command
+        // line the parent passed it down for this use, and it is taken only here.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         let is_listening = socket_domain(&fd) == Ok(rustix::net::AddressFamily::UNIX)
             && socket_type(&fd) == Ok(rustix::net::SocketType::STREAM)
@@ -134,20 +134,20 @@ impl SocketListener {
         })
     }
 
-    /// The path or descriptor, for people.
+    /// The path or descriptor, for log lines.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// Removes the socket's file, if it was made here and is still there: nobody can connect any
-    /// more.
+    /// Removes the socket's file, if it was created here and still exists: no more connections can be
+    /// made.
     pub fn remove_file(&self) {
         let Some(file) = &self.file else { return };
-        // Not if another process has put its own there meanwhile.
-        let ours = fs::symlink_metadata(&file.path)
+        // Another process may have put its own socket there meanwhile.
+        let is_ours = fs::symlink_metadata(&file.path)
             .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == file.inode);
-        if ours && let Err(e) = fs::remove_file(&file.path) {
+        if is_ours && let Err(e) = fs::remove_file(&file.path) {
             log::warn!("cannot remove socket {}: {e}", file.path.display());
         }
     }
@@ -174,8 +174,8 @@ impl Drop for SocketListener {
     }
 }
 
-/// Gives the socket `fresh` the name `path`.
-fn place(fresh: &Path, path: &Path) -> Result<(), ListenError> {
+/// Gives the socket `temporary` the name `path`.
+fn place(temporary: &Path, path: &Path) -> Result<(), ListenError> {
     let fail = |action| {
         move |source| ListenError::Io {
             action,
@@ -183,7 +183,7 @@ fn place(fresh: &Path, path: &Path) -> Result<(), ListenError> {
             source,
         }
     };
-    match fs::hard_link(fresh, path) {
+    match fs::hard_link(temporary, path) {
         Ok(()) => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(fail("listen at")(e)),
@@ -196,7 +196,7 @@ fn place(fresh: &Path, path: &Path) -> Result<(), ListenError> {
     }
     match UnixStream::connect(path) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::rename(fresh, path).map_err(fail("listen at"))
+            fs::rename(temporary, path).map_err(fail("listen at"))
         }
         _ => Err(ListenError::InUse {
             path: path.to_owned(),

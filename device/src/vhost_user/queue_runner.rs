@@ -1,30 +1,31 @@
-//! One ring and what runs it, a pass at a time.
+//! Running one ring, a pass at a time.
 
 use std::{
     fs::File,
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::{
-    polling::Polling,
+    busy_poll::BusyPoll,
+    event,
+    ring_state::StateCache,
     session::Session,
-    vring::{Memory, Notifiers, Vring, notify},
+    vring::{Memory, Vring},
 };
 use crate::{
     engine::Engine,
-    fault::Injector,
+    fault::FaultInterceptor,
     memory::DeviceMemory,
     metrics::QueueMetrics,
-    queue::{Empty, GuestView, Pass, Processor, RingError, Surroundings},
-    request::Served,
+    processor::{Completion, IdleAction, Pass, PassError, PassThrough, Processor, QueueHost},
+    virtqueue::{GuestView, RingError},
 };
 
-/// Everything that a queue is run with.
+/// A queue of a front end, to be run.
 pub(super) struct QueueParts {
     pub(super) index: u16,
     pub(super) vring: Vring,
@@ -33,91 +34,145 @@ pub(super) struct QueueParts {
 
 /// What to do about a queue next.
 pub(super) enum Next {
-    /// Another step, at once.
+    /// Make another step at once.
     Step,
-    /// Nothing is available: a kick will come.
+    /// Nothing is available: wait for a kick.
     AwaitKick(Option<Arc<File>>),
-    /// The next request waits for its time.
+    /// The next request is held until then.
     AwaitTime(Instant),
-    /// The ring does not run, and kicks stay where they are until it does.
+    /// The ring does not run: leave kicks unread and wait for a wake-up.
     AwaitChange,
+}
+
+impl Next {
+    /// The kick descriptor to wait for, if any.
+    pub(super) fn kick(&self) -> Option<&Arc<File>> {
+        match self {
+            Self::AwaitKick(kick) => kick.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The time to wait for, if any.
+    pub(super) fn until(&self) -> Option<Instant> {
+        match self {
+            Self::AwaitTime(until) => Some(*until),
+            _ => None,
+        }
+    }
 }
 
 /// Runs one queue; its thread may run others in between.
 pub(super) struct QueueRunner {
-    /// For log lines: which device and queue.
+    /// Device and queue, for log lines.
     name: String,
     parts: QueueParts,
-    /// Whether the thread has no other queue.
+    /// Whether the thread runs no other queue.
     alone: bool,
-    processor: Processor,
-    polling: Polling,
+    processor: QueueProcessor,
+    busy_poll: BusyPoll,
     metrics: Arc<QueueMetrics>,
-    view: Option<CurrentView>,
-    notifiers: Notifiers,
-    notifiers_version: u64,
-    setup_version: u64,
+    view: Option<CachedView>,
+    state: StateCache,
+    generation: u64,
 }
 
-/// The view of a memory table, kept as long as the table is the current one.
-struct CurrentView {
+/// The processor of a queue, compiled separately for queues with faults: the others do not pay for
+/// them.
+enum QueueProcessor {
+    Plain(Processor<PassThrough>),
+    WithFaults(Box<Processor<FaultInterceptor>>),
+}
+
+impl QueueProcessor {
+    fn reset(&mut self) {
+        match self {
+            Self::Plain(processor) => processor.reset(),
+            Self::WithFaults(processor) => processor.reset(),
+        }
+    }
+
+    fn pass(
+        &mut self,
+        queue: &mut Queue,
+        view: &GuestView,
+        host: &mut impl QueueHost,
+    ) -> Result<Pass, PassError> {
+        match self {
+            Self::Plain(processor) => processor.pass(queue, view, host),
+            Self::WithFaults(processor) => processor.pass(queue, view, host),
+        }
+    }
+}
+
+/// A view of the memory table, valid as long as that table is the current one.
+struct CachedView {
     table: Arc<GuestMemoryMmap>,
     view: GuestView,
 }
 
-/// What a pass may do while it holds the ring's lock.
-struct DuringPass<'a> {
+/// The worker as a pass sees it while it holds the ring's lock.
+struct Host<'a> {
     name: &'a str,
     call: Option<&'a File>,
     vring: &'a Vring,
-    polling: &'a mut Polling,
+    busy_poll: &'a mut BusyPoll,
     alone: bool,
 }
 
-impl Surroundings for DuringPass<'_> {
+impl QueueHost for Host<'_> {
     fn call(&mut self) {
         if let Some(call) = self.call {
-            notify(call);
+            event::notify(call);
         }
     }
 
-    fn on_empty(&mut self) -> Empty {
-        if self.vring.is_wanted() {
-            self.polling.interrupted();
-            return Empty::AskForKick;
+    fn idle_action(&mut self) -> IdleAction {
+        if self.vring.is_contended() {
+            self.busy_poll.interrupted();
+            return IdleAction::EnableNotification;
         }
-        match self.polling.go_on() {
-            true if self.alone => Empty::LookAgain,
-            true => Empty::Leave,
-            false => Empty::AskForKick,
+        match self.busy_poll.should_continue() {
+            true if self.alone => IdleAction::Spin,
+            true => IdleAction::Yield,
+            false => IdleAction::EnableNotification,
         }
     }
 
-    fn found(&mut self) {
-        self.polling.found();
+    fn poll_succeeded(&mut self) {
+        self.busy_poll.succeeded();
     }
 
-    fn served(&mut self, head: u16, served: Served) {
-        log::debug!("{}: head {head}: {served}", self.name);
+    fn executed(&mut self, head: u16, completion: Completion) {
+        log::debug!("{}: head {head}: {completion}", self.name);
     }
 }
 
 impl QueueRunner {
     pub(super) fn new(parts: QueueParts, alone: bool) -> Self {
         let device = parts.session.device();
+        let settings = device.settings();
         let metrics = Arc::clone(&device.metrics().queues()[usize::from(parts.index)]);
-        let injector = Injector::new(&device.settings().faults, parts.index);
         let engine = Engine::new(Arc::clone(device.memory()));
+        let faults = FaultInterceptor::new(&settings.faults, parts.index, Arc::clone(&metrics));
+        let processor = match faults {
+            None => {
+                QueueProcessor::Plain(Processor::new(engine, Arc::clone(&metrics), PassThrough))
+            }
+            Some(faults) => {
+                let processor = Processor::new(engine, Arc::clone(&metrics), faults);
+                QueueProcessor::WithFaults(Box::new(processor))
+            }
+        };
         Self {
             name: format!("{} queue {}", device.name(), parts.index),
             alone,
-            processor: Processor::new(engine, Arc::clone(&metrics), injector),
-            polling: Polling::new(device.settings().poll),
+            processor,
+            busy_poll: BusyPoll::new(settings.poll),
             metrics,
             view: None,
-            notifiers: parts.vring.notifiers(),
-            notifiers_version: 0,
-            setup_version: 0,
+            state: StateCache::default(),
+            generation: 0,
             parts,
         }
     }
@@ -132,72 +187,74 @@ impl QueueRunner {
 
     /// Makes one pass over the ring, if it runs.
     pub(super) fn step(&mut self) -> Next {
-        let vring = self.parts.vring.clone();
-        let mut state = vring.for_pass();
-        // Under the lock: who replaces a notifier then waits for it once, and knows that the old one
-        // is not used any more.
-        let version = vring.notifiers_version();
-        if version != self.notifiers_version {
-            self.notifiers = vring.notifiers();
-            self.notifiers_version = version;
-        }
-        let runs = state.get_queue().ready() && state.is_enabled() && !vring.is_broken();
-        if !runs || !self.parts.session.is_open() {
-            // Do not keep memory mapped that the front end may have taken back.
-            self.view = None;
+        let Some(result) = self.pass_if_running() else {
             return Next::AwaitChange;
-        }
-        let setup_version = vring.setup_version();
-        if setup_version != self.setup_version {
-            self.setup_version = setup_version;
-            self.processor.restart();
-        }
-        let result = match vring.bad_size() {
-            Some(error) => Err(error),
-            None => {
-                let device = self.parts.session.device().memory();
-                let view = current_view(&mut self.view, self.parts.session.memory(), device);
-                let mut around = DuringPass {
-                    name: &self.name,
-                    call: self.notifiers.call.as_deref(),
-                    vring: &vring,
-                    polling: &mut self.polling,
-                    alone: self.alone,
-                };
-                self.processor
-                    .pass(state.get_queue_mut(), view, &mut around)
-            }
         };
-        if result.is_err() {
-            // Before the lock is given back: whoever sets the ring up anew comes after that.
-            vring.break_down();
-        }
-        drop(state);
         match result {
-            Ok(Pass::More | Pass::Left) => Next::Step,
-            Ok(Pass::Idle) => Next::AwaitKick(self.notifiers.kick.clone()),
-            Ok(Pass::Held(until)) => Next::AwaitTime(until),
+            Ok(Pass::Continue | Pass::Yielded) => Next::Step,
+            Ok(Pass::AwaitKick) => Next::AwaitKick(self.state.last().notifiers.kick.clone()),
+            Ok(Pass::HeldUntil(until)) => Next::AwaitTime(until),
             Err(error) => {
                 self.report(error);
-                if error == RingError::MemoryVanished {
+                if error == PassError::GuestMemory {
                     // Zeroes are mapped in its place now, which no other ring would notice.
-                    self.parts.session.break_down();
+                    self.parts.session.mark_broken();
                 }
                 Next::AwaitChange
             }
         }
     }
 
-    /// Takes the kick that ended a sleep of `time`.
+    /// Makes one pass under the ring's lock; `None` when the ring does not run. A ring that fails is
+    /// marked before the lock is released: whatever reconfigures it comes after that.
+    fn pass_if_running(&mut self) -> Option<Result<Pass, PassError>> {
+        let Self {
+            parts: QueueParts { vring, session, .. },
+            ..
+        } = self;
+        let mut queue = vring.lock_for_pass();
+        let state = vring.refresh(&mut self.state);
+        let runs = queue.get_queue().ready() && queue.is_enabled() && !state.broken;
+        if !runs || !session.is_open() {
+            // The front end may have taken the memory back: it must not stay mapped.
+            self.view = None;
+            return None;
+        }
+        if self.generation != state.generation {
+            self.generation = state.generation;
+            self.processor.reset();
+        }
+        let result = match state.invalid_size {
+            Some(size) => Err(RingError::Size(u32::from(size)).into()),
+            None => {
+                let device = session.device().memory();
+                let view = current_view(&mut self.view, session.memory(), device);
+                let mut host = Host {
+                    name: &self.name,
+                    call: state.notifiers.call.as_deref(),
+                    vring,
+                    busy_poll: &mut self.busy_poll,
+                    alone: self.alone,
+                };
+                self.processor.pass(queue.get_queue_mut(), view, &mut host)
+            }
+        };
+        if result.is_err() {
+            vring.mark_broken();
+        }
+        Some(result)
+    }
+
+    /// Consumes the kick that ended a sleep of `time`.
     pub(super) fn kicked(&mut self, kick: &Arc<File>, time: Duration) {
-        match take_event(kick) {
+        match event::consume(kick) {
             Ok(()) => {
                 self.metrics.kicks.add(1);
-                self.polling.slept(time);
+                self.busy_poll.slept(time);
             }
             Err(e) => {
                 log::warn!(
-                    "{}: kick descriptor unusable: {e}; the front end has to set another",
+                    "{}: unusable kick descriptor: {e}; waiting for the front end to set another",
                     self.name
                 );
                 self.parts.vring.drop_kick(kick);
@@ -205,49 +262,37 @@ impl QueueRunner {
         }
     }
 
-    fn report(&self, error: RingError) {
-        let Some(held_back) = self.parts.session.device().log_limit().pass() else {
+    fn report(&self, error: PassError) {
+        let Some(suppressed) = self.parts.session.device().log_limit().pass() else {
             return;
         };
-        let more = match held_back {
+        let suppressed = match suppressed {
             0 => String::new(),
-            count => format!(" ({count} such lines held back)"),
+            count => format!(" ({count} similar messages suppressed)"),
         };
         log::error!(
-            "{}: ring corrupt, queue stopped until the driver resets it: {error}{more}",
+            "{}: queue stopped until the driver resets it: {error}{suppressed}",
             self.name
         );
     }
 }
 
 fn current_view<'v>(
-    slot: &'v mut Option<CurrentView>,
+    slot: &'v mut Option<CachedView>,
     memory: &Memory,
     device: &DeviceMemory,
 ) -> &'v GuestView {
     let table = memory.memory();
     let stale = slot
         .as_ref()
-        .is_none_or(|current| !std::ptr::eq(&*table, Arc::as_ptr(&current.table)));
+        .is_none_or(|cached| !std::ptr::eq(&*table, Arc::as_ptr(&cached.table)));
     if stale {
         *slot = None;
     }
     &slot
-        .get_or_insert_with(|| CurrentView {
+        .get_or_insert_with(|| CachedView {
             view: GuestView::new(&table, device),
             table: table.into_inner(),
         })
         .view
-}
-
-/// Empties an event counter that was seen to be ready.
-fn take_event(kick: &File) -> io::Result<()> {
-    let mut counter = [0u8; 8];
-    match rustix::io::read(kick, &mut counter) {
-        Ok(8) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
-        Ok(count) => Err(io::Error::other(format!(
-            "reads {count} bytes, where an event counter has 8"
-        ))),
-        Err(e) => Err(e.into()),
-    }
 }

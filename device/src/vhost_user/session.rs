@@ -1,4 +1,4 @@
-//! What belongs to one front end.
+//! The state that belongs to one front end.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -10,21 +10,21 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::{
-    server::Device,
-    vring::{Memory, Vring, lock},
+    device::Device,
+    vring::{Memory, Vring},
 };
-use crate::memory::FileIdentity;
+use crate::{lock::lock, memory::FileIdentity};
 
-/// The rings of one front end, and what all of them have to obey.
+/// The rings of one front end, and the state that all of them share.
 #[derive(Debug)]
 pub(super) struct Session {
     device: Arc<Device>,
     memory: Memory,
     rings: Mutex<Vec<Vring>>,
-    /// No request is served while this is closed.
+    /// No request is taken while this is false.
     gate_open: AtomicBool,
-    /// The front end has asked for the features: it is one.
-    spoke: AtomicBool,
+    /// The front end has asked for the features, so that it is one.
+    handshake_started: AtomicBool,
 }
 
 impl Session {
@@ -34,7 +34,7 @@ impl Session {
             memory,
             rings: Mutex::default(),
             gate_open: AtomicBool::new(true),
-            spoke: AtomicBool::new(false),
+            handshake_started: AtomicBool::new(false),
         })
     }
 
@@ -42,13 +42,13 @@ impl Session {
         &self.device
     }
 
-    /// Guest memory, as the front end's latest table has it.
+    /// Guest memory, as the front end's latest memory table describes it.
     pub(super) fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// Whether guest memory shows the first byte of device memory: the BAR is in the table.
-    pub(super) fn shows_device_memory(&self) -> bool {
+    /// Whether the memory table contains the BAR: guest memory maps the first byte of device memory.
+    pub(super) fn maps_device_memory(&self) -> bool {
         let device = self.device.memory().identity();
         self.memory.memory().iter().any(|region| {
             region.file_offset().is_some_and(|at| {
@@ -65,7 +65,7 @@ impl Session {
         self.gate_open.load(Ordering::SeqCst)
     }
 
-    /// Holds requests back. Kicks stay unread until the gate opens.
+    /// Holds all requests. Kicks stay unread until the gate opens.
     pub(super) fn close_gate(&self) {
         self.gate_open.store(false, Ordering::SeqCst);
     }
@@ -75,23 +75,23 @@ impl Session {
         self.wake();
     }
 
-    pub(super) fn note_speech(&self) {
-        self.spoke.store(true, Ordering::SeqCst);
+    pub(super) fn note_handshake(&self) {
+        self.handshake_started.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn has_spoken(&self) -> bool {
-        self.spoke.load(Ordering::SeqCst)
+    pub(super) fn has_handshake_started(&self) -> bool {
+        self.handshake_started.load(Ordering::SeqCst)
     }
 
-    /// Lets go of the front end's rings and memory.
+    /// Releases the front end's rings and memory.
     pub(super) fn end(&self) {
         self.set_rings(Vec::new());
-        // Poisoned only if a holder panicked, and the memory is not looked at any more.
+        // Poisoned only if a holder panicked, and the memory is not used any more.
         let table = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         table.replace(GuestMemoryMmap::new());
     }
 
-    /// Makes every worker look around.
+    /// Makes every worker check its rings and this session.
     pub(super) fn wake(&self) {
         for ring in lock(&self.rings).iter() {
             ring.wake();
@@ -112,10 +112,10 @@ impl Session {
             .all(|ring| !ring.get_ref().get_queue().ready())
     }
 
-    /// Stops every ring: what they share has turned out to be broken.
-    pub(super) fn break_down(&self) {
+    /// Stops every ring, after a failure of the memory that they share.
+    pub(super) fn mark_broken(&self) {
         for ring in lock(&self.rings).iter() {
-            ring.break_down();
+            ring.mark_broken();
             ring.wake();
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     thread::{self, JoinHandle},
     time::Instant,
 };
@@ -17,13 +18,13 @@ use crate::sandbox::{Role, confine_thread};
 ///
 /// # Errors
 ///
-/// The thread cannot be made.
+/// The thread cannot be started.
 pub(super) fn spawn(name: String, queues: Vec<QueueParts>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name).spawn(move || {
         if let Some(device) = queues.first().map(|queue| queue.session.device())
             && let Err(e) = confine_thread(Role::Queue, device.settings().seccomp)
         {
-            log::error!("{}: {e}; queue stopped", device.name());
+            log::error!("{}: {e}; its queues do not run", device.name());
             return;
         }
         let alone = queues.len() == 1;
@@ -40,7 +41,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Gives each queue a step in turn, and sleeps when none has anything to do.
+    /// Makes a step of each queue in turn, and sleeps when none has anything to do.
     fn run(&mut self) {
         let mut nexts = Vec::with_capacity(self.queues.len());
         while !self.queues.iter().any(|queue| queue.vring().is_stopping()) {
@@ -61,53 +62,47 @@ impl Worker {
         }
     }
 
-    /// Sleeps until one of the `nexts`, or a wake-up, has come; takes wake-ups and kicks.
+    /// Sleeps until one of the `nexts`, or a wake-up, occurs; consumes wake-ups and kicks.
     fn sleep(&mut self, nexts: &[Next]) -> io::Result<()> {
-        let asleep = Instant::now();
-        let limit = nexts
+        let begin = Instant::now();
+        let ready = self.poll(nexts, begin)?;
+        let (woken, mut kicked) = ready.split_at(nexts.len());
+        for ((queue, next), woken) in self.queues.iter_mut().zip(nexts).zip(woken) {
+            if *woken {
+                queue.vring().consume_wake_up();
+            }
+            let Some(kick) = next.kick() else { continue };
+            if let Some((ready, rest)) = kicked.split_first() {
+                kicked = rest;
+                if *ready {
+                    queue.kicked(kick, begin.elapsed());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits in poll(2); returns which descriptors are ready: the wake-ups of all queues, then the
+    /// kicks of those that await one.
+    fn poll(&self, nexts: &[Next], now: Instant) -> io::Result<Vec<bool>> {
+        let timeout = nexts
             .iter()
-            .filter_map(|next| match next {
-                Next::AwaitTime(until) => Some(until.saturating_duration_since(asleep)),
-                _ => None,
-            })
-            .min();
-        let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
-        let kicks = nexts.iter().map(|next| match next {
-            Next::AwaitKick(kick) => kick.as_ref(),
-            _ => None,
-        });
-        // Wake-ups of all queues, then the kicks that there are.
+            .filter_map(|next| next.until())
+            .map(|until| until.saturating_duration_since(now))
+            .min()
+            .and_then(|timeout| Timespec::try_from(timeout).ok());
+        let wake_ups = self.queues.iter().map(|queue| queue.vring().wake_up());
+        let kicks = nexts.iter().filter_map(Next::kick).map(|kick| kick.as_fd());
         let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(2 * nexts.len());
         fds.extend(
-            self.queues
-                .iter()
-                .map(|queue| PollFd::from_borrowed_fd(queue.vring().wake_up(), PollFlags::IN)),
-        );
-        fds.extend(
-            kicks
-                .clone()
-                .flatten()
-                .map(|kick| PollFd::new(kick, PollFlags::IN)),
+            wake_ups
+                .chain(kicks)
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
         );
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        drop(fds);
-        let (woken, mut kicked) = ready.split_at(nexts.len());
-        for ((queue, kick), woken) in self.queues.iter_mut().zip(kicks).zip(woken) {
-            if *woken {
-                queue.vring().take_wake_up();
-            }
-            let Some(kick) = kick else { continue };
-            if let Some((ready, rest)) = kicked.split_first() {
-                kicked = rest;
-                if *ready {
-                    queue.kicked(kick, asleep.elapsed());
-                }
-            }
-        }
-        Ok(())
+        Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect())
     }
 }

@@ -36,7 +36,7 @@ fn start_up_errors_are_one_line() {
     );
     fails(
         &["-s", &socket, "--memory-file", &path("odd")],
-        "odd holds 5000 bytes, no multiple of 4096; `truncate --size 8192` it",
+        "odd holds 5000 bytes, which is not a multiple of 4096; `truncate --size 8192` it",
     );
     let small = path("small");
     fails(

@@ -121,7 +121,7 @@ fn sigusr1_prints_a_summary() {
     backend.signal(Signal::HUP);
     front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     let log = backend.end();
-    assert!(log.contains("device 0: 1 front ends so far"), "{log}");
+    assert!(log.contains("device 0: 1 front-end connections"), "{log}");
     assert!(log.contains("nop"), "{log}");
 }
 
@@ -196,7 +196,7 @@ fn log_levels_filter_lines_by_module() {
         let mut front = FrontEnd::connect(&backend.socket());
         front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
         let log = backend.end();
-        let found = ["SIGTERM: ending", "device 0: features"].map(|line| log.contains(line));
+        let found = ["SIGTERM: exiting", "device 0: features"].map(|line| log.contains(line));
         assert_eq!(found, wanted, "{level}: {log}");
     }
 }

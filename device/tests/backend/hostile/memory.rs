@@ -26,7 +26,7 @@ fn guest_memory_truncated_under_load() {
     assert_works(&mut front, 0);
     drop(front);
     let log = backend.end();
-    assert!(log.contains("guest memory has vanished"), "{log}");
+    assert!(log.contains("guest memory was truncated"), "{log}");
 }
 
 #[test]

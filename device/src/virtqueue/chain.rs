@@ -1,20 +1,24 @@
 //! Walking one descriptor chain.
 
-use vdma_protocol::{Response, Status};
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::{
-    GuestView, MAX_SEGMENTS, Ring, RingError,
-    ring::{DESCRIPTOR_SIZE, Descriptor},
+    descriptor::{DESCRIPTOR_SIZE, Descriptor},
+    error::RingError,
+    guest_view::GuestView,
+    ring::Ring,
 };
+
+/// Most descriptors of one chain; a longer one is a [`ChainDefect::Malformed`].
+pub const MAX_SEGMENTS: u16 = 1024;
 
 /// [`MAX_SEGMENTS`], for counting.
 const LIMIT: usize = MAX_SEGMENTS as usize;
 
-/// Most pieces of one direction: descriptors that cross regions make more than one.
+/// Most pieces of one direction: a descriptor that crosses regions yields more than one.
 const MAX_PIECES: usize = LIMIT + 64;
 
-/// Memory for walking chains, kept between passes so that none is allocated for a request.
+/// Memory for walking chains, kept between passes so that no request allocates any.
 #[derive(Debug)]
 pub struct Scratch {
     readable: Vec<VolatileSlice<'static>>,
@@ -32,17 +36,28 @@ impl Default for Scratch {
     }
 }
 
+/// Why a chain cannot be a request although the ring is sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChainDefect {
+    /// Too many descriptors, or a device-readable one after a device-writable one.
+    Malformed,
+    /// A descriptor refers to memory outside of guest memory.
+    Address,
+}
+
 /// One request's memory, as the driver describes it.
 #[derive(Debug)]
 pub struct Chain<'m> {
     readable: Vec<VolatileSlice<'m>>,
     writable: Vec<VolatileSlice<'m>>,
     table: Vec<[u8; DESCRIPTOR_SIZE]>,
+    /// Device-writable bytes that the caller needs even of a defective chain, for its answer.
+    response_bytes: u64,
     writable_bytes: u64,
-    defect: Option<Status>,
+    defect: Option<ChainDefect>,
 }
 
-/// Gives a vector's allocation to another lifetime. The vector is empty and element sizes agree, so
+/// Moves a vector's allocation to another lifetime. The vector is empty and element sizes agree, so
 /// that `collect` reuses the allocation.
 fn recycle<'to>(mut from: Vec<VolatileSlice<'_>>) -> Vec<VolatileSlice<'to>> {
     from.clear();
@@ -52,19 +67,21 @@ fn recycle<'to>(mut from: Vec<VolatileSlice<'_>>) -> Vec<VolatileSlice<'to>> {
 }
 
 impl<'m> Chain<'m> {
-    /// An empty chain that uses the memory of `scratch`.
+    /// An empty chain that uses the memory of `scratch`. Of a defective chain at least the first
+    /// `response_bytes` device-writable bytes are collected, if they are valid.
     #[must_use]
-    pub fn new(scratch: Scratch) -> Self {
+    pub fn new(scratch: Scratch, response_bytes: u64) -> Self {
         Self {
             readable: recycle(scratch.readable),
             writable: recycle(scratch.writable),
             table: scratch.table,
+            response_bytes,
             writable_bytes: 0,
             defect: None,
         }
     }
 
-    /// Gives the memory back.
+    /// Returns the memory.
     #[must_use]
     pub fn into_scratch(self) -> Scratch {
         Scratch {
@@ -86,9 +103,9 @@ impl<'m> Chain<'m> {
         &self.writable
     }
 
-    /// What makes the chain unusable as a request although the ring is sound.
+    /// Why the chain cannot be a request, if it cannot.
     #[must_use]
-    pub fn defect(&self) -> Option<Status> {
+    pub fn defect(&self) -> Option<ChainDefect> {
         self.defect
     }
 
@@ -96,8 +113,7 @@ impl<'m> Chain<'m> {
     ///
     /// # Errors
     ///
-    /// The chain cannot be followed: the ring is corrupt. What is merely no request is a
-    /// [`Chain::defect`].
+    /// The chain cannot be followed: the ring is corrupt. Anything less is a [`ChainDefect`].
     pub(super) fn walk(
         &mut self,
         head: u16,
@@ -137,6 +153,7 @@ impl<'m> Chain<'m> {
         }
     }
 
+    /// Walks the chain inside of an indirect table, which ends the chain from `head`.
     fn walk_indirect(
         &mut self,
         head: u16,
@@ -179,7 +196,7 @@ impl<'m> Chain<'m> {
             }
         }
         if entries > LIMIT {
-            self.defect.get_or_insert(Status::BAD_REQUEST);
+            self.defect.get_or_insert(ChainDefect::Malformed);
             return Ok(());
         }
         Err(RingError::Circular { head })
@@ -211,16 +228,16 @@ impl<'m> Chain<'m> {
         Ok(())
     }
 
-    /// Adds the memory of the `count`th descriptor. After a defect only the room for the response
-    /// still matters.
+    /// Adds the memory of the `count`th descriptor. After a defect only memory for the response is
+    /// still added.
     fn add(&mut self, descriptor: &Descriptor, count: usize, view: &'m GuestView) {
         let writable = descriptor.is_writable();
-        if self.defect.is_some() && (!writable || self.writable_bytes >= Response::SIZE as u64) {
+        if self.defect.is_some() && (!writable || self.writable_bytes >= self.response_bytes) {
             return;
         }
         if !writable && !self.writable.is_empty() {
             // Virtio 1.2, section 2.7.4.2: readable descriptors come first.
-            self.defect = Some(Status::BAD_REQUEST);
+            self.defect = Some(ChainDefect::Malformed);
             return;
         }
         let pieces = if writable {
@@ -229,14 +246,14 @@ impl<'m> Chain<'m> {
             &mut self.readable
         };
         if count > LIMIT || pieces.len() >= MAX_PIECES {
-            self.defect.get_or_insert(Status::BAD_REQUEST);
+            self.defect.get_or_insert(ChainDefect::Malformed);
             return;
         }
         if view
             .resolve(descriptor.address, descriptor.length, pieces)
             .is_err()
         {
-            self.defect.get_or_insert(Status::BAD_ADDRESS);
+            self.defect.get_or_insert(ChainDefect::Address);
             return;
         }
         if writable {
@@ -253,7 +270,7 @@ mod tests {
     fn scratch_memory_is_reused_between_passes() {
         let scratch = Scratch::default();
         let before = (scratch.readable.as_ptr(), scratch.writable.as_ptr());
-        let scratch = Chain::new(scratch).into_scratch();
+        let scratch = Chain::new(scratch, 0).into_scratch();
         assert_eq!(
             before,
             (scratch.readable.as_ptr(), scratch.writable.as_ptr())

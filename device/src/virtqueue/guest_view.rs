@@ -1,4 +1,4 @@
-//! Guest memory as the device reaches it.
+//! Guest memory as the device accesses it.
 
 use std::{cell::Cell, sync::Arc};
 
@@ -17,9 +17,9 @@ pub struct AddressError(pub u64);
 
 /// One state of the memory table, prepared for look-ups.
 ///
-/// A region that shows device memory (a front end puts the BAR into its memory table) is resolved
-/// to the device's own mapping. Two addresses of the same byte are then the same pointer, which is
-/// what lets a copy see that source and destination overlap.
+/// A region that maps device memory (a front end puts the BAR into its memory table) is resolved to
+/// the device's own mapping. Two addresses of the same byte are then the same pointer, by which a
+/// copy detects that source and destination overlap.
 #[derive(Debug)]
 pub struct GuestView {
     regions: Vec<Region>,
@@ -37,7 +37,7 @@ struct Region {
 }
 
 impl GuestView {
-    /// Prepares `table`. Regions that cannot be told from device memory are taken as they are.
+    /// Prepares `table`. Regions whose file cannot be identified count as ordinary memory.
     #[must_use]
     pub fn new(table: &GuestMemoryMmap, device: &DeviceMemory) -> Self {
         let mut regions: Vec<Region> = table
@@ -75,11 +75,11 @@ impl GuestView {
         }
     }
 
-    /// The `length` bytes at `address` when they lie in one region.
+    /// The `length` bytes at `address`, when they lie in one region.
     ///
     /// # Errors
     ///
-    /// The range is not all inside of one region.
+    /// The range is not contained in one region.
     pub fn contiguous(
         &self,
         address: GuestAddress,
@@ -120,10 +120,10 @@ impl GuestView {
         Ok(())
     }
 
-    /// As many of the `length` bytes at `address` as the region there has; at least one, unless
-    /// `length` is 0.
-    // Inlined: returned through memory, the slice is stored in words and at once loaded in pairs of
-    // them, which waits for the stores.
+    /// The part of the `length` bytes at `address` that lies in the region there; at least one byte,
+    /// unless `length` is 0.
+    // Inlined, since a slice returned through memory is stored in single words and immediately
+    // loaded in pairs of words, which cannot be forwarded from the stores.
     #[inline(always)]
     fn prefix(&self, address: u64, length: u64) -> Result<VolatileSlice<'_>, AddressError> {
         let region = self.find(address).ok_or(AddressError(address))?;

@@ -1,36 +1,17 @@
-//! Split virtqueues (virtio 1.2, section 2.7) as an untrusted driver writes them.
-//!
-//! Every field is read once, into private memory, and checked there. What is wrong with one request
-//! becomes that request's status; what is wrong with the ring itself is a [`RingError`], after which
-//! nothing in the ring can be believed and the queue has to stop.
-
-mod chain;
-mod pass;
-mod ring;
-mod view;
+//! Why a ring cannot be used any further.
 
 use thiserror::Error;
 
-pub use self::{
-    chain::{Chain, Scratch},
-    pass::{Empty, MAX_BATCH, Pass, Processor, Surroundings},
-    ring::Ring,
-    view::{AddressError, GuestView},
-};
-
-/// Most descriptors of one request: longer ones are answered with `BAD_REQUEST`.
-pub const MAX_SEGMENTS: u16 = 1024;
-
-/// Largest queue.
-pub const MAX_QUEUE_SIZE: u16 = 1024;
-
-/// Why a ring cannot be used any more.
+/// An error after which nothing in the ring can be trusted: its queue stops until it is
+/// reconfigured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RingError {
-    /// The size is zero, no power of two, or above [`MAX_QUEUE_SIZE`].
+    /// The size is zero, not a power of two, or above [`MAX_QUEUE_SIZE`].
+    ///
+    /// [`MAX_QUEUE_SIZE`]: super::ring::MAX_QUEUE_SIZE
     #[error("queue size {0} is not a power of two up to 1024")]
     Size(u32),
-    /// A part of the ring is not wholly inside one region of guest memory, or is misaligned.
+    /// A part of the ring is misaligned, or not contained in one region of guest memory.
     #[error("{part} at {address:#x} is misaligned or outside of guest memory")]
     Placement {
         /// Descriptor table, available ring or used ring.
@@ -63,23 +44,17 @@ pub enum RingError {
         head: u16,
     },
     /// An indirect table inside of another, or one that continues with `next`.
-    #[error("descriptor {index} is an indirect table where none may be")]
+    #[error("descriptor {index} is an indirect table where none is allowed")]
     MisplacedIndirect {
         /// The descriptor.
         index: u16,
     },
-    /// An indirect table of no entries or of a broken one.
+    /// An indirect table that is empty or ends in a partial descriptor.
     #[error("indirect table of {length} bytes is not a whole number of descriptors")]
     IndirectLength {
         /// Bytes of the table.
         length: u32,
     },
-    /// Nothing is wrong: `--fault stop-queue`.
-    #[error("stopped on purpose by --fault stop-queue")]
-    Injected,
-    /// The front end has cut off the file behind guest memory.
-    #[error("guest memory has vanished under an access")]
-    MemoryVanished,
     /// An indirect table outside of guest memory.
     #[error("indirect table at {address:#x} is outside of guest memory")]
     IndirectAddress {
