@@ -145,7 +145,7 @@ pub(crate) struct BenchOptions {
     #[arg(long, conflicts_with = "seconds")]
     pub(crate) instructions: bool,
 
-    /// Write testbed.json and testbed.svg, or instructions.json, to this directory
+    /// Write bench.json and bench.svg, or instructions.json, to this directory
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     pub(crate) output: PathBuf,
 

@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
         if arguments.instructions {
             "instructions.json"
         } else {
-            "testbed.json"
+            "bench.json"
         },
     )?;
     let packages = PACKAGES.iter().map(|&name| name.to_owned());
@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
         arguments.verbose,
     )?;
     report.write(&measurements)?;
-    let svg = arguments.output.join("testbed.svg");
+    let svg = arguments.output.join("bench.svg");
     chart::draw(&measurements, &svg)?;
     print(&table::of(&measurements), &[report.path, svg])
 }

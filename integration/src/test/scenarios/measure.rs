@@ -43,7 +43,7 @@ fn times_are_written_as_text_json_and_picture(context: &Context<'_>) -> Result<(
         .arg(directory.path()))?;
     expect_status(&output, 0)?;
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
-    let comparisons = comparisons(directory.path(), "testbed.json")?;
+    let comparisons = comparisons(directory.path(), "bench.json")?;
     ensure!(comparisons.len() > 5, "{} comparisons", comparisons.len());
     for comparison in comparisons {
         let job = comparison["job"].as_str().context("a job without a name")?;
@@ -53,7 +53,7 @@ fn times_are_written_as_text_json_and_picture(context: &Context<'_>) -> Result<(
         let peer = &comparison["peers"][0]["results"][0];
         ensure!(peer.as_f64() > Some(0.0), "{job}: {peer} of the peer");
     }
-    let svg = fs::read_to_string(directory.path().join("testbed.svg")).context("no picture")?;
+    let svg = fs::read_to_string(directory.path().join("bench.svg")).context("no picture")?;
     ensure!(svg.contains("<svg") && svg.contains("psync"), "{svg}");
     Ok(())
 }
