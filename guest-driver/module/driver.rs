@@ -16,16 +16,16 @@ use kernel::{
 use crate::{
     io::{
         bounce::Reach,
-        device::{Queues, Vdma, submit_one},
-        queue::{Health, PERIODS_PER_TIMEOUT, Pollers, Queue, WhenFull},
+        device::{Limits, Vdma},
+        queue::{self, EPOCHS_PER_TIMEOUT, Health, Queue, Queues, WhenFull},
         request::Request,
+        submit::submit_empty,
     },
     linux::{chardev, compat, slab::SlabBox},
     memory::bar::Bar,
     observe::{DeviceObserver, Observer, debugfs::Directory},
-    operations::command::Limits,
     protocol::{
-        CONFIG_MAGIC, CONFIG_VERSION, Config, DeviceInfo, FEATURE_BAR, Operation, RequestHeader,
+        CONFIG_MAGIC, CONFIG_VERSION, Config, DeviceInfo, FEATURE_BAR, Operation,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
     virtio,
@@ -84,9 +84,8 @@ fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<Observer>) -> 
     }
     device.set_ready();
     // The device answers only when device memory is mapped, if it can be: see the specification.
-    let nop = RequestHeader::new(Operation::Nop, 0, 0, 0);
     let queue = queues.first().ok_or(ENODEV)?;
-    submit_one(queue, nop, observer.clone(), WhenFull::Fail)?
+    submit_empty(queue, Operation::Nop, observer.clone(), WhenFull::Fail)?
         .wait_milliseconds(FIRST_ANSWER_MS)
         .map(|_| ())
 }
@@ -137,7 +136,7 @@ impl Ward for Recovery {
     fn check(&self) {
         let mut ill = false;
         for queue in &**self.vdma.queues() {
-            ill |= !matches!(queue.tick(), Health::Good);
+            ill |= !matches!(queue.advance_epoch(), Health::Good);
         }
         if !ill {
             return;
@@ -161,13 +160,13 @@ impl Ward for Recovery {
         };
         // A broken ring is a sign of life. Otherwise the device has to give one: to start a device
         // whose back end is gone makes QEMU abort (11.1), and the guest with it.
-        if !broken && !self.vdma.answers() {
+        if !broken && !self.vdma.is_alive() {
             dev_err!(
                 dev,
                 "{}, and the device does not answer any more; given up. Plug it anew, or bind the driver again\n",
                 what
             );
-            self.vdma.give_up();
+            self.vdma.mark_dead();
             stop(device, self.vdma.queues(), ENODEV);
             return;
         }
@@ -184,7 +183,7 @@ impl Ward for Recovery {
                     "the device does not come back: {:?}; given up\n",
                     error
                 );
-                self.vdma.give_up();
+                self.vdma.mark_dead();
                 stop(device, self.vdma.queues(), ENODEV);
             }
         }
@@ -246,12 +245,12 @@ impl virtio::Driver for Driver {
         }
 
         let timeout_ms = compat::number(crate::module_parameters::timeout_ms.value());
-        let watchdog = Watchdog::new(timeout_ms.div_ceil(PERIODS_PER_TIMEOUT))?;
-        let pollers = Arc::pin_init(Pollers::new(), GFP_KERNEL)?;
+        let watchdog = Watchdog::new(timeout_ms.div_ceil(EPOCHS_PER_TIMEOUT))?;
+        let poll_waiters = Arc::pin_init(queue::poll_waiters(), GFP_KERNEL)?;
         let mut queues = Queues::with_capacity(config.num_queues.get().into(), GFP_KERNEL)?;
         for _ in 0..config.num_queues.get() {
             let number = queues.len() as u32;
-            let queue = Queue::new(number, pollers.clone(), watchdog.clone());
+            let queue = Queue::new(number, poll_waiters.clone(), watchdog.clone());
             let queue = KBox::pin_init(queue, GFP_KERNEL)?;
             queues.push(queue, GFP_KERNEL)?;
         }
@@ -310,14 +309,14 @@ impl virtio::Driver for Driver {
         };
         let has_bar = bar.is_some();
         let all = Limits {
-            bytes: info.max_transfer as usize,
-            entries: info.max_segments as usize,
-            entry: device.max_segment(),
+            max_bytes: info.max_transfer as usize,
+            max_segments: info.max_segments as usize,
+            max_segment_size: device.max_segment(),
         };
         // Bounced pages are entries of their own: an entry of `n` pages has at least `n - 2` whole ones,
         // so that a quarter of the entries, and as many whole pages, become fewer than all.
         let limits = if dma_bits < u64::BITS {
-            all.for_any_pages(all.entries / 4)
+            all.for_any_pages(all.max_segments / 4)
         } else {
             all
         };
@@ -358,7 +357,7 @@ impl virtio::Driver for Driver {
             return Err(ENODEV);
         }
         start(device, bound.vdma.queues(), bound.vdma.observer()).inspect_err(|_| {
-            bound.vdma.give_up();
+            bound.vdma.mark_dead();
             stop(device, bound.vdma.queues(), ENODEV);
         })
     }
@@ -368,7 +367,7 @@ impl virtio::Driver for Driver {
         // with the device comes back when it is reset.
         bound.leash = None;
         bound.node = None;
-        bound.vdma.give_up();
+        bound.vdma.mark_dead();
         stop(device, bound.vdma.queues(), ENODEV);
     }
 }

@@ -115,7 +115,7 @@ pub(crate) fn redirty(mut request: SlabBox<Request>) {
     };
     {
         let mut waiting = inner.waiting.lock();
-        request.enlist(waiting.requests.take());
+        request.set_next(waiting.requests.take());
         waiting.requests = Some(request);
     }
     schedule(inner);
@@ -131,7 +131,7 @@ pub(crate) fn release(buffer: Arc<Buffer>) {
     };
     {
         let mut waiting = inner.waiting.lock();
-        buffer.as_mut().enlist(waiting.buffers.take());
+        buffer.as_mut().set_next(waiting.buffers.take());
         waiting.buffers = Some(buffer);
     }
     schedule(inner);
@@ -147,10 +147,10 @@ unsafe extern "C" fn run(work: *mut bindings::work_struct) {
         (waiting.requests.take(), waiting.buffers.take())
     };
     while let Some(mut request) = requests {
-        requests = request.delist();
+        requests = request.take_next();
         request.redirty_and_finish();
     }
     while let Some(mut buffer) = buffers {
-        buffers = buffer.as_mut().delist();
+        buffers = buffer.as_mut().take_next();
     }
 }

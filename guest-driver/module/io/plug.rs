@@ -8,7 +8,7 @@ use core::ptr;
 use kernel::{bindings, sync::Arc};
 
 use crate::{
-    io::{device::Queues, queue::Queue},
+    io::queue::{Queue, Queues},
     linux::bindings::{vdma_check_plugged, vdma_free_plug_callback, vdma_plug_callback},
 };
 

@@ -25,44 +25,72 @@ use crate::{
     watchdog::Watchdog,
 };
 
-/// Completions that are taken off the ring before the lock is let go.
+/// Completions that are taken off the ring before the lock is released.
 const BATCH: usize = 16;
 
-/// What to do when the ring has no room.
+/// What a submission does when the ring is full.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WhenFull {
-    /// Wait for room; a signal ends the wait with `EINTR`.
+    /// Wait for free descriptors; a signal ends the wait with `EINTR`.
     Wait,
     /// Fail with `EAGAIN`.
     Fail,
 }
 
-/// Periods of the watchdog that are told apart. A request that is still there when its period would come
+impl WhenFull {
+    /// What the call of a (non-)blocking caller does.
+    pub(crate) fn of_caller(non_blocking: bool) -> Self {
+        if non_blocking { Self::Fail } else { Self::Wait }
+    }
+}
+
+/// Time-out epochs that are told apart. A request that is still in the ring when its epoch would come
 /// round again is late.
 const EPOCHS: usize = 4;
 
-/// Periods that pass, at the least, before a request counts as late.
-pub(crate) const PERIODS_PER_TIMEOUT: u32 = EPOCHS as u32 - 1;
+/// Epochs that pass, at least, before a request counts as late.
+pub(crate) const EPOCHS_PER_TIMEOUT: u32 = EPOCHS as u32 - 1;
 
-/// How a queue is.
+/// Whether the device serves a queue.
 pub(crate) enum Health {
     /// Requests come back, or there are none.
     Good,
-    /// A request has been with the device for [`PERIODS_PER_TIMEOUT`] periods.
+    /// A request has been with the device for [`EPOCHS_PER_TIMEOUT`] epochs.
     Late,
     /// The device has broken the rules of the ring, and virtio has stopped using it.
     Broken,
 }
 
-/// Who may submit.
+/// Whether requests may be submitted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Gate {
-    /// Everybody.
+    /// They may.
     Open,
-    /// Nobody for now: the device is being restarted.
+    /// Not for now: the device is being restarted.
     Paused,
-    /// Nobody any more.
+    /// Never again.
     Closed,
+}
+
+/// Why a request was not put into the ring.
+enum Refusal {
+    /// No descriptors are free.
+    Full,
+    /// The device is being restarted.
+    Paused,
+    /// It would be refused again.
+    Failed(Error),
+}
+
+/// What the attempts to submit one request have led to so far.
+#[derive(Default)]
+struct Attempts {
+    /// The ring was full.
+    found_full: bool,
+    /// The device was kicked, so that it works on what fills the ring.
+    kicked: bool,
+    /// The task has slept, so that its block plug has ended.
+    slept: bool,
 }
 
 /// Requests that have come back, in a list that needs no memory of its own.
@@ -80,7 +108,7 @@ impl Batch {
     }
 
     fn push(&mut self, mut request: SlabBox<Request>) {
-        request.enlist(self.last.take());
+        request.set_next(self.last.take());
         self.last = Some(request);
         self.count += 1;
     }
@@ -89,74 +117,115 @@ impl Batch {
     fn complete(mut self) {
         let mut first = None;
         while let Some(mut request) = self.last {
-            self.last = request.delist();
-            request.enlist(first.take());
+            self.last = request.take_next();
+            request.set_next(first.take());
             first = Some(request);
         }
         while let Some(mut request) = first {
-            first = request.delist();
+            first = request.take_next();
             request.complete();
         }
     }
 }
 
+/// What the lock of a queue protects.
 struct Ring {
     queue: Option<VirtQueue<SlabBox<Request>>>,
     /// Requests in the ring.
     in_flight: usize,
     /// Requests that have come back.
     returned: usize,
-    /// How many of them were submitted in each of the last periods.
-    ages: [usize; EPOCHS],
-    /// The current period.
+    /// How many requests in the ring were submitted in each of the last time-out epochs.
+    submitted_in: [usize; EPOCHS],
+    /// The current time-out epoch.
     epoch: usize,
     gate: Gate,
-    /// Tasks that wait for room.
-    waiting: usize,
-    /// Somebody who looked found no room, and wants to hear of some.
-    starved: bool,
-    /// Requests in the ring whose submitters look for the completion.
+    /// Submitters that sleep until descriptors free up.
+    sleeping_submitters: usize,
+    /// A poll(2) waiter needs a wake-up when descriptors free up.
+    wake_poll_waiters: bool,
+    /// Requests in the ring whose submitters reap them with `iopoll`.
     polled: usize,
-    /// Tasks that look for completions all the time.
-    lookers: usize,
+    /// Tasks that busy-poll this queue.
+    busy_pollers: usize,
 }
 
 impl Ring {
     fn health(&self) -> Health {
         if self.queue.as_ref().is_some_and(|queue| queue.is_broken()) {
             Health::Broken
-        } else if self.ages[(self.epoch + 1) % EPOCHS] > 0 {
+        } else if self.submitted_in[(self.epoch + 1) % EPOCHS] > 0 {
             Health::Late
         } else {
             Health::Good
         }
     }
 
-    /// Asks for interrupts if anybody depends on them; returns whether used requests are waiting
-    /// that may get none.
-    fn settle(&mut self) -> bool {
+    /// Enables interrupts if a task depends on them. Returns whether used requests are waiting for
+    /// which no interrupt may come, so that the caller has to reap them.
+    ///
+    /// | submitter sleeps, or poll(2) waiter | tasks busy-poll | every request is `polled` | interrupts |
+    /// |---|---|---|---|
+    /// | yes | any | any | on |
+    /// | no | yes | any | off |
+    /// | no | no | yes | off |
+    /// | no | no | no, or the ring is empty | on |
+    ///
+    /// This function only turns them on. They are turned off where a row with "off" begins: when a
+    /// task starts to busy-poll, when a polled request enters an empty ring, and while used requests
+    /// are taken off the ring, after which this function decides again.
+    fn update_interrupts(&mut self) -> bool {
         let only_polled = self.in_flight > 0 && self.in_flight == self.polled;
-        // A task that waits for room sleeps, even if it is one that looks afterwards.
-        let sleeps = self.waiting > 0 || self.starved;
-        let needed = sleeps || self.lookers == 0 && !only_polled;
+        // A submitter that sleeps needs the interrupt even if it busy-polls afterwards.
+        let has_sleepers = self.sleeping_submitters > 0 || self.wake_poll_waiters;
+        let needed = has_sleepers || self.busy_pollers == 0 && !only_polled;
         match self.queue.as_mut() {
             Some(queue) if needed => !queue.enable_interrupt(),
             _ => false,
         }
     }
-}
 
-/// The tasks that poll a device.
-#[pin_data]
-pub(crate) struct Pollers {
-    #[pin]
-    room: PollCondVar,
-}
-
-impl Pollers {
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self { room <- new_poll_condvar!("vdma_pollers") })
+    /// Puts a request into the ring. Never waits.
+    ///
+    /// Returns what [`Ring::update_interrupts`] does.
+    #[inline(always)]
+    fn try_submit(
+        &mut self,
+        mut request: SlabBox<Request>,
+    ) -> Result<bool, (Refusal, SlabBox<Request>)> {
+        let queue = match (self.gate, self.queue.as_mut()) {
+            (Gate::Open, Some(queue)) => queue,
+            (Gate::Closed, _) => return Err((Refusal::Failed(ENODEV), request)),
+            _ => return Err((Refusal::Paused, request)),
+        };
+        request.set_epoch(self.epoch);
+        let polled = request.is_polled();
+        queue.add(request).map_err(|(error, request)| {
+            let refusal = if error == ENOSPC {
+                Refusal::Full
+            } else {
+                Refusal::Failed(error)
+            };
+            (refusal, request)
+        })?;
+        // The first request that needs an interrupt among polled ones.
+        let interrupts_needed = !polled && self.polled > 0 && self.in_flight == self.polled;
+        if polled && self.in_flight == 0 {
+            queue.disable_interrupt();
+        }
+        self.in_flight += 1;
+        self.polled += usize::from(polled);
+        self.submitted_in[self.epoch] += 1;
+        Ok(interrupts_needed && self.update_interrupts())
     }
+}
+
+/// The queues of a device. They outlive the virtqueues in them.
+pub(crate) type Queues = KVec<Pin<KBox<Queue>>>;
+
+/// Where poll(2) waiters of a device wait for free descriptors in any of its queues.
+pub(crate) fn poll_waiters() -> impl PinInit<PollCondVar> {
+    new_poll_condvar!("vdma_poll_waiters")
 }
 
 /// A request queue.
@@ -164,14 +233,15 @@ impl Pollers {
 pub(crate) struct Queue {
     #[pin]
     ring: IrqSpinLock<Ring>,
+    /// Where submitters wait for free descriptors.
     #[pin]
-    room: PollCondVar,
-    /// Where those wait that want room in any queue of the device.
-    pollers: Arc<Pollers>,
+    submitters: PollCondVar,
+    /// Shared by the queues of the device: see [`poll_waiters`].
+    poll_waiters: Arc<PollCondVar>,
     number: u32,
     /// Kicks that are being sent: the virtqueue may not be deleted under them.
     kicks: Atomic<i32>,
-    /// Told when the device has broken the rules of the ring.
+    /// Alarmed when the device has broken the rules of the ring.
     watchdog: Arc<Watchdog>,
 }
 
@@ -179,7 +249,7 @@ impl Queue {
     /// A queue without a ring: [`Queue::open`] gives it one.
     pub(crate) fn new(
         number: u32,
-        pollers: Arc<Pollers>,
+        poll_waiters: Arc<PollCondVar>,
         watchdog: Arc<Watchdog>,
     ) -> impl PinInit<Self> {
         pin_init!(Self {
@@ -188,18 +258,18 @@ impl Queue {
                     queue: None,
                     in_flight: 0,
                     returned: 0,
-                    ages: [0; EPOCHS],
+                    submitted_in: [0; EPOCHS],
                     epoch: 0,
                     gate: Gate::Paused,
-                    waiting: 0,
-                    starved: false,
+                    sleeping_submitters: 0,
+                    wake_poll_waiters: false,
                     polled: 0,
-                    lookers: 0,
+                    busy_pollers: 0,
                 },
                 "vdma_ring"
             ),
-            room <- new_poll_condvar!("vdma_room"),
-            pollers,
+            submitters <- new_poll_condvar!("vdma_submitters"),
+            poll_waiters,
             number,
             kicks: Atomic::new(0),
             watchdog,
@@ -214,21 +284,20 @@ impl Queue {
             ring.gate = Gate::Open;
         }
         drop(ring);
-        self.notify();
+        self.wake_waiters();
     }
 
-    /// Begins a new period, and says how the queue is.
-    pub(crate) fn tick(&self) -> Health {
+    /// Begins a new time-out epoch. Returns the health before.
+    pub(crate) fn advance_epoch(&self) -> Health {
         let mut ring = self.ring.lock();
         let health = ring.health();
-        // What is late keeps its period: requests that come meanwhile are not taken for it.
+        // A late request keeps its epoch to itself: newer ones must not count as late with it.
         if !matches!(health, Health::Late) {
             ring.epoch = (ring.epoch + 1) % EPOCHS;
         }
         health
     }
 
-    /// How the queue is.
     pub(crate) fn health(&self) -> Health {
         self.ring.lock().health()
     }
@@ -241,56 +310,26 @@ impl Queue {
         self.ring.lock().queue.as_mut().map(f)
     }
 
-    /// Hands a request to the device, and with `kick` tells it so; otherwise it hears of it with the next
-    /// kick. Sleeps only with [`WhenFull::Wait`].
+    /// Submits a request, and with `kick` notifies the device of it; otherwise the next kick does.
+    /// Sleeps only with [`WhenFull::Wait`].
     ///
-    /// On failure the request comes back: `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when
-    /// the device is gone, `EIO` when it broke the rules of the ring, `ENOMEM`.
+    /// Fails with `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when the device is gone, `EIO`
+    /// when it broke the rules of the ring, `ENOMEM`. The request is dropped then.
     pub(crate) fn submit(
         &self,
         mut request: SlabBox<Request>,
         when_full: WhenFull,
-        mut kick: bool,
-    ) -> Result<(), (Error, SlabBox<Request>)> {
+        kick: bool,
+    ) -> Result {
         // Counted before the device sees the request, for it may come back at once.
-        request.announce(self.number);
-        let mut full_before = false;
-        let mut kicked = false;
-        let mut missed = false;
+        request.account_submit(self.number);
+        let mut attempts = Attempts::default();
         let mut ring = self.ring.lock();
-        let error = loop {
-            let state = &mut *ring;
-            let queue = match (state.gate, state.queue.as_mut()) {
-                (Gate::Open, Some(queue)) => queue,
-                (Gate::Closed, _) => break ENODEV,
-                _ if when_full == WhenFull::Fail => break EAGAIN,
-                _ => match self.wait(ring) {
-                    Ok(locked) => {
-                        // A kick that was put off has been sent when the task went to sleep.
-                        kick = true;
-                        ring = locked;
-                        continue;
-                    }
-                    Err(error) => {
-                        request.retract();
-                        return Err((error, request));
-                    }
-                },
-            };
-            request.set_epoch(state.epoch);
-            let polled = request.is_polled();
-            match queue.add(request) {
-                Ok(()) => {
-                    // The first request that needs an interrupt among some that do not asks for it.
-                    let first = !polled && state.polled > 0 && state.in_flight == state.polled;
-                    if polled && state.in_flight == 0 {
-                        queue.disable_interrupt();
-                    }
-                    state.in_flight += 1;
-                    state.polled += usize::from(polled);
-                    state.ages[state.epoch] += 1;
-                    let missed = first && state.settle();
-                    if kick {
+        loop {
+            let (refusal, back) = match ring.try_submit(request) {
+                Ok(missed) => {
+                    // A kick that the plug was to send was sent when the task slept.
+                    if kick || attempts.slept {
                         self.send_kick(ring);
                     } else {
                         drop(ring);
@@ -300,60 +339,71 @@ impl Queue {
                     }
                     return Ok(());
                 }
-                Err((error, back)) => {
-                    request = back;
-                    if error != ENOSPC {
-                        break error;
-                    }
-                }
-            }
-            if !full_before {
-                full_before = true;
+                Err(refused) => refused,
+            };
+            request = back;
+            if matches!(refusal, Refusal::Full) && !attempts.found_full {
+                attempts.found_full = true;
                 request.count(|counters| counters.queue_full.add(1));
             }
-            state.starved = true;
-            if state.in_flight == 0 {
-                // Nothing will make room: there was no memory for the indirect descriptors, and the
-                // ring alone is too small.
-                break ENOMEM;
-            }
-            if when_full == WhenFull::Fail {
-                missed = state.settle();
-                break EAGAIN;
-            }
-            // Nobody else may be about to kick what makes room when it is done.
-            if !kicked {
-                kicked = true;
-                self.send_kick(ring);
-                ring = self.ring.lock();
-                continue;
-            }
-            match self.wait(ring) {
-                Ok(locked) => {
-                    kick = true;
-                    ring = locked;
-                }
+            match self.wait_after(refusal, ring, when_full, &mut attempts) {
+                Ok(locked) => ring = locked,
                 Err(error) => {
-                    request.retract();
-                    return Err((error, request));
+                    request.unaccount();
+                    return Err(error);
                 }
             }
-        };
-        drop(ring);
-        if missed {
-            self.reap();
         }
-        request.retract();
-        Err((error, request))
     }
 
-    /// Tells the device of what was submitted, if it wants to be told. Any context; costs an exit from
-    /// the guest.
+    /// Waits until another attempt may succeed, as far as `when_full` allows it. The lock is released
+    /// meanwhile.
+    #[cold]
+    fn wait_after<'a>(
+        &'a self,
+        refusal: Refusal,
+        mut ring: Guard<'a, Ring, IrqSaveBackend>,
+        when_full: WhenFull,
+        attempts: &mut Attempts,
+    ) -> Result<Guard<'a, Ring, IrqSaveBackend>> {
+        match refusal {
+            Refusal::Failed(error) => return Err(error),
+            Refusal::Paused if when_full == WhenFull::Fail => return Err(EAGAIN),
+            Refusal::Paused => {}
+            Refusal::Full => {
+                ring.wake_poll_waiters = true;
+                if ring.in_flight == 0 {
+                    // Nothing will free descriptors: there was no memory for indirect ones, and the
+                    // ring alone is too small.
+                    return Err(ENOMEM);
+                }
+                if when_full == WhenFull::Fail {
+                    let missed = ring.update_interrupts();
+                    drop(ring);
+                    if missed {
+                        self.reap();
+                    }
+                    return Err(EAGAIN);
+                }
+                // What fills the ring may have been submitted without a kick.
+                if !attempts.kicked {
+                    attempts.kicked = true;
+                    self.send_kick(ring);
+                    return Ok(self.ring.lock());
+                }
+            }
+        }
+        attempts.slept = true;
+        self.wait(ring)
+    }
+
+    /// Notifies the device of what was submitted, unless it has suppressed notifications. Any context;
+    /// costs an exit from the guest.
     pub(crate) fn kick(&self) {
         self.send_kick(self.ring.lock());
     }
 
-    /// [`Queue::kick`], which lets the lock go.
+    /// [`Queue::kick`], which releases the lock.
     fn send_kick(&self, mut ring: Guard<'_, Ring, IrqSaveBackend>) {
         let kick = ring.queue.as_mut().and_then(VirtQueue::prepare_kick);
         if let Some(kick) = kick {
@@ -365,21 +415,21 @@ impl Queue {
         }
     }
 
-    /// Waits until the ring may have room, with the lock let go meanwhile and interrupts asked for;
+    /// Waits until descriptors may be free, with the lock released meanwhile and interrupts enabled;
     /// `EINTR` on a signal.
     fn wait<'a>(
         &'a self,
         mut ring: Guard<'a, Ring, IrqSaveBackend>,
     ) -> Result<Guard<'a, Ring, IrqSaveBackend>> {
-        ring.waiting += 1;
-        if ring.settle() {
-            ring.waiting -= 1;
+        ring.sleeping_submitters += 1;
+        if ring.update_interrupts() {
+            ring.sleeping_submitters -= 1;
             drop(ring);
             self.reap();
             return Ok(self.ring.lock());
         }
-        let interrupted = self.room.wait_interruptible(&mut ring);
-        ring.waiting -= 1;
+        let interrupted = self.submitters.wait_interruptible(&mut ring);
+        ring.sleeping_submitters -= 1;
         if !interrupted {
             return Ok(ring);
         }
@@ -387,7 +437,7 @@ impl Queue {
         if signal_pending() {
             return Err(EINTR);
         }
-        // Work for the task interrupted, and will until the task is back in user space.
+        // Task work interrupted the wait, and goes on doing so until the task is back in user space.
         delay::sleep_ms(1);
         Ok(self.ring.lock())
     }
@@ -411,12 +461,12 @@ impl Queue {
                 state.in_flight -= 1;
                 state.returned = state.returned.wrapping_add(1);
                 state.polled -= usize::from(request.is_polled());
-                state.ages[request.epoch()] -= 1;
+                state.submitted_in[request.epoch()] -= 1;
                 batch.push(request);
             }
             if batch.count > 0 {
-                wake |= state.waiting > 0 || state.starved;
-                state.starved = false;
+                wake |= state.sleeping_submitters > 0 || state.wake_poll_waiters;
+                state.wake_poll_waiters = false;
             }
             if batch.count == BATCH {
                 break true;
@@ -425,13 +475,13 @@ impl Queue {
                 self.watchdog.alarm();
                 break false;
             }
-            if !state.settle() {
+            if !state.update_interrupts() {
                 break false;
             }
         };
         drop(ring);
         if wake {
-            self.notify();
+            self.wake_waiters();
         }
         (batch, more)
     }
@@ -449,8 +499,8 @@ impl Queue {
         }
     }
 
-    /// [`Queue::reap`] by a task that looks, without an interrupt.
-    pub(crate) fn look(&self) -> usize {
+    /// [`Queue::reap`] by a task that polls, without an interrupt.
+    pub(crate) fn poll_completions(&self) -> usize {
         if self.ring.lock().in_flight == 0 {
             0
         } else {
@@ -458,35 +508,36 @@ impl Queue {
         }
     }
 
-    /// Interrupts are not needed until the result is dropped: the task looks all the time.
-    pub(crate) fn begin_looking(&self) -> Looking<'_> {
+    /// Disables interrupts until the result is dropped: the task busy-polls meanwhile.
+    pub(crate) fn start_busy_poll(&self) -> BusyPollGuard<'_> {
         let mut ring = self.ring.lock();
-        ring.lookers += 1;
+        ring.busy_pollers += 1;
         if let Some(queue) = ring.queue.as_mut() {
             queue.disable_interrupt();
         }
-        Looking(self)
+        BusyPollGuard(self)
     }
 
-    /// Whether a request would find room now. If not, [`Queue::room`] hears of some.
-    pub(crate) fn has_room(&self) -> bool {
-        if self.has_room_for(1) {
+    /// Whether a request could be submitted now. If not, [`Queue::poll_waiters`] are woken when
+    /// descriptors free up.
+    pub(crate) fn poll_free_descriptors(&self) -> bool {
+        if self.has_free_descriptors(1) {
             return true;
         }
         let missed = {
             let mut ring = self.ring.lock();
-            ring.starved = true;
-            ring.settle()
+            ring.wake_poll_waiters = true;
+            ring.update_interrupts()
         };
         if missed {
             self.reap();
         }
-        // Room that came before `starved` was set has woken nobody.
-        self.has_room_for(1)
+        // Descriptors that were freed before `wake_poll_waiters` was set have woken no waiter.
+        self.has_free_descriptors(1)
     }
 
-    /// Whether so many requests would find room now.
-    pub(crate) fn has_room_for(&self, requests: usize) -> bool {
+    /// Whether this number of requests could be submitted now.
+    pub(crate) fn has_free_descriptors(&self, requests: usize) -> bool {
         let ring = self.ring.lock();
         // One descriptor each: the others are in an indirect table.
         ring.queue
@@ -494,20 +545,20 @@ impl Queue {
             .is_some_and(|queue| queue.free() as usize >= requests)
     }
 
-    /// Whether nothing will ever go through any more.
+    /// Whether no request can be submitted ever again.
     pub(crate) fn is_closed(&self) -> bool {
         self.ring.lock().gate == Gate::Closed
     }
 
-    /// Where those wait that want room in any queue of the device.
-    pub(crate) fn pollers(&self) -> &PollCondVar {
-        &self.pollers.room
+    /// Where poll(2) waiters wait for free descriptors in any queue of the device.
+    pub(crate) fn poll_waiters(&self) -> &PollCondVar {
+        &self.poll_waiters
     }
 
-    /// Wakes all who wait for room.
-    fn notify(&self) {
-        self.room.notify_all();
-        self.pollers.room.notify_all();
+    /// Wakes all tasks that wait for free descriptors.
+    fn wake_waiters(&self) {
+        self.submitters.notify_all();
+        self.poll_waiters.notify_all();
     }
 
     /// Requests that have come back, ever.
@@ -520,7 +571,7 @@ impl Queue {
         self.ring.lock().in_flight
     }
 
-    /// Lets nothing more in for now; who may wait does.
+    /// Refuses requests until [`Queue::open`]; submitters that may wait do.
     pub(crate) fn pause(&self) {
         let mut ring = self.ring.lock();
         if ring.gate == Gate::Open {
@@ -528,14 +579,14 @@ impl Queue {
         }
     }
 
-    /// Lets nothing more in ever, and sends away who waits.
+    /// Refuses requests for good; submitters that wait fail with `ENODEV`.
     pub(crate) fn close(&self) {
         self.ring.lock().gate = Gate::Closed;
-        self.notify();
+        self.wake_waiters();
     }
 
-    /// Completes every request, with its answer or with `error`, and gives up the virtqueue, which
-    /// may be deleted afterwards. May sleep.
+    /// Completes every request, with the device's response or with `error`, and drops the virtqueue,
+    /// which may be deleted afterwards. May sleep.
     ///
     /// To be called on a paused or closed queue of a device that has been reset.
     pub(crate) fn drain(&self, error: Error) {
@@ -544,7 +595,7 @@ impl Queue {
             let mut ring = self.ring.lock();
             ring.in_flight = 0;
             ring.polled = 0;
-            ring.ages = [0; EPOCHS];
+            ring.submitted_in = [0; EPOCHS];
             ring.queue.take()
         };
         // No kick begins any more: those that have are counted under the lock.
@@ -565,15 +616,15 @@ impl QueueHandler for Queue {
     }
 }
 
-/// A task that looks for completions all the time.
-pub(crate) struct Looking<'a>(&'a Queue);
+/// A task that busy-polls a queue, which needs no interrupts for it meanwhile.
+pub(crate) struct BusyPollGuard<'a>(&'a Queue);
 
-impl Drop for Looking<'_> {
+impl Drop for BusyPollGuard<'_> {
     fn drop(&mut self) {
         let missed = {
             let mut ring = self.0.ring.lock();
-            ring.lookers -= 1;
-            ring.settle()
+            ring.busy_pollers -= 1;
+            ring.update_interrupts()
         };
         if missed {
             self.0.reap();

@@ -3,9 +3,9 @@
 //! One call of read or write, one command, or an internal operation, made of one or more requests.
 //!
 //! A transfer longer than a request is split; its requests complete in any order. When the last of
-//! them is back, and the caller has submitted all, the transfer completes once: into the caller's
+//! them has completed, and the caller has submitted all, the transfer completes once: into the caller's
 //! `kiocb` or command, or to the task that waits for it. (An asynchronous read or write that fits into
-//! one request has no transfer: see [`crate::io::request::Reply`].)
+//! one request has no transfer: see [`crate::io::request::RequestTarget`].)
 
 use core::ptr::NonNull;
 
@@ -19,7 +19,6 @@ use kernel::{
 };
 
 use crate::{
-    io::request::Answer,
     linux::{
         chardev::AsyncIocb,
         slab::{self, Cache, Cached},
@@ -42,23 +41,56 @@ pub(crate) enum Combine {
     Crc32c(u64),
 }
 
-/// Who is told, if it is not a waiting task.
-pub(crate) enum Completer {
-    Iocb(AsyncIocb),
+/// Completion target of a transfer that no task waits for.
+pub(crate) enum TransferTarget {
+    /// The `kiocb` of an asynchronous read or write.
+    Kiocb(AsyncIocb),
+    /// A command of io_uring.
     Command(UringCommand),
 }
 
-struct Outcome {
+/// Outcome of one request: the device's response, checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Outcome {
+    /// Bytes moved, or why not all were.
+    pub(crate) result: Result<usize>,
+    /// Bytes moved before an error; equal to the result without one.
+    pub(crate) moved: usize,
+    /// The value of the response.
+    pub(crate) value: u64,
+}
+
+impl Outcome {
+    /// No bytes were moved, because of `error`.
+    pub(crate) fn failed(error: Error) -> Self {
+        Self {
+            result: Err(error),
+            moved: 0,
+            value: 0,
+        }
+    }
+
+    /// The result of a call: the bytes that were moved, the error if there are none.
+    pub(crate) fn bytes(&self) -> Result<usize> {
+        match self.moved {
+            0 => self.result,
+            moved => Ok(moved),
+        }
+    }
+}
+
+/// What the lock of a transfer protects.
+struct Progress {
     /// Bytes that were submitted.
     length: usize,
     /// First byte that was not moved, and why.
     failed: Option<(usize, Error)>,
-    /// The value of the responses, put together.
+    /// The values of the responses, combined.
     value: u64,
-    completer: Option<Completer>,
+    target: Option<TransferTarget>,
 }
 
-impl Outcome {
+impl Progress {
     /// The bytes up to the first failure, or the failure when there are none.
     fn result(&self) -> Result<usize> {
         match self.failed {
@@ -73,12 +105,12 @@ impl Outcome {
 #[pin_data]
 pub(crate) struct Transfer {
     references: Atomic<i32>,
-    /// Requests that are not back, and one for the submitter until it has submitted all.
+    /// Requests that have not completed, and one for the submitter until it has submitted all.
     outstanding: Atomic<i32>,
     observer: Arc<Observer>,
     combine: Combine,
     #[pin]
-    outcome: IrqSpinLock<Outcome>,
+    progress: IrqSpinLock<Progress>,
     #[pin]
     done: Completion,
 }
@@ -115,10 +147,10 @@ unsafe impl AlwaysRefCounted for Transfer {
 impl Transfer {
     /// A transfer with nothing in it. May sleep.
     ///
-    /// With a `completer` its result goes there, otherwise to [`Transfer::wait`]. Its value begins as
+    /// It completes into `target`, or else wakes the task in [`Transfer::wait`]. Its value begins as
     /// `value`.
     pub(crate) fn new(
-        completer: Option<Completer>,
+        target: Option<TransferTarget>,
         observer: Arc<Observer>,
         combine: Combine,
         value: u64,
@@ -128,8 +160,8 @@ impl Transfer {
             outstanding: Atomic::new(1),
             observer,
             combine,
-            outcome <- new_irq_spinlock!(
-                Outcome { length: 0, failed: None, value, completer },
+            progress <- new_irq_spinlock!(
+                Progress { length: 0, failed: None, value, target },
                 "vdma_transfer"
             ),
             done <- Completion::new(),
@@ -142,41 +174,41 @@ impl Transfer {
         &self.observer
     }
 
-    /// A request of this transfer is about to go to the device: it will be back, or retracted.
-    pub(crate) fn request_submitted(&self) {
+    /// Counts a request that is about to be submitted: it will complete, or be unaccounted.
+    pub(crate) fn account_request(&self) {
         self.outstanding.add(1, Relaxed);
     }
 
-    /// The request of the last [`Transfer::request_submitted`] did not go after all.
-    pub(crate) fn request_retracted(&self) {
+    /// Undoes the last [`Transfer::account_request`], of a request that was not submitted after all.
+    pub(crate) fn unaccount_request(&self) {
         // The submitter's own count is still there, so this is never the last.
         let _ = self.outstanding.fetch_sub(1, Relaxed);
     }
 
-    /// The request that begins at byte `position` is back. Any context.
-    pub(crate) fn request_completed(&self, position: usize, answer: Answer) {
-        match answer.result {
+    /// The request that begins at byte `position` has completed. Any context.
+    pub(crate) fn request_completed(&self, position: usize, outcome: Outcome) {
+        match outcome.result {
             Ok(_) => {
-                let end = (position + answer.moved) as u64;
-                let mut outcome = self.outcome.lock();
+                let end = (position + outcome.moved) as u64;
+                let mut progress = self.progress.lock();
                 match self.combine {
-                    Combine::Only => outcome.value = answer.value,
-                    Combine::FirstDifference if answer.value < answer.moved as u64 => {
-                        let at = position as u64 + answer.value;
-                        outcome.value = outcome.value.min(at);
+                    Combine::Only => progress.value = outcome.value,
+                    Combine::FirstDifference if outcome.value < outcome.moved as u64 => {
+                        let at = position as u64 + outcome.value;
+                        progress.value = progress.value.min(at);
                     }
                     Combine::FirstDifference => {}
                     Combine::Crc32c(total) => {
                         let after = total.saturating_sub(end);
-                        outcome.value ^= u64::from(crc32c::shift(answer.value as u32, after));
+                        progress.value ^= u64::from(crc32c::shift(outcome.value as u32, after));
                     }
                 }
             }
             Err(error) => {
-                let at = position + answer.moved;
-                let mut outcome = self.outcome.lock();
-                if outcome.failed.map_or(true, |(first, _)| at < first) {
-                    outcome.failed = Some((at, error));
+                let at = position + outcome.moved;
+                let mut progress = self.progress.lock();
+                if progress.failed.map_or(true, |(first, _)| at < first) {
+                    progress.failed = Some((at, error));
                 }
             }
         }
@@ -184,69 +216,69 @@ impl Transfer {
     }
 
     /// The submitter has submitted `length` bytes, and will submit no more. Any context.
-    pub(crate) fn submitted(&self, length: usize) {
-        self.outcome.lock().length = length;
+    pub(crate) fn finish_submission(&self, length: usize) {
+        self.progress.lock().length = length;
         self.put_outstanding();
     }
 
-    /// Takes the completer back from a transfer of which nothing was submitted: the call itself
-    /// returns the error.
+    /// Drops the target of a transfer of which nothing was submitted: the call itself returns the
+    /// error.
     pub(crate) fn cancel(&self) {
-        let completer = self.outcome.lock().completer.take();
-        drop(completer);
+        let target = self.progress.lock().target.take();
+        drop(target);
     }
 
     fn put_outstanding(&self) {
         if self.outstanding.fetch_sub(1, Full) != 1 {
             return;
         }
-        let (completer, result) = {
-            let mut outcome = self.outcome.lock();
-            (outcome.completer.take(), outcome.result())
+        let (target, result) = {
+            let mut progress = self.progress.lock();
+            (progress.target.take(), progress.result())
         };
-        match completer {
-            Some(Completer::Iocb(iocb)) => iocb.complete(result),
-            Some(Completer::Command(command)) => command.finish_in_task(self.into()),
+        match target {
+            Some(TransferTarget::Kiocb(iocb)) => iocb.complete(result),
+            Some(TransferTarget::Command(command)) => command.finish_in_task(self.into()),
             None => self.done.complete_all(),
         }
         self.observer.ended();
     }
 
-    /// Whether it has ended, if nobody else is told.
+    /// Whether it has completed; only for a transfer without a target.
     pub(crate) fn is_done(&self) -> bool {
         self.done.is_done()
     }
 
-    /// Waits for the end, whatever happens. May sleep.
+    /// Waits for the completion, uninterruptibly. May sleep.
     pub(crate) fn wait(&self) -> Result<usize> {
         self.done.wait();
         self.result()
     }
 
-    /// Waits for the end; a signal ends the wait with `EINTR`, and the transfer goes on by itself.
+    /// Waits for the completion; a signal ends the wait with `EINTR`, and the transfer goes on by itself.
     pub(crate) fn wait_interruptible(&self) -> Result<usize> {
         self.done.wait_interruptible()?;
         self.result()
     }
 
-    /// Waits for the end; only a signal that kills ends the wait, with `EINTR`.
+    /// Waits for the completion; only a fatal signal ends the wait, with `EINTR`.
     pub(crate) fn wait_killable(&self) -> Result {
         self.done.wait_killable()
     }
 
-    /// Waits for some milliseconds at the most: `ETIMEDOUT`, and the transfer goes on by itself.
+    /// Waits for up to `milliseconds`: `ETIMEDOUT`, and the transfer goes on by itself.
     pub(crate) fn wait_milliseconds(&self, milliseconds: u32) -> Result<usize> {
         self.done.wait_milliseconds(milliseconds)?;
         self.result()
     }
 
-    /// Bytes up to the first failure, or the failure when there are none. Once it has ended.
+    /// Bytes up to the first failure, or the failure when there are none. Once it has completed.
     pub(crate) fn result(&self) -> Result<usize> {
-        self.outcome.lock().result()
+        self.progress.lock().result()
     }
 
-    /// The value of the operation. Once it has ended.
+    /// The value of the operation. Once it has completed.
     pub(crate) fn value(&self) -> u64 {
-        self.outcome.lock().value
+        self.progress.lock().value
     }
 }

@@ -121,8 +121,8 @@ impl Counters {
             .raise(submitted.saturating_sub(self.completed.get()));
     }
 
-    /// A request that was counted by [`Counters::submit`] did not go.
-    pub(crate) fn retract(&self, extent: Extent) {
+    /// Undoes [`Counters::submit`], of a request that was not submitted after all.
+    pub(crate) fn unaccount(&self, extent: Extent) {
         self.submitted.subtract(1);
         self.pages_pinned.subtract(extent.pinned);
         self.segments.subtract(extent.segments);

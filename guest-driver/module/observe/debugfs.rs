@@ -15,7 +15,7 @@ use kernel::{
     },
 };
 
-use crate::{io::device::Queues, observe::DeviceObserver, protocol::Statistics};
+use crate::{io::queue::Queues, observe::DeviceObserver, protocol::Statistics};
 
 /// The directory of the module, while there is one.
 static ROOT: Atomic<*mut Dir> = Atomic::new(ptr::null_mut());

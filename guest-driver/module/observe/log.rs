@@ -28,8 +28,8 @@ fn allowed() -> bool {
     COUNT.fetch_add(1, Relaxed) < PER_SECOND
 }
 
-/// The device answered a request with an error, or in a way that cannot be true. Any context.
-pub(crate) fn bad_answer(header: &RequestHeader, what: &str) {
+/// Warns of a response with an error, or with values that cannot be true. Any context.
+pub(crate) fn bad_response(header: &RequestHeader, what: &str) {
     if !allowed() {
         return;
     }

@@ -269,12 +269,12 @@ impl Buffer {
     }
 
     /// Puts the buffer into the list of `deferred.rs`, in front of `next`.
-    pub(crate) fn enlist(self: Pin<&mut Self>, next: Option<Pin<UniqueArc<Buffer>>>) {
+    pub(crate) fn set_next(self: Pin<&mut Self>, next: Option<Pin<UniqueArc<Buffer>>>) {
         self.get_mut().next = next;
     }
 
     /// Takes the rest of the list off the buffer.
-    pub(crate) fn delist(self: Pin<&mut Self>) -> Option<Pin<UniqueArc<Buffer>>> {
+    pub(crate) fn take_next(self: Pin<&mut Self>) -> Option<Pin<UniqueArc<Buffer>>> {
         self.get_mut().next.take()
     }
 }

@@ -6,23 +6,26 @@ use core::mem::{offset_of, size_of};
 
 use kernel::{
     bindings,
-    page::PAGE_SIZE,
     prelude::*,
-    sync::Arc,
+    sync::{Arc, aref::ARef},
     types::Opaque,
     uaccess::{UserPtr, UserSlice},
 };
 
 use crate::{
     io::{
-        pages::{Buffers, HeldPages},
-        transfer::Combine,
+        device::Vdma,
+        pages::Buffers,
+        queue::WhenFull,
+        submit::{DmaMemory, DmaOperation, Mode},
+        transfer::{Transfer, TransferTarget},
     },
     linux::compat,
-    observe::counters::Direction,
-    operations::buffer::{Buffer, BufferTable},
+    observe::{Observer, counters::Direction},
+    operations::buffer::BufferTable,
     protocol::{
         BATCH_MAX, Batch, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command, Operation,
+        Shape,
     },
 };
 
@@ -75,7 +78,7 @@ impl BatchCommands {
             .map(move |index| begin.saturating_add(index * size_of::<Command>() as u64))
     }
 
-    /// Fills in how many were run.
+    /// Writes how many were run to the batch at `address`.
     pub(crate) fn write_done(address: usize, done: u32) -> Result {
         let at = address.checked_add(offset_of!(Batch, done)).ok_or(EFAULT)?;
         UserSlice::new(UserPtr::from_addr(at), 4)
@@ -84,183 +87,7 @@ impl BatchCommands {
     }
 }
 
-/// What an operation does to device memory and to data.
-#[derive(Clone, Copy)]
-struct Shape {
-    /// The device reads data.
-    outgoing: bool,
-    /// The device writes data.
-    incoming: bool,
-    /// `offset` and `length` name device memory.
-    range: bool,
-    /// The operation changes device memory, or shows it.
-    access: Access,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
-    None,
-    Read,
-    Write,
-    Both,
-}
-
-impl Shape {
-    fn of(operation: Operation) -> Self {
-        use Operation as O;
-        let (outgoing, incoming, range, access) = match operation {
-            O::Nop | O::Flush => (false, false, false, Access::None),
-            O::Read | O::ReadCrc32c => (false, true, true, Access::Read),
-            O::Write | O::WriteCrc32c => (true, false, true, Access::Write),
-            O::Copy => (true, true, false, Access::None),
-            O::Move => (false, false, true, Access::Both),
-            O::Fill | O::Discard => (false, false, true, Access::Write),
-            O::FillGuest => (false, true, false, Access::None),
-            O::Compare => (true, false, true, Access::Read),
-            O::Crc32c => (false, false, true, Access::Read),
-            O::Crc32cGuest => (true, false, false, Access::None),
-        };
-        Self {
-            outgoing,
-            incoming,
-            range,
-            access,
-        }
-    }
-}
-
-/// Memory that an operation works on.
-pub(crate) enum Memory<'a> {
-    /// None: the operation has no such data.
-    None,
-    /// The caller's, to be pinned.
-    Caller(Buffers<'a>),
-    /// A buffer's, from an offset on.
-    Buffer(Arc<Buffer>, usize),
-}
-
-/// Limits of one request's data.
-#[derive(Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) bytes: usize,
-    pub(crate) entries: usize,
-    pub(crate) entry: usize,
-}
-
-impl Limits {
-    /// Limits for data that take up to `entries` entries whichever pages they are in.
-    pub(crate) fn for_any_pages(self, entries: usize) -> Self {
-        // A part that does not begin at a page touches one page more than it has bytes for.
-        let bytes = (entries.saturating_sub(1) * PAGE_SIZE).min(self.bytes);
-        Self {
-            bytes: bytes.max(1),
-            entries: entries.max(1),
-            ..self
-        }
-    }
-}
-
-impl Memory<'_> {
-    /// Puts the pages of the next part, which begins at byte `done`, into `held`, which has none. May
-    /// sleep.
-    pub(crate) fn take(&mut self, held: &mut HeldPages, done: usize, limits: Limits) -> Result {
-        match self {
-            Self::None => Ok(()),
-            Self::Caller(buffers) => {
-                let entries = buffers.page_bound(limits.entries);
-                held.take(buffers, limits.bytes, entries, limits.entry)
-            }
-            Self::Buffer(buffer, offset) => held.take_of(
-                buffer,
-                *offset + done,
-                limits.bytes,
-                limits.entries,
-                limits.entry,
-            ),
-        }
-    }
-
-    /// Gives the last `bytes` that were taken back, after a failure.
-    pub(crate) fn revert(&mut self, bytes: usize) {
-        if let Self::Caller(buffers) = self {
-            buffers.revert(bytes);
-        }
-    }
-
-    pub(crate) fn is_some(&self) -> bool {
-        !matches!(self, Self::None)
-    }
-}
-
-/// An operation, whole: it becomes one request or several.
-#[derive(Clone, Copy)]
-pub(crate) struct Job {
-    pub(crate) operation: Operation,
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
-    pub(crate) argument: u64,
-}
-
-impl Job {
-    /// Whether this, which is a read or a write, is a write.
-    pub(crate) fn is_write(&self) -> bool {
-        matches!(self.operation, Operation::Write | Operation::WriteCrc32c)
-    }
-
-    /// How the parts' values make the value of the whole, and what that begins as.
-    pub(crate) fn combination(&self) -> (Combine, u64) {
-        match self.operation {
-            Operation::Compare => (Combine::FirstDifference, self.length),
-            Operation::Crc32c
-            | Operation::Crc32cGuest
-            | Operation::ReadCrc32c
-            | Operation::WriteCrc32c => {
-                // The checksum that is continued counts as that of a part before all others.
-                let before = crate::protocol::crc32c::shift(self.argument as u32, self.length);
-                (Combine::Crc32c(self.length), before.into())
-            }
-            _ => (Combine::Only, 0),
-        }
-    }
-
-    /// The argument of the part that begins at byte `done`.
-    pub(crate) fn argument_at(&self, done: usize) -> u64 {
-        match self.operation {
-            // Parts begin anywhere in the pattern.
-            Operation::Fill | Operation::FillGuest => {
-                self.argument.rotate_right((done % 8 * 8) as u32)
-            }
-            // The parts' checksums are put together by the driver.
-            Operation::Crc32c
-            | Operation::Crc32cGuest
-            | Operation::ReadCrc32c
-            | Operation::WriteCrc32c => 0,
-            _ => self.argument,
-        }
-    }
-
-    /// Bytes of the part, of a job without data, that begins at byte `done`: `limit` at the most where
-    /// the operation can be split.
-    pub(crate) fn length_of_part(&self, done: usize, limit: usize) -> usize {
-        let left = self.length as usize - done;
-        match self.operation {
-            // Which end it begins with depends on how the ranges overlap.
-            Operation::Move => left,
-            _ => left.min(limit),
-        }
-    }
-
-    /// Offset in device memory of the part that begins at byte `done`.
-    pub(crate) fn offset_at(&self, done: usize) -> u64 {
-        if Shape::of(self.operation).range {
-            self.offset + done as u64
-        } else {
-            self.offset
-        }
-    }
-}
-
-/// What the file that a command came through allows.
+/// The access that the file of a command was opened for.
 #[derive(Clone, Copy)]
 pub(crate) struct Rights {
     pub(crate) read: bool,
@@ -297,116 +124,189 @@ impl CallerMemory {
     }
 }
 
-/// A command that has been checked.
-pub(crate) struct Checked<'a> {
-    pub(crate) job: Job,
-    pub(crate) outgoing: Memory<'a>,
-    pub(crate) incoming: Memory<'a>,
+/// Data of a command on one side of the device.
+struct Side {
+    direction: Direction,
+    /// The buffer that the data are in; otherwise they are in the caller's memory.
+    buffer: Option<u32>,
+    /// Where they begin: an offset in the buffer, or an address.
+    start: u64,
+    length: usize,
 }
 
-/// Checks `command`, for a device with `memory_size` bytes and these `operations`.
-///
-/// `EINVAL` for unknown operations, flags and ranges, `EOPNOTSUPP` for operations that the device does
-/// not have, `EBADF` for those that the file is not open for, `ENOENT` for unknown buffers, `EFAULT`.
-pub(crate) fn check<'a>(
-    command: &Command,
-    operations: u64,
-    memory_size: u64,
-    rights: Rights,
-    buffers: &BufferTable,
-    scratch: &'a mut [CallerMemory; 2],
-) -> Result<Checked<'a>> {
-    let operation = Operation::from_code(command.operation).ok_or(EINVAL)?;
-    let known = COMMAND_OUTGOING_BUFFER | COMMAND_INCOMING_BUFFER;
-    if command.flags & !known != 0 || command.reserved != 0 {
-        return Err(EINVAL);
-    }
-    if operations & operation.bit() == 0 {
-        return Err(compat::not_supported());
-    }
-    let shape = Shape::of(operation);
-    let reads = matches!(shape.access, Access::Read | Access::Both);
-    let writes = matches!(shape.access, Access::Write | Access::Both);
-    if reads && !rights.read || writes && !rights.write {
-        return Err(EBADF);
-    }
-    let within = |offset: u64| {
-        offset
-            .checked_add(command.length)
-            .is_some_and(|end| end <= memory_size)
-    };
-    if shape.range && !within(command.offset)
-        || operation == Operation::Move && !within(command.argument)
-    {
-        return Err(EINVAL);
-    }
-    // Outcomes are reported as signed numbers.
-    let length = usize::try_from(command.length).map_err(|_| EINVAL)?;
-    if length > isize::MAX as usize {
-        return Err(EINVAL);
-    }
-    let named = |flag: u16, id: u32, offset: u64| -> Result<Option<(Arc<Buffer>, usize)>> {
-        if command.flags & flag == 0 {
-            return Ok(None);
+/// What the commands of an open file work with.
+pub(crate) struct CommandContext<'a> {
+    pub(crate) device: &'a Vdma,
+    pub(crate) observer: &'a Arc<Observer>,
+    pub(crate) buffers: &'a BufferTable,
+    pub(crate) rights: Rights,
+}
+
+impl<'a> CommandContext<'a> {
+    /// Submits the command at `address` in user space.
+    ///
+    /// `EINVAL` for unknown operations, flags and ranges, `EOPNOTSUPP` for operations that the device
+    /// does not have, `EBADF` for those that the file is not open for, `ENOENT` for unknown buffers,
+    /// `EFAULT`; `EAGAIN` for a non-blocking caller that would have to wait.
+    pub(crate) fn start(
+        &self,
+        address: u64,
+        target: Option<TransferTarget>,
+        when_full: WhenFull,
+    ) -> Result<ARef<Transfer>> {
+        let command: Command = read(address)?;
+        let mut scratch = [CallerMemory::empty(), CallerMemory::empty()];
+        let operation = self.check(&command, &mut scratch)?;
+        // A non-blocking caller must not wait half-way either.
+        if when_full == WhenFull::Fail && !self.device.fits_one_request(&operation) {
+            return Err(EAGAIN);
         }
-        let buffer = buffers.get(id)?;
-        let offset = usize::try_from(offset).map_err(|_| EINVAL)?;
+        let mode = if target.is_some() {
+            Mode::Asynchronous
+        } else {
+            Mode::Sleep
+        };
+        self.device
+            .submit(self.observer, operation, target, mode, when_full)
+            .map(|submitted| submitted.transfer)
+    }
+
+    /// Runs the command at `address` in user space, and writes its results there.
+    pub(crate) fn run(&self, address: usize) -> Result<isize> {
+        let address = address as u64;
+        let transfer = self.start(address, None, WhenFull::Wait)?;
+        let (result, value) = wait_for(&transfer)?;
+        write_results(address, result, value)?;
+        Ok(0)
+    }
+
+    /// Runs the batch of commands at `address` in user space.
+    pub(crate) fn run_batch(&self, address: usize) -> Result<isize> {
+        let commands = BatchCommands::read(address)?;
+        let mut started = KVVec::new();
+        for address in commands.addresses() {
+            started.push(
+                (address, self.start(address, None, WhenFull::Wait)),
+                GFP_KERNEL,
+            )?;
+        }
+        let mut done = 0;
+        for (address, started) in &started {
+            let (result, value) = match started {
+                Ok(transfer) => wait_for(transfer)?,
+                Err(error) => (Err(*error), 0),
+            };
+            write_results(*address, result, value)?;
+            done += 1;
+        }
+        BatchCommands::write_done(address, done)?;
+        Ok(0)
+    }
+
+    /// Checks `command`, and finds the memory that it names; see [`CommandContext::start`] for the
+    /// errors.
+    fn check<'s>(
+        &self,
+        command: &Command,
+        scratch: &'s mut [CallerMemory; 2],
+    ) -> Result<DmaOperation<'s>> {
+        let operation = Operation::from_code(command.operation).ok_or(EINVAL)?;
+        let known = COMMAND_OUTGOING_BUFFER | COMMAND_INCOMING_BUFFER;
+        if command.flags & !known != 0 || command.reserved != 0 {
+            return Err(EINVAL);
+        }
+        let shape = operation.shape();
+        self.check_permitted(operation, shape)?;
+        self.check_ranges(command, shape)?;
+        // Results are reported as signed numbers.
+        let length = usize::try_from(command.length).map_err(|_| EINVAL)?;
+        if length > isize::MAX as usize {
+            return Err(EINVAL);
+        }
+        let named = |flag: u16, id: u32| (command.flags & flag != 0).then_some(id);
+        let [outgoing, incoming] = [
+            shape.outgoing.then(|| Side {
+                direction: Direction::Write,
+                buffer: named(COMMAND_OUTGOING_BUFFER, command.outgoing_buffer),
+                start: command.outgoing,
+                length,
+            }),
+            shape.incoming.then(|| Side {
+                direction: Direction::Read,
+                buffer: named(COMMAND_INCOMING_BUFFER, command.incoming_buffer),
+                start: command.incoming,
+                length,
+            }),
+        ];
+        let [first, second] = scratch;
+        Ok(DmaOperation {
+            operation,
+            offset: command.offset,
+            length: command.length,
+            argument: command.argument,
+            verified: false,
+            outgoing: self.memory(outgoing, first)?,
+            incoming: self.memory(incoming, second)?,
+        })
+    }
+
+    /// Whether the device has the operation, and the file may be used for it.
+    fn check_permitted(&self, operation: Operation, shape: Shape) -> Result {
+        if self.device.info().operations & operation.bit() == 0 {
+            return Err(compat::not_supported());
+        }
+        if shape.reads_device_memory() && !self.rights.read
+            || shape.writes_device_memory() && !self.rights.write
+        {
+            return Err(EBADF);
+        }
+        Ok(())
+    }
+
+    /// Whether the ranges that the command names are in device memory.
+    fn check_ranges(&self, command: &Command, shape: Shape) -> Result {
+        let is_outside = |offset: u64| {
+            offset
+                .checked_add(command.length)
+                .is_none_or(|end| end > self.device.memory_size())
+        };
+        if shape.has_range() && is_outside(command.offset)
+            || shape.has_second_range() && is_outside(command.argument)
+        {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+
+    /// The memory with the data of one side, of a caller's in `slot`.
+    fn memory<'s>(&self, side: Option<Side>, slot: &'s mut CallerMemory) -> Result<DmaMemory<'s>> {
+        let Some(side) = side else {
+            return Ok(DmaMemory::None);
+        };
+        let Some(id) = side.buffer else {
+            let buffers = slot.set(side.direction, side.start, side.length)?;
+            // The kernel takes less than 2 GiB of a caller's memory at a time.
+            if buffers.len() < side.length {
+                return Err(EINVAL);
+            }
+            return Ok(DmaMemory::Caller(buffers));
+        };
+        let buffer = self.buffers.get(id)?;
+        let offset = usize::try_from(side.start).map_err(|_| EINVAL)?;
         if offset
-            .checked_add(length)
+            .checked_add(side.length)
             .is_none_or(|end| end > buffer.length())
         {
             return Err(EINVAL);
         }
-        Ok(Some((buffer, offset)))
-    };
-    let [first, second] = scratch;
-    let memory = |has: bool,
-                  flag: u16,
-                  id: u32,
-                  place: u64,
-                  direction: Direction,
-                  slot: &'a mut CallerMemory|
-     -> Result<Memory<'a>> {
-        if !has {
-            return Ok(Memory::None);
-        }
-        match named(flag, id, place)? {
-            Some((buffer, offset)) => Ok(Memory::Buffer(buffer, offset)),
-            None => {
-                let buffers = slot.set(direction, place, length)?;
-                // The kernel takes less than 2 GiB of a caller's memory at a time.
-                if buffers.len() < length {
-                    return Err(EINVAL);
-                }
-                Ok(Memory::Caller(buffers))
-            }
-        }
-    };
-    let outgoing = memory(
-        shape.outgoing,
-        COMMAND_OUTGOING_BUFFER,
-        command.outgoing_buffer,
-        command.outgoing,
-        Direction::Write,
-        first,
-    )?;
-    let incoming = memory(
-        shape.incoming,
-        COMMAND_INCOMING_BUFFER,
-        command.incoming_buffer,
-        command.incoming,
-        Direction::Read,
-        second,
-    )?;
-    let job = Job {
-        operation,
-        offset: command.offset,
-        length: command.length,
-        argument: command.argument,
-    };
-    Ok(Checked {
-        job,
-        outgoing,
-        incoming,
-    })
+        Ok(DmaMemory::Buffer(buffer, offset))
+    }
+}
+
+/// Waits for a command, and returns its result and value; a fatal signal ends the wait with `EINTR`.
+fn wait_for(transfer: &Transfer) -> Result<(Result<i64>, u64)> {
+    // The device must not write to memory that the caller believes to have back.
+    transfer.wait_killable()?;
+    let result = transfer.result().map(|bytes| bytes as i64);
+    Ok((result, transfer.value()))
 }

@@ -13,7 +13,7 @@ use kernel::{
 use crate::protocol::Choice;
 
 /// Copies `value` to user space; `EFAULT` if the address is bad. May sleep.
-pub(crate) fn answer<T: AsBytes>(value: &T, address: usize) -> Result<isize> {
+pub(crate) fn copy_to_user<T: AsBytes>(value: &T, address: usize) -> Result<isize> {
     UserSlice::new(UserPtr::from_addr(address), size_of::<T>())
         .writer()
         .write(value)?;
@@ -21,15 +21,15 @@ pub(crate) fn answer<T: AsBytes>(value: &T, address: usize) -> Result<isize> {
 }
 
 /// Copies a structure from user space; `EFAULT` if the address is bad. May sleep.
-pub(crate) fn question<T: FromBytes>(address: usize) -> Result<T> {
+pub(crate) fn copy_from_user<T: FromBytes>(address: usize) -> Result<T> {
     UserSlice::new(UserPtr::from_addr(address), size_of::<T>())
         .reader()
         .read()
 }
 
-/// The number in a [`Choice`]; `EINVAL` if what has to be zero is not. May sleep.
-pub(crate) fn choice(address: usize) -> Result<u32> {
-    let choice: Choice = question(address)?;
+/// Reads the number in a [`Choice`]; `EINVAL` if its reserved field is not zero. May sleep.
+pub(crate) fn read_u32(address: usize) -> Result<u32> {
+    let choice: Choice = copy_from_user(address)?;
     if choice.reserved != 0 {
         return Err(EINVAL);
     }

@@ -1,0 +1,621 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Submission: a read, a write or a command becomes requests, which go to a queue.
+
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{Arc, aref::ARef},
+};
+
+use crate::{
+    io::{
+        busy_poll::Budget,
+        device::{Limits, Vdma},
+        inline_copy,
+        pages::{Buffers, HeldPages},
+        plug,
+        queue::{BusyPollGuard, Queue, WhenFull},
+        request::{Request, RequestTarget},
+        transfer::{Combine, Transfer, TransferTarget},
+    },
+    linux::{
+        chardev::{AsyncIocb, Io, Iocb},
+        compat, delay,
+        slab::SlabBox,
+    },
+    observe::{Observer, counters::Direction},
+    operations::buffer::Buffer,
+    protocol::{Argument, Operation, RequestHeader, ResultValue, crc32c},
+};
+
+/// Milliseconds that a device whose requests are late has to complete a NOP.
+const SIGN_OF_LIFE_MS: u32 = 2_000;
+
+/// Most scatter-gather entries of a request, where the device starts with one while the next is made:
+/// pinning pages is what takes time, and those that coalesce are pinned together.
+const PIPELINED_SEGMENTS: usize = 32;
+
+/// Most requests of a non-blocking call: pinning takes its time as well.
+const MAX_NOWAIT_REQUESTS: usize = 8;
+
+/// How an operation is submitted.
+#[derive(Clone, Copy)]
+pub(crate) enum Mode {
+    /// The caller sleeps until the operation completes. The device is kicked for each request, and
+    /// works on one while the pages of the next are being pinned.
+    Sleep,
+    /// As `Sleep`, but the caller busy-polls first.
+    BusyPoll(Budget),
+    /// The caller goes on. The device is kicked when the block plug ends, for all that was submitted
+    /// under it.
+    Asynchronous,
+    /// As `Asynchronous`, and the caller reaps completions with `iopoll`, without interrupts.
+    IoPoll,
+}
+
+impl Mode {
+    fn is_asynchronous(self) -> bool {
+        matches!(self, Self::Asynchronous | Self::IoPoll)
+    }
+}
+
+/// Memory that an operation works on.
+pub(crate) enum DmaMemory<'a> {
+    /// None: the operation has no such data.
+    None,
+    /// The caller's, to be pinned.
+    Caller(Buffers<'a>),
+    /// A buffer's, from an offset on.
+    Buffer(Arc<Buffer>, usize),
+}
+
+impl DmaMemory<'_> {
+    fn is_some(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// Puts the pages of the next request, which begins at byte `done`, into `pages`, which are empty.
+    /// May sleep.
+    fn take(&mut self, pages: &mut HeldPages, done: usize, limits: Limits) -> Result {
+        let Limits {
+            max_bytes,
+            max_segments,
+            max_segment_size,
+        } = limits;
+        match self {
+            Self::None => Ok(()),
+            Self::Caller(buffers) => {
+                let entries = buffers.page_bound(max_segments);
+                pages.take(buffers, max_bytes, entries, max_segment_size)
+            }
+            Self::Buffer(buffer, offset) => pages.take_of(
+                buffer,
+                *offset + done,
+                max_bytes,
+                max_segments,
+                max_segment_size,
+            ),
+        }
+    }
+
+    /// Gives the last `bytes` that were taken back, after a failure.
+    fn revert(&mut self, bytes: usize) {
+        if let Self::Caller(buffers) = self {
+            buffers.revert(bytes);
+        }
+    }
+}
+
+/// An operation as a whole, with its memory: it becomes one request or several.
+pub(crate) struct DmaOperation<'a> {
+    pub(crate) operation: Operation,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    pub(crate) argument: u64,
+    /// The value of the response is the CRC32C of the data, and is compared with the CPU's.
+    pub(crate) verified: bool,
+    /// Data that the device reads.
+    pub(crate) outgoing: DmaMemory<'a>,
+    /// Data that the device writes.
+    pub(crate) incoming: DmaMemory<'a>,
+}
+
+impl DmaOperation<'_> {
+    /// How the values of the requests make that of the whole, and what that begins as.
+    fn combination(&self) -> (Combine, u64) {
+        match self.operation.shape().value {
+            ResultValue::None => (Combine::Only, 0),
+            ResultValue::FirstDifference => (Combine::FirstDifference, self.length),
+            ResultValue::Checksum => {
+                // The checksum that is continued counts as that of a request before all others.
+                let before = crc32c::shift(self.argument as u32, self.length);
+                (Combine::Crc32c(self.length), before.into())
+            }
+        }
+    }
+
+    /// Bytes of the request, without data, that begins at byte `done`.
+    fn length_at(&self, done: usize, limit: usize) -> usize {
+        let left = self.length as usize - done;
+        if self.operation.shape().divisible {
+            left.min(limit)
+        } else {
+            left
+        }
+    }
+
+    /// The header of the request for `bytes` bytes from byte `done` on.
+    fn header_at(&self, done: usize, bytes: usize) -> RequestHeader {
+        let shape = self.operation.shape();
+        let offset = if shape.has_range() {
+            self.offset + done as u64
+        } else {
+            self.offset
+        };
+        let argument = match shape.argument {
+            // Requests begin anywhere in the pattern.
+            Argument::Pattern => self.argument.rotate_right((done % 8 * 8) as u32),
+            // The driver combines the checksums.
+            Argument::Checksum => 0,
+            Argument::Offset | Argument::Ignored => self.argument,
+        };
+        RequestHeader::new(self.operation, offset, bytes as u64, argument)
+    }
+}
+
+/// An operation that has been submitted.
+pub(crate) struct Submitted<'a> {
+    pub(crate) transfer: ARef<Transfer>,
+    /// The busy-poll that has started with the last request, if one has.
+    busy_poll: Option<BusyPollGuard<'a>>,
+}
+
+impl Vdma {
+    /// Moves the caller's buffers to or from device memory.
+    ///
+    /// The pages are pinned and the requests submitted in the caller's context. An asynchronous call
+    /// ends there, a plain one waits.
+    pub(crate) fn read_write(
+        &self,
+        observer: &Arc<Observer>,
+        direction: Direction,
+        iocb: Iocb<'_>,
+        mut buffers: Buffers<'_>,
+    ) -> Result<Io> {
+        let position = iocb.position();
+        let left = self.info.memory_size.saturating_sub(position);
+        let length = buffers.len();
+        if length == 0 {
+            return Ok(Io::Done(0));
+        }
+        if left == 0 {
+            return match direction {
+                Direction::Write => Err(ENOSPC),
+                _ => Ok(Io::Done(0)),
+            };
+        }
+        if length as u64 > left {
+            buffers.truncate(left as usize);
+        }
+        if buffers.len() <= self.inline_bytes {
+            let bar = self.bar.as_deref();
+            if let Some(copied) = inline_copy::copy(bar, direction, position, &mut buffers) {
+                let bytes = copied?;
+                observer.count(|counters| {
+                    counters.inline_copies.add(1);
+                    counters.moved(direction, bytes);
+                });
+                return Ok(Io::Done(bytes));
+            }
+        }
+        match iocb.asynchronous() {
+            Some(caller) => self
+                .read_write_asynchronously(observer, direction, &iocb, caller, buffers)
+                .map(|()| Io::Queued),
+            None => self
+                .read_write_and_wait(observer, direction, &iocb, buffers)
+                .map(Io::Done),
+        }
+    }
+
+    /// Submits a read or write that completes into the caller's `kiocb`.
+    fn read_write_asynchronously(
+        &self,
+        observer: &Arc<Observer>,
+        direction: Direction,
+        iocb: &Iocb<'_>,
+        caller: AsyncIocb,
+        mut buffers: Buffers<'_>,
+    ) -> Result {
+        let mode = if iocb.polled() {
+            Mode::IoPoll
+        } else {
+            Mode::Asynchronous
+        };
+        let when_full = WhenFull::of_caller(iocb.no_wait());
+        if let Some(pages) = self.pages_of_one_request(&buffers) {
+            let target = RequestTarget::Kiocb(caller);
+            let at = (direction, iocb.position());
+            return self.submit_whole(observer, at, target, &mut buffers, pages, (mode, when_full));
+        }
+        self.check_free_descriptors(&buffers, when_full)?;
+        let operation = self.read_write_operation(direction, iocb.position(), buffers);
+        let target = Some(TransferTarget::Kiocb(caller));
+        self.submit(observer, operation, target, mode, when_full)
+            .map(drop)
+    }
+
+    /// Runs a read or write whose caller waits for it.
+    fn read_write_and_wait(
+        &self,
+        observer: &Arc<Observer>,
+        direction: Direction,
+        iocb: &Iocb<'_>,
+        buffers: Buffers<'_>,
+    ) -> Result<usize> {
+        // Lent pages stay with their owner only until the call ends, so a signal must not end it
+        // before the device is done with them.
+        let interruptible = buffers.will_pin();
+        let budget = if iocb.polled() {
+            Budget::Unlimited
+        } else {
+            Budget::Adaptive
+        };
+        let mode = if interruptible {
+            Mode::BusyPoll(budget)
+        } else {
+            Mode::Sleep
+        };
+        let when_full = WhenFull::of_caller(iocb.no_wait());
+        if self.pages_of_one_request(&buffers).is_none() {
+            self.check_free_descriptors(&buffers, when_full)?;
+        }
+        let operation = self.read_write_operation(direction, iocb.position(), buffers);
+        let length = operation.length;
+        let Submitted {
+            transfer,
+            busy_poll,
+        } = self.submit(observer, operation, None, mode, when_full)?;
+        if let Some(guard) = busy_poll {
+            let poll = || self.poll_completions();
+            let completions = self.busy_poll.run(&transfer, length, budget, guard, poll);
+            observer.count(|counters| counters.polled.add(completions));
+        }
+        if interruptible {
+            transfer.wait_interruptible()
+        } else {
+            transfer.wait()
+        }
+    }
+
+    /// The operation code that moves data in `direction`, and whether the checksum is to be verified:
+    /// with the parameter `verify`, and a device that has such an operation.
+    fn read_write_code(&self, direction: Direction) -> (Operation, bool) {
+        let (plain, checked) = match direction {
+            Direction::Write => (Operation::Write, Operation::WriteCrc32c),
+            _ => (Operation::Read, Operation::ReadCrc32c),
+        };
+        let verified = self.verifies && self.info.operations & checked.bit() != 0;
+        (if verified { checked } else { plain }, verified)
+    }
+
+    /// The operation that moves `buffers` to or from byte `position` of device memory.
+    fn read_write_operation<'a>(
+        &self,
+        direction: Direction,
+        position: u64,
+        buffers: Buffers<'a>,
+    ) -> DmaOperation<'a> {
+        let (operation, verified) = self.read_write_code(direction);
+        let length = buffers.len() as u64;
+        let data = DmaMemory::Caller(buffers);
+        let (outgoing, incoming) = match direction {
+            Direction::Write => (data, DmaMemory::None),
+            _ => (DmaMemory::None, data),
+        };
+        DmaOperation {
+            operation,
+            offset: position,
+            length,
+            argument: 0,
+            verified,
+            outgoing,
+            incoming,
+        }
+    }
+
+    /// Upper bound for the pages of `buffers`, if they are certain to fit into one request.
+    fn pages_of_one_request(&self, buffers: &Buffers<'_>) -> Option<usize> {
+        let Limits {
+            max_bytes,
+            max_segments,
+            ..
+        } = self.limits;
+        let pages = buffers.page_bound(max_segments + 1);
+        (pages <= max_segments && buffers.len() <= max_bytes).then_some(pages)
+    }
+
+    /// `EAGAIN` for a non-blocking caller, unless descriptors are free for all requests that `buffers`
+    /// may need, and these are few. Others may take the descriptors first: then the caller waits after
+    /// all, rather than stop half-way.
+    fn check_free_descriptors(&self, buffers: &Buffers<'_>, when_full: WhenFull) -> Result {
+        if when_full == WhenFull::Wait {
+            return Ok(());
+        }
+        let max_segments = self.limits.max_segments;
+        let pages = buffers.page_bound(MAX_NOWAIT_REQUESTS * max_segments + 1);
+        let requests = pages
+            .div_ceil(max_segments)
+            .max(buffers.len().div_ceil(self.limits.max_bytes));
+        let fit = requests <= MAX_NOWAIT_REQUESTS
+            && self
+                .queue()
+                .is_ok_and(|queue| queue.has_free_descriptors(requests));
+        if fit { Ok(()) } else { Err(EAGAIN) }
+    }
+
+    /// Whether an operation of `length` bytes, with one piece of data on each side that has any, is
+    /// certain to fit into one request.
+    pub(crate) fn fits_one_request(&self, operation: &DmaOperation<'_>) -> bool {
+        let limits = self.request_limits(operation, false);
+        let has_data = operation.outgoing.is_some() || operation.incoming.is_some();
+        let length = operation.length as usize;
+        length <= limits.max_bytes
+            && !(has_data && length.div_ceil(PAGE_SIZE) >= limits.max_segments)
+    }
+
+    /// Limits of the requests of an operation: half of the segments for one that has data on both
+    /// sides, which have to be equally long, so that its requests are short enough for any pages to
+    /// fit.
+    fn request_limits(&self, operation: &DmaOperation<'_>, pipelined: bool) -> Limits {
+        let max_segments = if pipelined {
+            self.limits.max_segments.min(PIPELINED_SEGMENTS)
+        } else {
+            self.limits.max_segments
+        };
+        if operation.outgoing.is_some() && operation.incoming.is_some() {
+            self.limits.for_any_pages(max_segments / 2)
+        } else {
+            Limits {
+                max_segments,
+                ..self.limits
+            }
+        }
+    }
+
+    /// Submits one request for a whole read or write, of up to `pages` pages
+    /// ([`Self::pages_of_one_request`]), which completes right into the caller's `kiocb`.
+    fn submit_whole(
+        &self,
+        observer: &Arc<Observer>,
+        (direction, position): (Direction, u64),
+        target: RequestTarget,
+        buffers: &mut Buffers<'_>,
+        pages: usize,
+        (mode, when_full): (Mode, WhenFull),
+    ) -> Result {
+        let queue = self.queue()?;
+        let (operation, verified) = self.read_write_code(direction);
+        let polled = matches!(mode, Mode::IoPoll);
+        let mut request = SlabBox::<Request>::create(target, observer.clone(), polled, verified)?;
+        let (outgoing, incoming) = request.data();
+        let is_write = direction == Direction::Write;
+        let held = if is_write { outgoing } else { incoming };
+        held.take(
+            buffers,
+            self.limits.max_bytes,
+            pages,
+            self.limits.max_segment_size,
+        )?;
+        held.bring_within(self.reach, is_write)?;
+        let bytes = held.bytes();
+        request.prepare(RequestHeader::new(operation, position, bytes as u64, 0));
+        let kick = !plug::defer_kick(&self.queues, queue);
+        queue
+            .submit(request, when_full, kick)
+            .inspect_err(|_| buffers.revert(bytes))
+    }
+
+    /// Submits requests for all of `operation`.
+    ///
+    /// When something fails on the way, what was submitted by then is all that the transfer does. When
+    /// nothing was, the error is returned, and the transfer completes nothing.
+    pub(crate) fn submit(
+        &self,
+        observer: &Arc<Observer>,
+        mut operation: DmaOperation<'_>,
+        target: Option<TransferTarget>,
+        mode: Mode,
+        when_full: WhenFull,
+    ) -> Result<Submitted<'_>> {
+        let (combine, value) = operation.combination();
+        let transfer = Transfer::new(target, observer.clone(), combine, value)?;
+        let queue = self.queue()?;
+        // More requests need more descriptors, for which a non-blocking caller does not wait.
+        let pipelined = !mode.is_asynchronous() && when_full == WhenFull::Wait;
+        let submitter = Submitter {
+            device: self,
+            queue,
+            transfer: &transfer,
+            limits: self.request_limits(&operation, pipelined),
+            mode,
+            when_full,
+            pipelined,
+        };
+        match submitter.submit_all(&mut operation) {
+            Ok((done, busy_poll)) => {
+                if done < operation.length as usize {
+                    queue.kick();
+                }
+                transfer.finish_submission(done);
+                Ok(Submitted {
+                    transfer,
+                    busy_poll,
+                })
+            }
+            Err(error) => {
+                transfer.cancel();
+                Err(error)
+            }
+        }
+    }
+
+    /// Completes requests that the device has used; returns how many.
+    pub(crate) fn poll_completions(&self) -> usize {
+        self.queues
+            .iter()
+            .map(|queue| queue.poll_completions())
+            .sum()
+    }
+
+    /// Makes durable what was completed before. A signal ends the wait with `EINTR`.
+    pub(crate) fn flush(&self, observer: Arc<Observer>) -> Result {
+        if self.info.operations & Operation::Flush.bit() == 0 {
+            return Err(compat::not_supported());
+        }
+        submit_empty(self.queue()?, Operation::Flush, observer, WhenFull::Wait)?
+            .wait_interruptible()
+            .map(|_| ())
+    }
+
+    /// Whether the device completes any request now. May sleep.
+    pub(crate) fn is_alive(&self) -> bool {
+        let returned = || self.queues.iter().map(|queue| queue.returned());
+        let before = returned().fold(0, usize::wrapping_add);
+        let completed_nop = self.queues.iter().any(|queue| {
+            let observer = self.observer.clone();
+            match submit_empty(queue, Operation::Nop, observer, WhenFull::Fail) {
+                Ok(transfer) => transfer.wait_milliseconds(SIGN_OF_LIFE_MS).is_ok(),
+                Err(_) => {
+                    // No descriptor is free for a NOP, but the device may be at work all the same.
+                    delay::sleep_ms(SIGN_OF_LIFE_MS);
+                    false
+                }
+            }
+        });
+        completed_nop || returned().fold(0, usize::wrapping_add) != before
+    }
+}
+
+/// What submits the requests of one operation.
+#[derive(Clone, Copy)]
+struct Submitter<'a, 't> {
+    device: &'a Vdma,
+    queue: &'a Queue,
+    transfer: &'t ARef<Transfer>,
+    limits: Limits,
+    mode: Mode,
+    when_full: WhenFull,
+    /// The device is kicked for each request.
+    pipelined: bool,
+}
+
+impl<'a> Submitter<'a, '_> {
+    /// Submits requests for all of `operation`, as far as nothing fails. Returns the bytes that were
+    /// submitted, and the busy-poll that has started with the last request.
+    ///
+    /// Busy-polling starts no earlier: until the pages of all requests are pinned, which takes as long
+    /// as page faults take, others need the interrupts.
+    fn submit_all(
+        mut self,
+        operation: &mut DmaOperation<'_>,
+    ) -> Result<(usize, Option<BusyPollGuard<'a>>)> {
+        let length = operation.length as usize;
+        if length == 0 {
+            operation.outgoing = DmaMemory::None;
+            operation.incoming = DmaMemory::None;
+        }
+        let mut done = 0;
+        loop {
+            match self.submit_next(operation, done) {
+                Ok((bytes, busy_poll)) => {
+                    done += bytes;
+                    if bytes == 0 || done >= length {
+                        return Ok((done, busy_poll));
+                    }
+                    // A non-blocking caller has checked for free descriptors before.
+                    self.when_full = WhenFull::Wait;
+                }
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => return Ok((done, None)),
+            }
+        }
+    }
+
+    /// Submits the request that begins at byte `done` of the operation. Returns how many bytes it
+    /// has, and the busy-poll that starts with the last one, if the mode says so.
+    fn submit_next(
+        &self,
+        operation: &mut DmaOperation<'_>,
+        done: usize,
+    ) -> Result<(usize, Option<BusyPollGuard<'a>>)> {
+        let target = RequestTarget::Transfer(self.transfer.clone(), done);
+        let observer = self.transfer.observer().clone();
+        let polled = matches!(self.mode, Mode::IoPoll);
+        let mut request = SlabBox::<Request>::create(target, observer, polled, operation.verified)?;
+        let bytes = self.take_memory(operation, done, &mut request)?;
+        request.prepare(operation.header_at(done, bytes));
+        let is_last = done + bytes >= operation.length as usize;
+        let busy_poll = match self.mode {
+            Mode::BusyPoll(budget) if is_last => self.device.busy_poll.start(self.queue, budget),
+            _ => None,
+        };
+        let mut kick = self.pipelined || is_last;
+        if kick && self.mode.is_asynchronous() {
+            kick = !plug::defer_kick(&self.device.queues, self.queue);
+        }
+        self.queue
+            .submit(request, self.when_full, kick)
+            .inspect_err(|_| {
+                operation.outgoing.revert(bytes);
+                operation.incoming.revert(bytes);
+            })?;
+        Ok((bytes, busy_poll))
+    }
+
+    /// Gives a request the memory from byte `done` of the operation on. Returns its bytes.
+    fn take_memory(
+        &self,
+        operation: &mut DmaOperation<'_>,
+        done: usize,
+        request: &mut SlabBox<Request>,
+    ) -> Result<usize> {
+        let mut limits = self.limits;
+        limits.max_bytes = limits.max_bytes.min(operation.length as usize - done);
+        let (has_outgoing, has_incoming) =
+            (operation.outgoing.is_some(), operation.incoming.is_some());
+        let (read, written) = request.data();
+        operation.outgoing.take(read, done, limits)?;
+        if has_outgoing && has_incoming {
+            limits.max_bytes = read.bytes();
+        }
+        operation.incoming.take(written, done, limits)?;
+        let bytes = match (has_outgoing, has_incoming) {
+            (false, false) => operation.length_at(done, limits.max_bytes),
+            (true, false) => read.bytes(),
+            (false, true) => written.bytes(),
+            (true, true) if read.bytes() == written.bytes() => read.bytes(),
+            (true, true) => return Err(EFAULT),
+        };
+        read.bring_within(self.device.reach, true)?;
+        written.bring_within(self.device.reach, false)?;
+        Ok(bytes)
+    }
+}
+
+/// Submits a request without data or range.
+pub(crate) fn submit_empty(
+    queue: &Queue,
+    operation: Operation,
+    observer: Arc<Observer>,
+    when_full: WhenFull,
+) -> Result<ARef<Transfer>> {
+    let transfer = Transfer::new(None, observer.clone(), Combine::Only, 0)?;
+    let target = RequestTarget::Transfer(transfer.clone(), 0);
+    let mut request = SlabBox::<Request>::create(target, observer, false, false)?;
+    request.prepare(RequestHeader::new(operation, 0, 0, 0));
+    queue.submit(request, when_full, true)?;
+    transfer.finish_submission(0);
+    Ok(transfer)
+}
