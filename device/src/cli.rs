@@ -70,7 +70,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH", help_heading = "Device memory")]
     pub memory_file: Option<PathBuf>,
 
-    /// Let other processes use the memory file at the same time; several devices all use PATH itself
+    /// Let other processes use the memory file at the same time; several devices all use PATH
+    /// itself
     #[arg(long, requires = "memory_file", help_heading = "Device memory")]
     pub share: bool,
 
@@ -89,7 +90,8 @@ pub struct Args {
           help_heading = "Queues")]
     pub queue_size: u16,
 
-    /// Number of threads that run the queues of a device, at most one per queue [default: one per queue]
+    /// Number of threads that run the queues of a device, at most one per queue [default: one per
+    /// queue]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)),
           help_heading = "Queues")]
     pub threads: Option<u16>,
@@ -144,8 +146,8 @@ fn parse_queue_size(text: &str) -> Result<u16, String> {
         .ok_or_else(|| format!("'{text}' is not a power of two from 2 to {MAX_QUEUE_SIZE}"))
 }
 
-/// Checks a list of `LEVEL` and `MODULE=LEVEL`. `env_logger` would take a misspelt level for the name
-/// of a module, and log nothing.
+/// Checks a list of `LEVEL` and `MODULE=LEVEL`. `env_logger` would take a misspelt level for the
+/// name of a module, and log nothing.
 fn parse_log_level(text: &str) -> Result<String, String> {
     for part in text.split(',') {
         let level = part.split_once('=').map_or(part, |(_, level)| level);
@@ -194,8 +196,8 @@ impl Args {
         Ok(())
     }
 
-    /// Opens memory and sockets of every device. Sockets are opened last, so that they appear only when
-    /// everything is ready.
+    /// Opens memory and sockets of every device. Sockets are opened last, so that they appear only
+    /// when everything is ready.
     ///
     /// # Errors
     ///
@@ -224,8 +226,8 @@ impl Args {
             .collect()
     }
 
-    /// The output of `--print-capabilities`: QEMU's "VHostUserBackendCapabilities", with our own type,
-    /// since its list has none that fits.
+    /// The output of `--print-capabilities`: QEMU's "VHostUserBackendCapabilities", with our own
+    /// type, since its list has none that fits.
     #[must_use]
     pub const fn capabilities() -> &'static str {
         "{\n  \"type\": \"dma\",\n  \"features\": []\n}"

@@ -53,8 +53,8 @@ fn one_line(error: &anyhow::Error) -> String {
         })
 }
 
-/// Raises the soft limit on open files, which is low only for programs that use `select`: each queue of
-/// each front end takes descriptors.
+/// Raises the soft limit on open files, which is low only for programs that use `select`: each
+/// queue of each front end takes descriptors.
 fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let raised = Rlimit {

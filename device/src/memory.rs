@@ -127,8 +127,8 @@ impl FileIdentity {
 }
 
 impl DeviceMemory {
-    /// Creates or opens the memory. `size` is in bytes; `None` stands for the size of an existing file,
-    /// or [`DEFAULT_SIZE`].
+    /// Creates or opens the memory. `size` is in bytes; `None` stands for the size of an existing
+    /// file, or [`DEFAULT_SIZE`].
     ///
     /// # Errors
     ///
@@ -207,9 +207,9 @@ impl DeviceMemory {
         self.mapping.get_slice(offset, length).ok()
     }
 
-    /// Recovers from a SIGBUS at a host address. If it lies in this memory, the file could not provide
-    /// a page (it was truncated, or its file system is full), and the next access tries that page
-    /// again. Returns `false` for any other address.
+    /// Recovers from a SIGBUS at a host address. If it lies in this memory, the file could not
+    /// provide a page (it was truncated, or its file system is full), and the next access tries
+    /// that page again. Returns `false` for any other address.
     pub fn recover(&self, address: usize) -> bool {
         let base = self.mapping.as_ptr() as usize;
         let Some(at) = address

@@ -1,9 +1,10 @@
 //! Surviving SIGBUS when the file behind a mapping can no longer provide a page.
 //!
 //! Guest memory is a file that the front end can truncate under our mapping, and a memory file may
-//! lie on a full file system. Either way the next access raises SIGBUS, which would kill the process
-//! and all its devices. The handler installed here maps a page of zeroes in its place instead, the
-//! access completes, and the thread that made it finds the fault recorded and abandons its work.
+//! lie on a full file system. Either way the next access raises SIGBUS, which would kill the
+//! process and all its devices. The handler installed here maps a page of zeroes in its place
+//! instead, the access completes, and the thread that made it finds the fault recorded and abandons
+//! its work.
 
 use std::{
     cell::Cell, ffi::c_void, fs::File, io, mem::MaybeUninit, os::fd::AsRawFd, ptr, sync::Once,

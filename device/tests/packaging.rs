@@ -1,6 +1,7 @@
 //! The man page, the shell completions and the descriptions for systemd and QEMU.
 //!
-//! `UPDATE_PACKAGING=1 cargo test -p vhost-device-dma --test packaging` rewrites what is generated.
+//! `UPDATE_PACKAGING=1 cargo test -p vhost-device-dma --test packaging` rewrites the generated
+//! files.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -86,7 +87,7 @@ fn systemd_accepts_the_units() {
         return;
     };
     let text = String::from_utf8_lossy(&output.stderr);
-    // Where the backend is not installed, that is all there is to complain about.
+    // Where the backend is not installed, systemd complains about that, which is fine.
     let complaints: Vec<&str> = text
         .lines()
         .filter(|line| line.contains("vhost-device-dma") && !line.contains("is not executable"))

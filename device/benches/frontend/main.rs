@@ -1,14 +1,13 @@
 //! The device alone, driven by a native front end over memfds; `cargo bench -p vhost-device-dma`.
 //!
-//! Back end and front end run on a CPU each. "poll" looks at the used ring, "wait" sleeps on the call
-//! descriptor. Peers in the same run: one-thread `memcpy` over the same buffers, and
+//! Backend and front end run on one CPU each. "poll" polls the used ring, "wait" sleeps on the
+//! call descriptor. Peers in the same run: one-thread `memcpy` over the same buffers, and
 //! qemu-storage-daemon's null-co export (which copies nothing) where it is installed.
 //!
-//! Rates are those of the best of many windows of 2 ms, for the device, `memcpy` and peers alike:
-//! other work on the machine only ever slows a window down. Latencies are of all requests.
+//! Rates are those of the best of many windows of 2 ms, for the device, `memcpy` and peers alike,
+//! since other load on the machine can only slow a window down. Latencies are of all requests.
 //!
-//! All take turns in short rounds, so that each meets the machine's good moments as often as the
-//! others.
+//! All take turns in short rounds, so that load on the machine affects them equally.
 //!
 //! `-- --quick` measures for a fifth of the time; `-- NAME` only rows whose name contains NAME;
 //! `-- --device-arg ARG` (repeatable) hands ARG to the device.
@@ -132,7 +131,7 @@ impl Windows {
 /// Rounds of a row.
 const ROUNDS: u32 = 15;
 
-/// What the rounds of one row have given.
+/// The results of the rounds of one row.
 #[derive(Default)]
 struct Rounds {
     best: f64,

@@ -1,4 +1,4 @@
-//! A back end under measurement: the device, or qemu-storage-daemon.
+//! A backend under measurement: the device, or qemu-storage-daemon.
 
 use std::{
     fs::File,
@@ -95,7 +95,7 @@ impl Peer {
         rustix::fs::ftruncate(&fd, GUEST_BYTES).unwrap();
         let file = File::from(fd);
         let guest = Arc::new(map(file.try_clone().unwrap(), GUEST_BYTES));
-        // Pages come before the clock runs.
+        // All pages are faulted in before the measurement.
         guest
             .get_slice(0, GUEST_BYTES as usize)
             .unwrap()
@@ -210,7 +210,8 @@ impl Peer {
                 chain.extend(incoming);
                 chain
             }
-            // A virtio-blk read of a block: of 4 KiB for a NOP as well, for nothing is copied.
+            // A virtio-blk read of a block: of 4 KiB for a NOP as well, since null-co copies
+            // nothing.
             PeerKind::StorageDaemon => {
                 let mut bytes = [0; 16];
                 bytes[8..].copy_from_slice(&(8 * u64::from(slot)).to_le_bytes());
@@ -268,11 +269,11 @@ impl Peer {
 fn event(file: &File) -> EventFd {
     use std::os::fd::{FromRawFd, IntoRawFd};
     let fd = file.try_clone().unwrap().into_raw_fd();
-    // SAFETY: the descriptor was just made, and its only owner gave it up.
+    // SAFETY: the descriptor was just created, and `into_raw_fd` has released its only owner.
     unsafe { EventFd::from_raw_fd(fd) }
 }
 
-/// Touching every page.
+/// Touches every page.
 trait Touch {
     fn write_volatile_pages(&self);
 }

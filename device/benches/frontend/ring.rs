@@ -1,4 +1,4 @@
-//! The driver's side of a ring, made for speed: everything is resolved once.
+//! The driver's side of a ring, optimized for speed: all addresses are resolved once.
 
 use std::{
     fs::File,
@@ -102,7 +102,7 @@ impl FastRing {
         self.next_available = self.next_available.wrapping_add(1);
     }
 
-    /// Shows what was made available, and kicks when that is asked for.
+    /// Publishes what was made available, and kicks if the device asks for that.
     pub fn publish(&mut self) {
         fence(Ordering::Release);
         self.store(self.available + 2, self.next_available);

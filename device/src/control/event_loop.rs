@@ -23,8 +23,8 @@ use crate::{
     vhost_user::{Device, Server, SocketListener},
 };
 
-/// How long requests in progress may take to finish after a signal. The process is specified to exit
-/// within 200 ms.
+/// How long requests in progress may take to finish after a signal. The process is specified to
+/// exit within 200 ms.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// Why the control loop failed, or did not start.

@@ -43,8 +43,9 @@ impl SignalPipe {
         Ok(Self { delivery })
     }
 
-    /// Unblocks the signals for this thread, which have been blocked since [`SignalPipe::new`]. Threads
-    /// that were started in between never handle any: their lists of system calls are too short.
+    /// Unblocks the signals for this thread, which have been blocked since [`SignalPipe::new`].
+    /// Threads that were started in between never handle any: their lists of system calls are too
+    /// short.
     pub(super) fn unblock(&self) -> io::Result<()> {
         for signal in SIGNALS {
             unblock_signal(signal).map_err(|e| io::Error::other(format!("{e:?}")))?;

@@ -134,8 +134,8 @@ pub(super) fn checksum<'m>(
     u64::from(crc)
 }
 
-/// Copies each pair's first to its second; the checksum is that of the very bytes that were written,
-/// even if the source changes meanwhile.
+/// Copies each pair's first to its second; the checksum is that of the very bytes that were
+/// written, even if the source changes meanwhile.
 pub(super) fn copy_checksum<'m, 'n>(
     bounce: &mut BounceBuffer,
     pairs: impl Iterator<Item = (VolatileSlice<'m>, VolatileSlice<'n>)>,

@@ -49,8 +49,8 @@ impl FaultInterceptor {
         })
     }
 
-    /// The faults that happen to the request at `index` of the available ring, if any. They stay the
-    /// same for a request that is held.
+    /// The faults that happen to the request at `index` of the available ring, if any. They stay
+    /// the same for a request that is held.
     fn decide(&mut self, request: &Request<'_, '_>, index: u16) -> Option<Plan> {
         if let Some(held) = self.held.filter(|held| held.index == index) {
             return Some(held.plan);

@@ -26,6 +26,7 @@ pub trait QueueHost {
     /// Learns that polling has found requests.
     fn poll_succeeded(&mut self) {}
 
-    /// Learns that the request at `head` has been executed. Its completion may not be published yet.
+    /// Learns that the request at `head` has been executed. Its completion may not be published
+    /// yet.
     fn executed(&mut self, _head: u16, _completion: Completion) {}
 }

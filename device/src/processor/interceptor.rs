@@ -23,8 +23,8 @@ pub trait Interceptor {
     /// What was decided about one request.
     type Plan;
 
-    /// Decides about the request at `index` of the available ring. A request that is held is decided
-    /// about again at the next pass.
+    /// Decides about the request at `index` of the available ring. A request that is held is
+    /// decided about again at the next pass.
     fn plan(&mut self, request: &Request<'_, '_>, index: u16) -> Decision<Self::Plan>;
 
     /// Executes a request and writes its response.

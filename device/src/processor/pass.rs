@@ -30,8 +30,8 @@ pub enum Pass {
     AwaitKick,
     /// More may be available: make another pass.
     Continue,
-    /// Nothing is available, and the driver will not kick ([`IdleAction::Yield`]): make another pass
-    /// soon.
+    /// Nothing is available, and the driver will not kick ([`IdleAction::Yield`]): make another
+    /// pass soon.
     ///
     /// [`IdleAction::Yield`]: super::IdleAction::Yield
     Yielded,

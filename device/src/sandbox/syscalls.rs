@@ -150,8 +150,8 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
         .iter()
         .map(|option| equal(0, u64::from(option.cast_unsigned())));
     rules.insert(libc::SYS_prctl, prctl.collect::<Result<_, _>>()?);
-    // The SIGBUS handler resets the action; the C library claims two signals when it starts the first
-    // thread.
+    // The SIGBUS handler resets the action; the C library claims two signals when it starts the
+    // first thread.
     let signals = [libc::SIGBUS, 32, 33].map(|signal| equal(0, u64::from(signal.cast_unsigned())));
     rules.insert(
         libc::SYS_rt_sigaction,

@@ -134,8 +134,8 @@ impl VhostUserBackend for Backend {
     }
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
-        // Writes are specified to be ignored. An error would close the connection, and any guest can
-        // write.
+        // Writes are specified to be ignored. An error would close the connection, and any guest
+        // can write.
         if self.device().log_limit().pass().is_some() {
             log::warn!(
                 "{}: ignored a write of {} bytes to the read-only configuration space at {offset}",

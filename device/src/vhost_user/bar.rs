@@ -2,8 +2,8 @@
 //!
 //! The request goes out once the driver has acknowledged its features, from a thread of its own,
 //! since the front end may be waiting for the socket's thread before it replies. Until the reply
-//! arrives no request is taken, so that a driver whose first request has completed knows that the BAR
-//! either maps device memory or never will (`STATE_BAR_MAPPED` tells which).
+//! arrives no request is taken, so that a driver whose first request has completed knows that the
+//! BAR either maps device memory or never will (`STATE_BAR_MAPPED` tells which).
 
 use std::{
     sync::{Arc, Mutex, atomic::Ordering, mpsc},
@@ -28,8 +28,8 @@ struct State {
     mapped: bool,
     /// A request has been sent, there was no reply, and not all rings have stopped since.
     pending: bool,
-    /// Number of requests, stops of all rings and disconnections; a reply to anything but the latest
-    /// is stale.
+    /// Number of requests, stops of all rings and disconnections; a reply to anything but the
+    /// latest is stale.
     latest: u64,
 }
 
@@ -58,8 +58,8 @@ impl Bar {
         lock(&self.state).mapped
     }
 
-    /// Takes the channel on which requests to the front end are sent, and starts the thread that uses
-    /// it.
+    /// Takes the channel on which requests to the front end are sent, and starts the thread that
+    /// uses it.
     pub(super) fn set_channel(self: &Arc<Self>, channel: BackendChannel) {
         let threads = self.session.device().bar_threads();
         if threads.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
@@ -103,8 +103,8 @@ impl Bar {
         }
     }
 
-    /// Maps the BAR, which the driver has acknowledged, unless it is mapped. Requests are held until
-    /// the front end has replied.
+    /// Maps the BAR, which the driver has acknowledged, unless it is mapped. Requests are held
+    /// until the front end has replied.
     pub(super) fn map(&self) {
         let request = {
             let mut state = lock(&self.state);
@@ -125,8 +125,8 @@ impl Bar {
         }
     }
 
-    /// Records that no ring runs any more, upon which the front end removes the mapping. A reply that
-    /// is still outstanding does not apply to the next driver.
+    /// Records that no ring runs any more, upon which the front end removes the mapping. A reply
+    /// that is still outstanding does not apply to the next driver.
     pub(super) fn unmapped(&self) {
         let mut state = lock(&self.state);
         state.mapped = false;
@@ -137,8 +137,8 @@ impl Bar {
         }
     }
 
-    /// Ends the thread after the front end has disconnected: nothing more is sent, and an outstanding
-    /// reply is ignored.
+    /// Ends the thread after the front end has disconnected: nothing more is sent, and an
+    /// outstanding reply is ignored.
     pub(super) fn close(&self) {
         lock(&self.requests).take();
         lock(&self.state).latest += 1;

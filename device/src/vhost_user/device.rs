@@ -65,8 +65,8 @@ impl Device {
         &self.metrics
     }
 
-    /// Number of threads that wait for a front end's reply about the BAR, those of disconnected front
-    /// ends included.
+    /// Number of threads that wait for a front end's reply about the BAR, those of disconnected
+    /// front ends included.
     pub(super) fn bar_threads(&self) -> &AtomicUsize {
         &self.bar_threads
     }

@@ -63,7 +63,8 @@ pub(super) fn notify(counter: &File) {
     }
 }
 
-/// Resets a front end's event counter, if it is readable, for a thread that is blocked writing to it.
+/// Resets a front end's event counter, if it is readable, for a thread that is blocked writing to
+/// it.
 pub(super) fn unblock_writer(counter: &File) {
     if is_ready(counter, PollFlags::IN, &Timespec::default()) {
         // The counter's owner may have been faster, which unblocks the writer just as well.

@@ -63,8 +63,8 @@ struct SocketFile {
 }
 
 impl SocketListener {
-    /// Listens at `path`. The file appears once connections are accepted and not before, and replaces
-    /// a stale socket, on which no process listens any more.
+    /// Listens at `path`. The file appears once connections are accepted and not before, and
+    /// replaces a stale socket, on which no process listens any more.
     ///
     /// # Errors
     ///
@@ -77,7 +77,8 @@ impl SocketListener {
                 source,
             }
         };
-        // Bound to a temporary name and then moved into place: once `path` exists, it can be connected to.
+        // Bound to a temporary name and then moved into place: once `path` exists, it can be
+        // connected to.
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{}", std::process::id()));
         let temporary = PathBuf::from(name);
@@ -112,7 +113,8 @@ impl SocketListener {
     /// [`ListenError::NotListening`].
     pub fn inherited(number: RawFd) -> Result<Self, ListenError> {
         let refused = ListenError::NotListening { fd: number };
-        // The standard streams have other owners, and a number that is not open must not be wrapped.
+        // The standard streams have other owners, and a number that is not open must not be
+        // wrapped.
         let is_open = number > 2 && fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
         if !is_open {
             return Err(refused);
@@ -140,8 +142,8 @@ impl SocketListener {
         &self.label
     }
 
-    /// Removes the socket's file, if it was created here and still exists: no more connections can be
-    /// made.
+    /// Removes the socket's file, if it was created here and still exists: no more connections can
+    /// be made.
     pub fn remove_file(&self) {
         let Some(file) = &self.file else { return };
         // Another process may have put its own socket there meanwhile.

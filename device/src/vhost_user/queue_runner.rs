@@ -205,8 +205,8 @@ impl QueueRunner {
         }
     }
 
-    /// Makes one pass under the ring's lock; `None` when the ring does not run. A ring that fails is
-    /// marked before the lock is released: whatever reconfigures it comes after that.
+    /// Makes one pass under the ring's lock; `None` when the ring does not run. A ring that fails
+    /// is marked before the lock is released: whatever reconfigures it comes after that.
     fn pass_if_running(&mut self) -> Option<Result<Pass, PassError>> {
         let Self {
             parts: QueueParts { vring, session, .. },

@@ -79,8 +79,8 @@ impl StateCache {
     }
 }
 
-/// What keeps a worker from running the ring: the number of other threads that wait for its lock, and
-/// a flag that the worker is to stop.
+/// What keeps a worker from running the ring: the number of other threads that wait for its lock,
+/// and a flag that the worker is to stop.
 #[derive(Debug, Default)]
 pub(super) struct Contention(AtomicU32);
 

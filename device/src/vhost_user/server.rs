@@ -87,8 +87,8 @@ impl Server {
         Ok(Self { shared, thread })
     }
 
-    /// Disconnects the front end, if there is one, and accepts no other. The socket's file is removed
-    /// at once.
+    /// Disconnects the front end, if there is one, and accepts no other. The socket's file is
+    /// removed at once.
     pub fn stop(&self) {
         self.shared.listener.remove_file();
         self.shared.stopping.store(true, Ordering::SeqCst);
@@ -159,8 +159,8 @@ impl Shared {
         served
     }
 
-    /// Pauses after a front end that could not be served: descriptors, threads or memory were short,
-    /// and may be freed elsewhere.
+    /// Pauses after a front end that could not be served: descriptors, threads or memory were
+    /// short, and may be freed elsewhere.
     fn pause_after(&self, error: &io::Error) {
         if self.device.log_limit().pass().is_some() {
             log::error!(

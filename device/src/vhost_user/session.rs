@@ -47,7 +47,8 @@ impl Session {
         &self.memory
     }
 
-    /// Whether the memory table contains the BAR: guest memory maps the first byte of device memory.
+    /// Whether the memory table contains the BAR: guest memory maps the first byte of device
+    /// memory.
     pub(super) fn maps_device_memory(&self) -> bool {
         let device = self.device.memory().identity();
         self.memory.memory().iter().any(|region| {

@@ -1,7 +1,7 @@
 //! Dropping an idle connection in favour of the next one.
 //!
-//! A device serves one front end at a time. Another one waits in the listener's queue, but not for a
-//! connection on which the handshake has not even started.
+//! A device serves one front end at a time. Another one waits in the listener's queue, but not for
+//! a connection on which the handshake has not even started.
 
 use std::{io, os::fd::AsFd};
 
@@ -16,8 +16,8 @@ const IDLE_LIMIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// Watches `listener` for another front end until `over`; closes the `connection` of `session` if it
-/// is idle then.
+/// Watches `listener` for another front end until `over`; closes the `connection` of `session` if
+/// it is idle then.
 pub(super) fn watch(
     listener: &impl AsFd,
     over: &Event,

@@ -113,8 +113,8 @@ impl Vring {
         self.inner.get_mut()
     }
 
-    /// Brings a copy of the state up to date. To be done under the ring's lock: a thread that replaces
-    /// a notifier and then takes the lock once knows that the old one is no longer used.
+    /// Brings a copy of the state up to date. To be done under the ring's lock: a thread that
+    /// replaces a notifier and then takes the lock once knows that the old one is no longer used.
     pub(super) fn refresh<'c>(&self, cache: &'c mut StateCache) -> &'c RingState {
         cache.refresh(&self.shared.state)
     }
@@ -312,8 +312,8 @@ impl VringT<Memory> for Vring {
         let call = file.map(Arc::new);
         self.set_notifier(|notifiers| notifiers.call.clone_from(&call));
         if let Some(call) = call {
-            // The driver may not have been notified of what has completed so far: the worker used the
-            // old descriptor, or had none.
+            // The driver may not have been notified of what has completed so far: the worker used
+            // the old descriptor, or had none.
             self.drain();
             event::notify(&call);
         }

@@ -120,8 +120,8 @@ impl GuestView {
         Ok(())
     }
 
-    /// The part of the `length` bytes at `address` that lies in the region there; at least one byte,
-    /// unless `length` is 0.
+    /// The part of the `length` bytes at `address` that lies in the region there; at least one
+    /// byte, unless `length` is 0.
     // Inlined, since a slice returned through memory is stored in single words and immediately
     // loaded in pairs of words, which cannot be forwarded from the stores.
     #[inline(always)]

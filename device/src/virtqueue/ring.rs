@@ -162,8 +162,8 @@ impl<'m> Ring<'m> {
     }
 
     /// Asks the driver for a kick when it makes anything from `next_avail` on available. The caller
-    /// has to check the ring once more afterwards: entries that came before the driver could see the
-    /// request are not followed by a kick.
+    /// has to check the ring once more afterwards: entries that came before the driver could see
+    /// the request are not followed by a kick.
     pub(super) fn enable_notification(&self, next_avail: u16) {
         if self.event_idx {
             let at = ENTRIES + 8 * usize::from(self.size);

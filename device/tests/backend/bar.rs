@@ -1,4 +1,4 @@
-//! The BAR: when it is mapped, and what the driver can know about it.
+//! The BAR: when it is mapped, and how the driver learns about it.
 
 use std::sync::MutexGuard;
 
@@ -14,9 +14,9 @@ fn is_mapped(front: &mut FrontEnd) -> bool {
     front.config_word(36) & STATE_BAR_MAPPED != 0
 }
 
-/// A started front end that has been asked to map the BAR and does not answer.
-fn unanswered<'a>(backend: &Backend, options: &'a Connect) -> (FrontEnd, MutexGuard<'a, bool>) {
-    let held = options.map_answer.lock().unwrap();
+/// A started front end that has been asked to map the BAR and does not reply.
+fn without_reply<'a>(backend: &Backend, options: &'a Connect) -> (FrontEnd, MutexGuard<'a, bool>) {
+    let held = options.map_reply.lock().unwrap();
     let front = FrontEnd::connect_with(&backend.socket(), options);
     let window = front.window.clone().unwrap();
     let begin = std::time::Instant::now();
@@ -64,11 +64,11 @@ fn without_shmem_the_device_has_no_bar() {
 fn requests_wait_for_the_mapping_but_the_socket_is_served() {
     let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let held = options.map_answer.lock().unwrap();
+    let held = options.map_reply.lock().unwrap();
     let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
     front.kick(0);
-    // The socket is served while the mapping is not answered: this comes back.
+    // The socket is served while the reply is outstanding: this call returns.
     assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
     assert_eq!(front.stop_ring(0), 0, "nothing may have been taken");
     front.resume();
@@ -97,20 +97,20 @@ fn the_bar_is_mapped_again_after_a_reset() {
 fn a_refused_mapping_leaves_the_device_without_a_bar() {
     let backend = Backend::start(&[]);
     let options = Connect::default();
-    *options.map_answer.lock().unwrap() = false;
+    *options.map_reply.lock().unwrap() = false;
     let mut front = FrontEnd::connect_with(&backend.socket(), &options);
     let (response, _) = front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     assert_eq!(response.status(), Status::OK);
     assert_eq!(front.config_word(36) & STATE_BAR_MAPPED, 0);
 }
 
-/// The driver is reset while the front end has not answered about the BAR. QEMU answers later, and
-/// then has a mapping that no reset takes away.
+/// The driver is reset while the reply about the BAR is outstanding. QEMU replies later, and then
+/// has a mapping that no reset removes.
 #[test]
 fn a_mapping_reply_after_a_reset_is_stale() {
     let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (mut front, held) = unanswered(&backend, &options);
+    let (mut front, held) = without_reply(&backend, &options);
     front.reset();
     front.start();
     drop(held);
@@ -128,7 +128,7 @@ fn a_mapping_reply_after_a_reset_is_stale() {
 fn a_mapping_reply_without_a_driver_is_stale() {
     let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (mut front, held) = unanswered(&backend, &options);
+    let (mut front, held) = without_reply(&backend, &options);
     front.reset();
     drop(held);
     for _ in 0..100 {
@@ -139,12 +139,12 @@ fn a_mapping_reply_without_a_driver_is_stale() {
     assert!(is_mapped(&mut front));
 }
 
-/// The next driver has no use for the BAR, and need not wait for it.
+/// The next driver does not use the BAR and need not wait for it.
 #[test]
 fn a_driver_without_bar_does_not_wait_for_an_earlier_reply() {
     let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (mut front, held) = unanswered(&backend, &options);
+    let (mut front, held) = without_reply(&backend, &options);
     front.reset();
     front.options.features = FEATURES & !(1 << FEATURE_BAR);
     front.start();
@@ -169,12 +169,12 @@ fn a_paused_vm_keeps_its_bar() {
     assert!(!log.contains("does not map"), "{log}");
 }
 
-/// That a front end which has gone does not map the BAR is no news.
+/// A refusal by a front end that has disconnected is not logged.
 #[test]
 fn a_mapping_reply_after_disconnect_is_ignored() {
     let backend = Backend::start(&["--memory-size", "1M"]);
     let options = Connect::default();
-    let (front, mut held) = unanswered(&backend, &options);
+    let (front, mut held) = without_reply(&backend, &options);
     drop(front);
     let mut next = FrontEnd::connect(&backend.socket());
     assert_eq!(next.call(0, &nop()).0.status(), Status::OK);
@@ -189,7 +189,7 @@ fn a_mapping_reply_after_disconnect_is_ignored() {
             .count()
     };
     while waiting() > 1 {
-        assert!(begin.elapsed() < DEADLINE, "the answer was not taken");
+        assert!(begin.elapsed() < DEADLINE, "the reply was not handled");
         std::thread::yield_now();
     }
     let log = backend.end();

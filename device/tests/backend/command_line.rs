@@ -1,4 +1,4 @@
-//! The command line: what it refuses, sockets, and the kinds of device memory.
+//! The command line: errors, sockets, and the kinds of device memory.
 
 use std::{
     os::unix::net::UnixStream,
@@ -160,7 +160,7 @@ fn a_stale_socket_is_replaced() {
     let socket = directory.path().join("vdma.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let begin = Instant::now();
-    // A child that another test starts at this moment has the listener, too, until it executes.
+    // A child forked by another test at this moment holds the listener, too, until it executes.
     while UnixStream::connect(&socket).is_ok() {
         assert!(begin.elapsed() < DEADLINE);
         std::thread::yield_now();
@@ -193,7 +193,7 @@ fn an_inherited_socket_is_used() {
     front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
     drop(front);
     backend.end();
-    assert!(socket.exists(), "the parent's socket is the parent's");
+    assert!(socket.exists(), "the parent's socket file was removed");
 }
 
 #[test]
@@ -260,15 +260,18 @@ fn a_memory_file_persists_and_is_locked() {
         .or_else(|_| std::fs::copy(&path, &kept).map(drop))
         .unwrap();
     backend.end();
-    // A front end that still shows the memory holds the lock too.
+    // A front end that still maps the memory holds the lock, too.
     let unlocked = std::fs::File::open(&kept).unwrap();
     let begin = Instant::now();
     while unlocked.try_lock_shared().is_err() {
-        assert!(begin.elapsed() < DEADLINE, "the front end keeps the memory");
+        assert!(
+            begin.elapsed() < DEADLINE,
+            "the front end still maps the memory"
+        );
         std::thread::yield_now();
     }
     drop(unlocked);
-    // Two backends share it; what one writes the other reads.
+    // Two backends share the file; each reads what the other writes.
     let kept = kept.to_str().unwrap();
     let backends = [(), ()].map(|()| Backend::start(&["--memory-file", kept, "--share"]));
     let mut fronts = backends
@@ -318,14 +321,14 @@ fn huge_pages_are_reserved_at_start_up_or_refused() {
         assert!(backend.wait().0.success());
     } else {
         let (status, log) = backend.wait();
-        println!("huge pages themselves not checked: this machine has not enough of them");
+        println!("huge pages themselves not checked: this machine has too few of them");
         assert_eq!(status.code(), Some(1));
         assert!(log.contains("huge page"), "{log}");
         assert_eq!(log.lines().count(), 1, "{log}");
     }
 }
 
-/// Sixty-four devices of sixteen queues take thousands of descriptors.
+/// Sixty-four devices of sixteen queues need thousands of descriptors.
 #[test]
 fn the_soft_limit_on_open_files_is_raised() {
     let mut command = std::process::Command::new("sh");

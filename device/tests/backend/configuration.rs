@@ -42,7 +42,7 @@ fn fields_describe_the_device() {
     assert_eq!(config.state.get(), STATE_BAR_MAPPED | STATE_PERSISTENT);
 }
 
-/// Drivers go through their DMA API only where that is asked for.
+/// Drivers use their DMA API only if the device offers `VIRTIO_F_ACCESS_PLATFORM`.
 #[test]
 fn access_platform_is_offered_on_request() {
     const ACCESS_PLATFORM: u64 = 1 << 33;
@@ -61,7 +61,7 @@ fn access_platform_is_offered_on_request() {
     }
 }
 
-/// Any guest can write there: that must not even cost the connection.
+/// Any guest can write there: the connection has to survive that.
 #[test]
 fn writes_are_ignored() {
     let backend = Backend::start(&["--memory-size=1M"]);
@@ -82,7 +82,7 @@ fn writes_are_ignored() {
     assert!((1..=20).contains(&lines), "{log}");
 }
 
-/// `VHOST_USER_RESET_DEVICE` stops everything, and takes the BAR away.
+/// `VHOST_USER_RESET_DEVICE` stops all rings and removes the BAR mapping.
 #[test]
 fn reset_device_stops_the_rings() {
     let backend = Backend::start(&["--memory-size=1M"]);

@@ -1,4 +1,4 @@
-//! The backend over its socket: data, framing, rings, and who comes after whom.
+//! The backend over its socket: data, framing, rings, and successive front ends.
 
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
@@ -60,8 +60,8 @@ fn framing_does_not_matter() {
         (front.wait(0).id, front.response(0).status()),
         (5, Status::OK)
     );
-    // Header and response split into odd pieces, with empty descriptors in between, response and
-    // data in one.
+    // Header and response in odd pieces with empty descriptors in between; response and data in
+    // one.
     let header = RequestHeader::new(Operation::Read, 10, 600, 0).to_bytes();
     guest.write(HEADERS, &header);
     guest.write(RESPONSES, &[0xff; 16]);
@@ -172,7 +172,7 @@ fn stopping_a_ring_under_load_loses_and_repeats_nothing() {
         for _ in 0..round % 7 {
             std::thread::yield_now();
         }
-        // The other queue works all the time.
+        // The other queue keeps working.
         let (response, _) = front.call(1, &Request::new(Operation::Nop, 0, 0, 0));
         assert_eq!(response.status(), Status::OK);
         let next = front.stop_ring(0);
@@ -194,7 +194,7 @@ fn stopping_a_ring_under_load_loses_and_repeats_nothing() {
     }
 }
 
-/// Most queues, and the longest ring.
+/// The largest number of queues, and the largest ring.
 #[test]
 fn sixteen_queues_and_rings_of_1024() {
     for (num_queues, queue_size) in [(16, 256), (1, 1024)] {

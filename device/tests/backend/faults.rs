@@ -1,4 +1,4 @@
-//! Every kind of `--fault`, as a driver meets it.
+//! Every kind of `--fault`, as a driver sees it.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ fn delay_holds_the_request_but_not_the_socket() {
     front.submit(0, &nop(), 0);
     front.submit(0, &nop(), 1);
     front.kick(0);
-    // The ring can be stopped while the request is held, which has then not been taken.
+    // The ring can be stopped while the request is held, which then stays available.
     assert_eq!(front.stop_ring(0), 1);
     front.start_ring(0);
     assert_eq!((front.wait(0).id, front.wait(0).id), (0, 1));
@@ -87,7 +87,7 @@ fn flip_inverts_bits_reproducibly() {
     assert_eq!(data.iter().map(|byte| byte.count_ones()).sum::<u32>(), 3);
     assert_eq!(value.count_ones(), 1);
     assert_eq!(run(), (data, value));
-    // What is written is damaged in device memory.
+    // A write is corrupted in device memory.
     let (_backend, mut front) = start(&["flip,op=write"]);
     front.call(0, &write(0, 64));
     front.call(0, &read(0, 64));
@@ -157,7 +157,7 @@ fn wrong_id_and_wrong_length() {
 #[test]
 fn swap_reorders_neighbours_in_a_batch() {
     let (_backend, mut front) = start(&["swap,every=3"]);
-    // While the ring stands still, so that all are found at once.
+    // Submitted while the ring is stopped, so that all are in one batch.
     front.stop_ring(0);
     for slot in 0..6 {
         front.submit(0, &nop(), slot);
@@ -165,7 +165,7 @@ fn swap_reorders_neighbours_in_a_batch() {
     front.start_ring(0);
     front.kick(0);
     let ids: Vec<u32> = (0..6).map(|_| front.wait(0).id).collect();
-    // The third is swapped with the fourth; the sixth has nobody behind it.
+    // The third is swapped with the fourth; the sixth has no successor.
     assert_eq!(ids, [0, 1, 3, 2, 4, 5]);
 }
 

@@ -1,5 +1,5 @@
-//! The backend from outside: over its socket, with the vhost crate's front end and guest memory in
-//! memfds. No virtual machine is needed.
+//! Black-box tests of the backend: over its socket, with the vhost crate's front end and guest
+//! memory in memfds. No virtual machine is needed.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod bar;

@@ -1,4 +1,4 @@
-//! Metrics, the summary, the log, signals, and what an idle backend does.
+//! Metrics, the summary, the log, signals, and an idle backend.
 
 use std::{
     io::{Read, Write},
@@ -35,7 +35,8 @@ fn metrics_count_requests_kicks_and_calls() {
         &Request::new(Operation::Read, 1 << 20, 1, 0).incoming(DATA, 1),
     );
     let queue = "device=\"0\",queue=\"0\"";
-    // A request may be found before its kick, which is then taken when the queue goes to sleep.
+    // Polling may find a request before its kick, which is then consumed when the queue goes to
+    // sleep.
     let begin = Instant::now();
     let text = loop {
         let text = curl(&metrics);
@@ -74,13 +75,13 @@ fn a_silent_metrics_client_blocks_no_other() {
         .map(|_| UnixStream::connect(&metrics).unwrap())
         .collect();
     assert!(curl(&metrics).contains("vdma_front_ends_total"));
-    // The oldest had to give way.
+    // The oldest was closed.
     assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
     backend.end();
     assert!(!metrics.exists());
 }
 
-/// Clients that speak slowly, or hang up, are waited for or forgotten.
+/// A slow client is waited for; one that hangs up is forgotten.
 #[test]
 fn metrics_requests_may_arrive_in_pieces() {
     let (_backend, metrics) = Backend::start_with_metrics(&["--num-queues=16"]);
@@ -92,7 +93,7 @@ fn metrics_requests_may_arrive_in_pieces() {
         let mut stream = UnixStream::connect(&metrics).unwrap();
         for piece in pieces {
             stream.write_all(piece.as_bytes()).unwrap();
-            // Whoever comes meanwhile is answered.
+            // Other clients are served meanwhile.
             assert!(curl(&metrics).contains("vdma_front_ends_total"));
         }
         stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -125,7 +126,7 @@ fn sigusr1_prints_a_summary() {
     assert!(log.contains("nop"), "{log}");
 }
 
-/// The bound is the specification's; a backend that waited for the load to end would never end.
+/// A backend that waited for the load to end would not exit before the deadline.
 #[test]
 fn sigterm_under_load_exits_promptly_with_memory_flushed() {
     for signal in [Signal::TERM, Signal::INT] {
@@ -217,7 +218,7 @@ fn debug_lines_name_device_queue_and_head() {
     assert!(log.contains(line), "{log}");
 }
 
-/// Nobody waits for time to pass: each waking of a thread would be counted by the kernel.
+/// The kernel counts each wake-up of a thread: there must be none, not even by a timer.
 #[test]
 fn an_idle_backend_does_not_wake() {
     let backend = Backend::start(&["--num-queues=4", "--threads=3", "--memory-size=1M"]);
@@ -243,7 +244,7 @@ fn an_idle_backend_does_not_wake() {
         }
         counts
     };
-    // The last request may still be about to end: two looks in a row have to agree.
+    // The last request may still be finishing: two samples in a row have to agree.
     let begin = Instant::now();
     let mut before = switches();
     loop {

@@ -1,12 +1,12 @@
-//! Every operation over the socket, on data that a plain array works out as well. What operations do
-//! to all kinds of segments is tested with the engine; here is the way there and back.
+//! Every operation over the socket, compared with the same operation on an array. The engine's
+//! tests cover all kinds of segments; this covers the path from the ring to the engine and back.
 
 use vdma_protocol::{Operation, Response, Status};
 
 use crate::support::{Backend, DATA, FrontEnd, Request};
 
 const SIZE: usize = 1 << 16;
-/// Where answers come.
+/// Guest address of incoming data.
 const RESULT: u64 = DATA + 0x10_0000;
 
 fn pattern(length: usize) -> Vec<u8> {
@@ -15,7 +15,7 @@ fn pattern(length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A device, and what its memory has to hold.
+/// A device, and the expected contents of its memory.
 struct Bench {
     front: FrontEnd,
     device: Vec<u8>,
@@ -36,7 +36,7 @@ impl Bench {
         }
     }
 
-    /// Carries `request` out; checks its status, its lengths, and all of device memory.
+    /// Executes `request`; checks its status, its lengths, and all of device memory.
     fn run(&mut self, request: &Request, value: u64) {
         let (response, written) = self.front.call(0, request);
         let length = u32::try_from(request.header.length.get()).unwrap();
@@ -148,7 +148,7 @@ fn every_operation_of_length_zero() {
     let mut bench = Bench::new();
     for operation in Operation::ALL {
         for offset in [0, 1, SIZE as u64] {
-            // Nothing is compared, up to its end.
+            // A comparison of no bytes finds no difference.
             bench.run(&Request::new(operation, offset, 0, 0), 0);
         }
     }

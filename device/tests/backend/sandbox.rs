@@ -1,4 +1,4 @@
-//! That what is forbidden really is: a child process confines itself and then tries.
+//! The sandbox forbids what it claims to: a child process confines itself and then tries.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -16,7 +16,7 @@ const ROLE: &str = "VDMA_TEST_ROLE";
 const ACTION: &str = "VDMA_TEST_ACTION";
 const SURVIVED: &str = "the action was carried out";
 
-/// What none of the backend's threads may do.
+/// Actions that no thread of the backend is allowed.
 const FORBIDDEN: [&str; 12] = [
     "open",
     "create",
@@ -32,7 +32,7 @@ const FORBIDDEN: [&str; 12] = [
     "handler",
 ];
 
-/// Runs this very test binary, only `action_in_a_child`, as a role that tries a action.
+/// Runs this very test binary, only `action_in_a_child`, in a role that tries an action.
 fn child(role: &str, action: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args([
@@ -47,7 +47,7 @@ fn child(role: &str, action: &str) -> Output {
         .unwrap()
 }
 
-/// Whether these tests have nothing to look at, with the reason printed.
+/// Whether these tests cannot check anything; prints the reason.
 fn without_sandbox() -> bool {
     if !is_sandboxed() {
         println!("not checked: VDMA_TEST_SANDBOX=off");
@@ -68,7 +68,7 @@ fn forbidden_system_calls_kill_every_role() {
             let signal = output.status.signal();
             assert_eq!(signal, Some(libc::SIGSYS), "{role} {action}: {text}");
         }
-        // The same without the action lives.
+        // Without an action the child survives.
         let output = child(role, "nothing");
         assert!(
             String::from_utf8_lossy(&output.stdout).contains(SURVIVED),
@@ -132,7 +132,7 @@ fn no_file_can_be_opened_by_path() {
     assert!(text.contains(SURVIVED), "{text}");
 }
 
-/// Landlock holds for the thread that asks for it, so that one of this process can be confined.
+/// Landlock applies to the calling thread only, so that a thread of this process can be confined.
 #[test]
 fn files_can_be_removed_only_in_socket_directories() {
     let directory = tempfile::tempdir().unwrap();
@@ -210,7 +210,7 @@ fn every_thread_drops_its_privileges() {
     }
 }
 
-/// Not a test of its own: what [`child`] runs.
+/// Not a test by itself: [`child`] runs it.
 #[test]
 #[ignore = "run by the other tests of this module, as a child process"]
 fn action_in_a_child() {
@@ -255,7 +255,7 @@ fn action_in_a_child() {
     }
     perform(&action, &listener);
     println!("{SURVIVED}");
-    // Nothing else may run in here: the test harness does things that the role may not.
+    // Nothing else may run here: the role does not allow what the test harness does.
     std::process::exit(0);
 }
 
@@ -283,14 +283,14 @@ fn perform(action: &str, listener: &std::os::unix::net::UnixListener) {
             use std::os::unix::process::CommandExt;
             let _ = Command::new("/bin/true").exec();
         }
-        // SAFETY: a child, if there were one, would be a copy of this process that goes on and ends.
+        // SAFETY: the child, if the call were allowed, would be a copy of this process and exit.
         "fork" => consume(unsafe { libc::syscall(libc::SYS_fork) }),
         // SAFETY: the call takes no pointers.
         "trace" => consume(unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) }),
         "code" => consume(map(libc::PROT_READ | libc::PROT_EXEC)),
         "make-code" => {
             let memory = map(libc::PROT_READ | libc::PROT_WRITE);
-            // SAFETY: the mapping was just made, and nothing uses it.
+            // SAFETY: the mapping was just created, and nothing uses it.
             consume(unsafe { libc::mprotect(memory, 4096, libc::PROT_READ | libc::PROT_EXEC) });
         }
         // SAFETY: null pointers are refused by the kernel.
@@ -307,5 +307,5 @@ fn perform(action: &str, listener: &std::os::unix::net::UnixListener) {
     }
 }
 
-/// What the action gave does not matter.
+/// Ignores the result of an action.
 fn consume<T>(_: T) {}

@@ -74,7 +74,7 @@ fn each_queue_has_its_own_thread_by_default() {
     assert_eq!(queue_threads(&backend), ["queue 0", "queue 1", "queue 2"]);
 }
 
-/// A queue that always has something to do gets its turn, not the thread.
+/// A queue that always has requests gets its turn, not the whole thread.
 #[test]
 fn a_busy_queue_does_not_starve_its_neighbour() {
     let backend = Backend::start(&["--num-queues=2", "--threads=1", "--memory-size=8M"]);
@@ -109,7 +109,7 @@ fn a_delayed_request_blocks_only_its_own_queue() {
         assert_eq!(front.call(1, &nop()).0.status(), Status::OK);
     }
     assert_eq!(front.rings[0].used_index(&front.guest), 0);
-    // What holds one queue does not keep another from being stopped and started.
+    // While one queue is held, another can be stopped and started.
     assert_eq!(front.stop_ring(0), 0);
     front.stop_ring(1);
     front.start_ring(1);

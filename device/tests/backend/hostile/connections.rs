@@ -1,4 +1,4 @@
-//! Front ends that send nonsense, leave half-way, or never speak.
+//! Front ends that send invalid messages, disconnect early, or stay idle.
 
 use std::{
     io::{Read, Write},
@@ -25,12 +25,12 @@ fn ring_messages_early_repeated_and_out_of_range() {
         avail_ring_addr: 0x2000,
         log_addr: None,
     };
-    // Addresses before there is a memory table.
+    // Addresses before any memory table.
     let front = FrontEnd::handshake(&backend.socket(), &options);
     front.frontend.set_vring_num(0, 256).unwrap();
     front.frontend.set_vring_addr(0, &config).unwrap_err();
     drop(front);
-    // A kick before anything else, and enabling what was never set up.
+    // A kick before anything else, and enabling a ring that was never configured.
     let mut front = FrontEnd::handshake(&backend.socket(), &options);
     let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
     front.frontend.set_features(options.features).unwrap();
@@ -38,7 +38,7 @@ fn ring_messages_early_repeated_and_out_of_range() {
     front.frontend.set_vring_enable(0, true).unwrap();
     event.write(1).unwrap();
     drop(front);
-    // The same messages again and again while the ring runs: nothing is lost.
+    // The same messages repeatedly while the ring runs: nothing is lost.
     let mut front = FrontEnd::connect(&backend.socket());
     for _ in 0..100 {
         assert_works(&mut front, 0);
@@ -66,10 +66,10 @@ fn kick_descriptors_that_are_not_eventfds() {
     let (mut backend, mut front) = two_queues();
     let (end, other) = UnixStream::pair().unwrap();
     drop(other);
-    // SAFETY: the descriptor was just given up by its owner.
+    // SAFETY: `into_raw_fd` has released the descriptor's only owner.
     let closed = unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(end.into_raw_fd()) };
     let file = tempfile::tempfile().unwrap();
-    // SAFETY: as above.
+    // SAFETY: `into_raw_fd` has released the descriptor's only owner.
     let file = unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(file.into_raw_fd()) };
     for kick in [closed, file] {
         front.frontend.set_vring_kick(0, &kick).unwrap();
@@ -161,9 +161,9 @@ fn an_idle_connection_is_dropped_for_the_next() {
 fn a_front_end_that_never_replies_to_the_bar_mapping() {
     let backend = Backend::start(&["--memory-size", "1M"]);
     let deaf = Connect::default();
-    let held = deaf.map_answer.lock().unwrap();
+    let held = deaf.map_reply.lock().unwrap();
     for _ in 0..3 {
-        // Goes away with the question open; its end of the channel stays.
+        // Disconnects while the reply is outstanding, and keeps its end of the channel.
         drop(FrontEnd::connect_with(&backend.socket(), &deaf));
     }
     let mut front = FrontEnd::connect(&backend.socket());
@@ -186,7 +186,7 @@ fn reconnecting_front_ends_leak_nothing() {
         let mut front = connect(&backend);
         assert_works(&mut front, 1);
     };
-    // What there is with one front end connected.
+    // Counts descriptors and threads with one front end connected.
     let connected = |visits: usize| {
         (0..visits).for_each(|_| visit());
         let mut front = connect(&backend);
@@ -199,27 +199,27 @@ fn reconnecting_front_ends_leak_nothing() {
         }
     };
     let first = {
-        let look = connected(1);
-        look()
+        let count = connected(1);
+        count()
     };
-    let look = connected(200);
-    // Something may be about to begin or to end, now as in the first look; what each of them leaves
-    // behind is there 200 times.
+    let count = connected(200);
+    // Threads may be about to start or to end at both counts; a leak by each front end would show
+    // 200 times.
     const IN_TRANSIT: usize = 8;
-    while look().0 > first.0 + IN_TRANSIT || look().1 > first.1 + IN_TRANSIT {
+    while count().0 > first.0 + IN_TRANSIT || count().1 > first.1 + IN_TRANSIT {
         std::thread::yield_now();
     }
 }
 
-/// Descriptors run out, perhaps for what another front end has sent: a new one waits until there are
-/// some again, and nothing ends or spins.
+/// When descriptors run out, a new front end waits until some are free again; the backend neither
+/// exits nor spins.
 #[test]
 fn recovery_after_running_out_of_descriptors() {
     use rustix::process::{Resource, Rlimit, prlimit};
     let (backend, metrics) = Backend::start_with_metrics(&["--memory-size", "1M"]);
-    // Its control loop answers: all is set up that does not belong to a front end.
+    // Once the control loop replies, everything is set up that does not belong to a front end.
     curl(&metrics);
-    // All numbers below are taken. Beyond it there may be some that the test's own process had open.
+    // All lower numbers are in use. Higher ones may be, if the test's process passed them on.
     let taken = |number: &u64| {
         let path = format!("/proc/{}/fd/{number}", backend.pid().as_raw_nonzero());
         std::fs::symlink_metadata(path).is_ok()
@@ -235,7 +235,7 @@ fn recovery_after_running_out_of_descriptors() {
     limit(open);
     let unserved = UnixStream::connect(backend.socket()).unwrap();
     backend.await_log("trying again");
-    // Each step of setting up a front end gets its turn to fail.
+    // Each step of setting up a front end fails once.
     for spare in 0..12 {
         limit(open + spare);
         let mut stream = UnixStream::connect(backend.socket()).unwrap();

@@ -1,4 +1,4 @@
-//! Guest memory that goes, changes, or is device memory itself.
+//! Guest memory that is truncated, changes, or is device memory itself.
 
 use vdma_protocol::{Operation, Status};
 use vhost::VhostBackend;
@@ -55,7 +55,7 @@ fn memory_file_truncated_under_load() {
 #[test]
 fn memory_table_changes_under_load() {
     let (_backend, mut front) = two_queues();
-    // The front end sets a table of its own when it has mapped the BAR.
+    // The front end sets its own table once it has mapped the BAR.
     assert_works(&mut front, 0);
     let whole = front.guest.table();
     let data: Vec<u8> = (1..=200).collect();
@@ -66,7 +66,7 @@ fn memory_table_changes_under_load() {
             front.submit(0, &write, slot);
         }
         front.kick(0);
-        // The second region goes and comes back; every request sees one or the other.
+        // The second region is removed and added; every request sees one table or the other.
         let table = if round % 2 == 0 {
             &whole[..1]
         } else {
@@ -97,7 +97,7 @@ fn overlapping_bar_addresses_behave_as_memmove() {
     let backend = Backend::start(&["--memory-size", "1M"]);
     let mut front = FrontEnd::connect(&backend.socket());
     assert_works(&mut front, 0);
-    // The front end has put it there once it was mapped.
+    // The front end added it to the table when it was mapped.
     let bar = BAR;
     let with_bar = front.window.as_ref().unwrap().guest();
 

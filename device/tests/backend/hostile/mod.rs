@@ -1,5 +1,6 @@
-//! Guests and front ends that break the rules, one test for each class of bug that such devices
-//! have had. The backend answers or stops the one ring concerned, and serves everybody else.
+//! Guests and front ends that violate the protocol, one test for each class of bug that such
+//! devices have had. The backend fails the request or stops the ring concerned, and serves all
+//! others.
 
 mod connections;
 mod memory;

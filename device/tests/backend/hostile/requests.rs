@@ -1,4 +1,4 @@
-//! Chains that are no requests, and requests that are wrong.
+//! Chains that are not requests, and invalid requests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -69,7 +69,7 @@ fn an_indirect_table_may_cross_regions() {
     assert_eq!(send(&mut front, &chain).0.status(), Status::OK);
 }
 
-/// A descriptor that lies in several regions counts once, and its pieces have room.
+/// A descriptor that spans several regions counts once, and there is memory for all its pieces.
 #[test]
 fn many_descriptors_that_each_cross_regions() {
     let (_backend, mut front) = two_queues();
@@ -79,7 +79,7 @@ fn many_descriptors_that_each_cross_regions() {
         chain.push(Buffer::writable(RESPONSES, 16));
         chain.extend((0..count).map(|_| Buffer::writable(16 * MIB - 1, 2)));
         let status = send(&mut front, &chain).0.status();
-        // The longest would be in more pieces than the device keeps room for.
+        // The longest would need more pieces than the device has memory for.
         let expected = if count == 40 {
             Status::OK
         } else {
@@ -129,7 +129,7 @@ fn writable_before_readable() {
 fn chains_without_header_or_response() {
     let (_backend, mut front) = two_queues();
     let header = header(&front, Operation::Nop, 0, 0);
-    // No room for the response: nothing is written.
+    // Too short for the response: nothing is written.
     for chain in [
         vec![header],
         vec![header, Buffer::writable(RESPONSES, 15)],
@@ -138,7 +138,7 @@ fn chains_without_header_or_response() {
         let (response, written) = send(&mut front, &chain);
         assert_eq!((response.status(), written), (Status::UNWRITTEN, 0));
     }
-    // The header is cut short.
+    // The header is incomplete.
     for length in [0, 1, 31] {
         let chain = [
             Buffer::readable(HEADERS, length),
@@ -147,7 +147,7 @@ fn chains_without_header_or_response() {
         let (response, written) = send(&mut front, &chain);
         assert_eq!((response.status(), written), (Status::BAD_REQUEST, 16));
     }
-    // The header or the response is out of reach.
+    // The header or the response is outside of guest memory.
     let chain = [
         Buffer::readable(1 << 40, 32),
         Buffer::writable(RESPONSES, 16),
@@ -160,7 +160,7 @@ fn chains_without_header_or_response() {
 #[test]
 fn chains_at_and_beyond_the_descriptor_limit() {
     let (_backend, mut front) = two_queues();
-    // The table has a place of its own: it is longer than a slot's.
+    // The table has its own address, since it is longer than a slot's.
     front.rings[0].tables = 0x60_0000;
     let bytes = Response::SIZE as u64;
     for (count, status) in [
@@ -241,11 +241,11 @@ fn data_length_mismatches() {
 }
 
 /// Double fetch: another CPU changes descriptors, table and header while the device reads them.
-/// Whatever mixture it sees, it must not reach beyond what one of the versions allows.
+/// Whatever mixture it reads, it must not access memory that neither version names.
 #[test]
 fn requests_modified_while_being_read() {
     let (mut backend, mut front) = two_queues();
-    // No version of the request reaches here.
+    // Neither version of the request names this memory.
     let canary = vec![0xa5; 4096];
     for beyond in [DATA - 4096, DATA + 8192] {
         front.guest.write(beyond, &canary);

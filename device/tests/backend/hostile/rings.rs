@@ -1,4 +1,4 @@
-//! Rings that cannot be followed.
+//! Corrupt rings.
 
 use vhost::VhostBackend;
 
@@ -11,8 +11,8 @@ use crate::support::{
 /// A descriptor's contents: memory, flags, next.
 type Descriptor = (Buffer, u16, u16);
 
-/// Does `corrupt` to queue 0 and expects it to stop with an error notification and one log line,
-/// queue 1 to go on, and queue 0 to work again once it has been reset.
+/// Applies `corrupt` to queue 0 and expects it to stop with an error notification and one log line,
+/// queue 1 to keep working, and queue 0 to work again after a reset.
 fn assert_stops(reason: &str, corrupt: impl FnOnce(&Guest, &mut DriverRing)) {
     let (backend, mut front) = two_queues();
     assert_works(&mut front, 0);
@@ -118,7 +118,7 @@ fn indirect_table_of_odd_length() {
 
 #[test]
 fn indirect_table_outside_of_memory() {
-    // The last crosses from one region into what is none.
+    // The last one crosses the end of a region.
     for address in [1 << 40, u64::MAX - 15, 32 * MIB - 32] {
         let table = Buffer::readable(address, 64);
         assert_chain_stops("indirect table at", &[(table, INDIRECT, 0)]);
@@ -129,7 +129,7 @@ fn indirect_table_outside_of_memory() {
 fn rings_outside_of_memory_or_misaligned() {
     let (backend, mut front) = two_queues();
     assert_works(&mut front, 1);
-    // Inside of memory at its beginning, beyond at its end.
+    // Begins in guest memory and ends beyond it.
     front.stop_ring(0);
     let end = 32 * MIB;
     front.rings[0].descriptors = end - 16;
@@ -153,7 +153,7 @@ fn rings_outside_of_memory_or_misaligned() {
 #[test]
 fn invalid_queue_sizes() {
     let backend = Backend::start(&["--memory-size", "1M", "--queue-size", "256"]);
-    // The library answers these itself and closes the connection, or leaves the queue alone.
+    // The vhost-user-backend crate rejects these itself, or leaves the queue as it is.
     for size in [0, 3, 100, 255, 257, 512, 65_535] {
         let mut front = FrontEnd::connect(&backend.socket());
         assert_works(&mut front, 0);

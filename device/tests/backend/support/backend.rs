@@ -10,7 +10,7 @@ use std::{
 
 use super::DEADLINE;
 
-/// A running backend with a directory of its own; both end with this value.
+/// A running backend and its directory; dropping it ends both.
 pub struct Backend {
     child: Child,
     directory: tempfile::TempDir,
@@ -24,7 +24,7 @@ impl Backend {
         Self::start_in(tempfile::tempdir().unwrap(), arguments)
     }
 
-    /// The same in a directory that is there already.
+    /// The same in an existing directory.
     pub fn start_in(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
         let socket = directory.path().join("vdma.sock");
         let mut command = Self::command();
@@ -100,10 +100,14 @@ impl Backend {
         while !path.exists() {
             assert!(
                 self.is_running(),
-                "the backend has ended: {}",
+                "the backend has exited: {}",
                 self.log_so_far()
             );
-            assert!(begin.elapsed() < DEADLINE, "{} never came", path.display());
+            assert!(
+                begin.elapsed() < DEADLINE,
+                "{} did not appear",
+                path.display()
+            );
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
     }
@@ -116,7 +120,7 @@ impl Backend {
         rustix::process::Pid::from_child(&self.child)
     }
 
-    /// Names of its threads; without those that end meanwhile.
+    /// Names of its threads, except for those that end meanwhile.
     pub fn thread_names(&self) -> Vec<String> {
         let tasks = format!("/proc/{}/task", self.pid().as_raw_nonzero());
         std::fs::read_dir(tasks)
@@ -134,21 +138,21 @@ impl Backend {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for the backend to end by itself; returns its status and all that it logged.
+    /// Waits for the backend to exit by itself; returns its status and its log.
     pub fn wait(mut self) -> (ExitStatus, String) {
         let begin = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(begin.elapsed() < DEADLINE, "the backend does not end");
+            assert!(begin.elapsed() < DEADLINE, "the backend does not exit");
             std::thread::sleep(std::time::Duration::from_millis(2));
         };
         let log = self.log.take().unwrap().join().unwrap();
         (status, log)
     }
 
-    /// Ends the backend with SIGTERM, which it has to take for a success; returns all that it logged.
+    /// Ends the backend with SIGTERM, upon which it has to exit successfully; returns its log.
     pub fn end(self) -> String {
         self.signal(rustix::process::Signal::TERM);
         let (status, log) = self.wait();
@@ -157,8 +161,8 @@ impl Backend {
     }
 }
 
-/// Whether backends have their sandbox. Not with `VDMA_TEST_SANDBOX=off`, for tools that have them do
-/// things of their own: sanitizers make mappings, coverage is written to files in the end.
+/// Whether backends run in their sandbox. `VDMA_TEST_SANDBOX=off` disables it for tools that need
+/// more: sanitizers create mappings, coverage is written to files at exit.
 pub fn is_sandboxed() -> bool {
     std::env::var_os("VDMA_TEST_SANDBOX").is_none_or(|value| value != "off")
 }
@@ -166,7 +170,7 @@ pub fn is_sandboxed() -> bool {
 impl Drop for Backend {
     fn drop(&mut self) {
         let begin = Instant::now();
-        // Once it has been waited for, its number may be another process's.
+        // Once it has been waited for, its pid may be another process's.
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM);
         }
@@ -178,9 +182,9 @@ impl Drop for Backend {
         if let Some(log) = self.log.take() {
             // Shown by the test harness when the test fails.
             eprint!("{}", log.join().unwrap());
-            // Nobody has looked how it ended: in order, or with a report of a sanitizer.
-            let in_order = status.is_ok_and(|status| status.success());
-            assert!(in_order || std::thread::panicking(), "the backend failed");
+            // The test has not checked the status, which also tells of a sanitizer's report.
+            let succeeded = status.is_ok_and(|status| status.success());
+            assert!(succeeded || std::thread::panicking(), "the backend failed");
         }
     }
 }

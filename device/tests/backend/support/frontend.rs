@@ -62,7 +62,7 @@ impl Guest {
         }
     }
 
-    /// The same with another region, which may show any file.
+    /// The same with another region, which may map any file.
     pub fn with_region(&self, start: u64, size: u64, file: File) -> Self {
         let at = Some(FileOffset::new(file, 0));
         let size = usize::try_from(size).unwrap();
@@ -102,15 +102,15 @@ impl Guest {
     }
 }
 
-/// What a front end offers and asks for.
+/// Options of a front end.
 #[derive(Clone)]
 pub struct Connect {
     pub features: u64,
     pub shmem: bool,
     pub num_queues: usize,
     pub queue_size: u16,
-    /// What requests to map the BAR are answered with, once this lock can be taken.
-    pub map_answer: Arc<Mutex<bool>>,
+    /// The reply to requests to map the BAR; it is sent once this lock can be taken.
+    pub map_reply: Arc<Mutex<bool>>,
 }
 
 impl Default for Connect {
@@ -120,7 +120,7 @@ impl Default for Connect {
             shmem: true,
             num_queues: 1,
             queue_size: 256,
-            map_answer: Arc::new(Mutex::new(true)),
+            map_reply: Arc::new(Mutex::new(true)),
         }
     }
 }
@@ -128,11 +128,11 @@ impl Default for Connect {
 /// Guest address of the BAR, when device memory is mapped there.
 pub const BAR: u64 = 1 << 36;
 
-/// The front end's end of the channel for the backend's requests. Like QEMU's it takes no mapping
-/// where there is one, and shows the BAR in the memory table from then on.
+/// The front end's end of the channel for the backend's requests. Like QEMU's it refuses a second
+/// mapping, and adds the BAR to the memory table once it is mapped.
 pub struct BarWindow {
-    answer: Arc<Mutex<bool>>,
-    /// Gone when the front end is.
+    reply: Arc<Mutex<bool>>,
+    /// `None` once the front end is dropped.
     frontend: Mutex<Option<Frontend>>,
     guest: Guest,
     /// Every request so far.
@@ -159,7 +159,7 @@ impl VhostUserFrontendReqHandler for BarWindow {
         let file = File::options().read(true).write(true).open(path)?;
         let kept = file.try_clone()?;
         self.maps.lock().unwrap().push((*request, file));
-        let accept = *self.answer.lock().unwrap();
+        let accept = *self.reply.lock().unwrap();
         let mut mapped = self.mapped.lock().unwrap();
         if !accept || mapped.is_some() {
             return Err(std::io::Error::from_raw_os_error(22));
@@ -224,7 +224,7 @@ impl FrontEnd {
         let guest = Guest::new();
         let window = options.shmem.then(|| {
             let window = Arc::new(BarWindow {
-                answer: Arc::clone(&options.map_answer),
+                reply: Arc::clone(&options.map_reply),
                 frontend: Mutex::new(Some(frontend.clone())),
                 guest: guest.clone(),
                 maps: Mutex::default(),
@@ -235,7 +235,7 @@ impl FrontEnd {
             frontend
                 .set_backend_request_fd(&handler.get_tx_raw_fd())
                 .unwrap();
-            // A refusal has been sent as an answer, and is no reason to hang up.
+            // A refusal has been sent as a reply, and does not close the channel.
             thread::spawn(move || {
                 while let Ok(_) | Err(vhost_user::Error::ReqHandlerError(_)) =
                     handler.handle_request()
@@ -253,7 +253,7 @@ impl FrontEnd {
         }
     }
 
-    /// What a driver does that is bound: features, memory, rings.
+    /// Does what a driver does when it is bound: features, memory, rings.
     pub fn start(&mut self) {
         self.frontend.set_features(self.options.features).unwrap();
         self.set_memory();
@@ -262,7 +262,7 @@ impl FrontEnd {
             let event_index = self.options.features & EVENT_IDX != 0;
             let base = RING_BYTES * index as u64;
             let ring = DriverRing::new(base, self.options.queue_size, event_index);
-            // A fresh ring is zero, whatever was there before.
+            // A new ring is zeroed.
             self.guest.write(ring.available, &[0; 0x1000]);
             self.guest.write(ring.used, &[0; 0x3000]);
             self.rings.push(ring);
@@ -278,14 +278,14 @@ impl FrontEnd {
         self.frontend.set_mem_table(&guest.table()).unwrap();
     }
 
-    /// What QEMU does when its machine is paused, or the first half of a reset.
+    /// Does what QEMU does when the VM is paused, or in the first half of a reset.
     pub fn pause(&mut self) {
         for index in 0..self.rings.len() {
             self.stop_ring(index);
         }
     }
 
-    /// What QEMU does when its machine goes on.
+    /// Does what QEMU does when the VM is resumed.
     pub fn resume(&mut self) {
         self.frontend.set_features(self.options.features).unwrap();
         self.set_memory();
@@ -294,7 +294,7 @@ impl FrontEnd {
         }
     }
 
-    /// What QEMU does when the driver resets the device.
+    /// Does what QEMU does when the driver resets the device.
     pub fn reset(&mut self) {
         self.pause();
         if let Some(window) = &self.window {
@@ -302,7 +302,7 @@ impl FrontEnd {
         }
     }
 
-    /// (Re)starts one ring where it stands.
+    /// Starts or restarts one ring at its current indices.
     pub fn start_ring(&mut self, index: usize) {
         let ring = &self.rings[index];
         self.frontend.set_vring_num(index, ring.size).unwrap();
@@ -371,7 +371,7 @@ impl FrontEnd {
     }
 }
 
-/// Waits until an event counter is readable, and empties it; `false` when it never was.
+/// Waits until an event counter is readable, and resets it; `false` at the time limit.
 pub fn await_event(event: &vmm_sys_util::eventfd::EventFd, limit: std::time::Duration) -> bool {
     // SAFETY: the descriptor stays open while `event` is borrowed.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(event.as_raw_fd()) };

@@ -14,10 +14,10 @@ pub use self::{
     ring::{Buffer, DriverRing, Used, descriptor_flags},
 };
 
-/// How long a test waits for what must come. Only a failing test waits that long.
+/// Time limit for events that a test waits for. Only a failing test reaches it.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What `curl --unix-socket PATH http://localhost/metrics` prints.
+/// The output of `curl --unix-socket PATH http://localhost/metrics`.
 pub fn curl(path: &std::path::Path) -> String {
     use std::io::{Read, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
@@ -58,13 +58,13 @@ impl Request {
     }
 }
 
-/// Where the requests of [`FrontEnd::submit`] have headers and responses: one slot for each head.
+/// Headers and responses of the requests of [`FrontEnd::submit`]: one slot for each head.
 pub const HEADERS: u64 = 0x40_0000;
 pub const RESPONSES: u64 = 0x50_0000;
-/// Where tests keep data.
+/// Data of the tests.
 pub const DATA: u64 = 0x80_0000;
 
-/// Where a queue's slot is among the headers, and among the responses.
+/// Offset of a queue's slot among the headers, and among the responses.
 fn place(queue: usize, slot: u16) -> u64 {
     0x4000 * queue as u64 + 64 * u64::from(slot)
 }

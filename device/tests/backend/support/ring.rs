@@ -6,7 +6,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Guest;
 
-/// One descriptor's worth of memory.
+/// The memory of one descriptor.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffer {
     pub address: u64,
@@ -48,7 +48,7 @@ pub mod descriptor_flags {
 use descriptor_flags::{INDIRECT, NEXT, WRITE};
 
 /// A ring as its driver sees it. Descriptors are not managed: each chain is laid out as an indirect
-/// table at a place given by its slot, and takes the one descriptor of that slot.
+/// table at an address given by its slot, and uses the one descriptor of that slot.
 pub struct DriverRing {
     pub size: u16,
     pub descriptors: u64,
@@ -63,7 +63,7 @@ pub struct DriverRing {
     pub event_index: bool,
 }
 
-/// Guest memory that one ring takes, tables included.
+/// Guest memory of one ring, tables included.
 pub const RING_BYTES: u64 = 0x2_0000;
 
 impl DriverRing {
@@ -109,7 +109,7 @@ impl DriverRing {
         }
     }
 
-    /// Puts `head` into the next available slot, and shows it.
+    /// Puts `head` into the next available slot, and publishes it.
     pub fn make_available(&mut self, guest: &Guest, head: u16) {
         let slot = self.next_available % self.size;
         guest.write(
@@ -122,7 +122,7 @@ impl DriverRing {
     }
 
     /// Makes `chain` available through an indirect table. Up to eight buffers fit into a slot's
-    /// table; longer ones go to slot 0, which has to be alone then.
+    /// table; longer ones go to slot 0, and no other slot may be in use then.
     pub fn submit(&mut self, guest: &Guest, chain: &[Buffer], slot: u16) {
         assert!(chain.len() <= 8 || slot == 0);
         let table = self.tables + 128 * u64::from(slot);
