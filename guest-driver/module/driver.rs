@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver on the virtio bus: how a device is found, started, watched, restarted and let go.
+//! The driver on the virtio bus: probe, restart after a time-out, suspend, remove.
 
 use core::ptr::NonNull;
 
@@ -35,13 +35,16 @@ use crate::{
 /// Descriptors of a request that are not data: the header and the response.
 const FIXED_SEGMENTS: u32 = 2;
 
-/// Milliseconds that the device has for its first answer.
-const FIRST_ANSWER_MS: u32 = 10_000;
+/// Milliseconds that the device has to complete the first request.
+const FIRST_REQUEST_MS: u32 = 10_000;
+
+/// Most queues of a device.
+const MAX_QUEUES: u16 = 16;
 
 /// Which `/dev/vdmaN` exist: one bit for each.
 static NUMBERS: Atomic<u64> = Atomic::new(0);
 
-/// The `N` of a `/dev/vdmaN`, given back when dropped.
+/// The `N` of a `/dev/vdmaN`, free again when dropped.
 struct Number(u32);
 
 impl Number {
@@ -70,7 +73,8 @@ impl Drop for Number {
     }
 }
 
-/// Gives the queues their virtqueues, starts the device, and waits for its first answer. May sleep.
+/// Gives the queues their virtqueues, starts the device, and waits until it has completed a NOP. May
+/// sleep.
 ///
 /// On failure the device may have to be stopped.
 fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<Observer>) -> Result {
@@ -83,17 +87,17 @@ fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<Observer>) -> 
         queue.open(virtqueue);
     }
     device.set_ready();
-    // The device answers only when device memory is mapped, if it can be: see the specification.
+    // The device completes it only when device memory is mapped, if it can be: see the specification.
     let queue = queues.first().ok_or(ENODEV)?;
     submit_empty(queue, Operation::Nop, observer.clone(), WhenFull::Fail)?
-        .wait_milliseconds(FIRST_ANSWER_MS)
+        .wait_milliseconds(FIRST_REQUEST_MS)
         .map(|_| ())
 }
 
-/// Resets the device, completes what is in its queues, with `error` what it has not used, and deletes
-/// the virtqueues. May sleep.
+/// Resets the device, completes the requests in its queues, those that it has not used with `error`,
+/// and deletes the virtqueues. May sleep.
 ///
-/// To be called when the queues let nothing more in.
+/// The queues must be paused or closed.
 fn stop(device: &virtio::Device, queues: &Queues, error: Error) {
     device.reset();
     for queue in queues {
@@ -121,7 +125,7 @@ impl Drop for StopOnError<'_> {
     }
 }
 
-/// Restarts a device that has stopped answering.
+/// Restarts a device that has stopped completing requests.
 struct Recovery {
     device: NonNull<virtio::Device>,
     vdma: Arc<Vdma>,
@@ -134,77 +138,79 @@ unsafe impl Sync for Recovery {}
 
 impl Ward for Recovery {
     fn check(&self) {
-        let mut ill = false;
+        let mut is_healthy = true;
         for queue in &**self.vdma.queues() {
-            ill |= !matches!(queue.advance_epoch(), Health::Good);
+            is_healthy &= matches!(queue.advance_epoch(), Health::Good);
         }
-        if !ill {
+        if is_healthy {
             return;
         }
         // SAFETY: The leash of the watchdog is dropped before the device goes.
         let device = unsafe { self.device.as_ref() };
-        // Removal, suspend and others who restart the device hold the locks; whatever they do comes
-        // before another look at the queues.
-        let Some(_lock) = device.try_lock() else {
-            return;
-        };
-        let (late, broken) = self.look();
-        if !late && !broken {
-            return;
-        }
-        let dev = device.as_device();
-        let what = if broken {
-            "the ring is broken"
-        } else {
-            "a request was not answered in time"
-        };
-        // A broken ring is a sign of life. Otherwise the device has to give one: to start a device
-        // whose back end is gone makes QEMU abort (11.1), and the guest with it.
-        if !broken && !self.vdma.is_alive() {
-            dev_err!(
-                dev,
-                "{}, and the device does not answer any more; given up. Plug it anew, or bind the driver again\n",
-                what
-            );
-            self.vdma.mark_dead();
-            stop(device, self.vdma.queues(), ENODEV);
-            return;
-        }
-        // What was late may have been the sign of life.
-        if self.look() == (false, false) {
-            return;
-        }
-        dev_warn!(dev, "{}; resetting the device\n", what);
-        match device.restart() {
-            Ok(()) => dev_info!(dev, "the device is back\n"),
-            Err(error) => {
-                dev_err!(
-                    dev,
-                    "the device does not come back: {:?}; given up\n",
-                    error
-                );
-                self.vdma.mark_dead();
-                stop(device, self.vdma.queues(), ENODEV);
-            }
+        // Removal, suspend and others who restart the device hold the locks; the queues are checked
+        // again afterwards.
+        if let Some(_lock) = device.try_lock() {
+            self.recover(device);
         }
     }
 }
 
 impl Recovery {
-    /// Whether a request of any queue is late, and whether a queue is broken, once what has come back has
-    /// been seen.
-    fn look(&self) -> (bool, bool) {
-        let mut late = false;
-        let mut broken = false;
+    /// Restarts the device, or disables it when that is not safe, if it is still unhealthy.
+    fn recover(&self, device: &virtio::Device) {
+        let dev = device.as_device();
+        let health = self.health();
+        let problem = match health {
+            Health::Good => return,
+            Health::Late => "request timed out",
+            Health::Broken => "ring is broken",
+        };
+        // A broken ring is a sign of life. Otherwise the device has to give one: to start a device
+        // whose backend is gone makes QEMU abort (11.1), and the guest with it.
+        if matches!(health, Health::Late) && !self.vdma.is_alive() {
+            dev_err!(
+                dev,
+                "{} and device does not respond; disabling device; re-plug or rebind it\n",
+                problem
+            );
+            return self.disable(device);
+        }
+        // The late requests may have completed together with the sign of life.
+        if matches!(self.health(), Health::Good) {
+            return;
+        }
+        dev_warn!(dev, "{}; resetting device\n", problem);
+        match device.restart() {
+            Ok(()) => dev_info!(dev, "device restarted\n"),
+            Err(error) => {
+                dev_err!(
+                    dev,
+                    "restart failed: {:?}; disabling device; re-plug or rebind it\n",
+                    error
+                );
+                self.disable(device);
+            }
+        }
+    }
+
+    fn disable(&self, device: &virtio::Device) {
+        self.vdma.mark_dead();
+        stop(device, self.vdma.queues(), ENODEV);
+    }
+
+    /// Health of the device, once the used requests have been reaped: `Broken` if any queue is, else
+    /// `Late` if any queue is.
+    fn health(&self) -> Health {
+        let mut health = Health::Good;
         for queue in &**self.vdma.queues() {
             queue.reap();
             match queue.health() {
                 Health::Good => {}
-                Health::Late => late = true,
-                Health::Broken => broken = true,
+                Health::Late if matches!(health, Health::Broken) => {}
+                worse => health = worse,
             }
         }
-        (late, broken)
+        health
     }
 }
 
@@ -227,37 +233,14 @@ impl virtio::Driver for Driver {
     const FEATURES: &'static [u32] = &[FEATURE_BAR];
 
     fn probe(device: &virtio::Device) -> Result<KBox<Bound>> {
-        let dev = device.as_device();
         let config = read_config(device);
-        if config.magic.get() != CONFIG_MAGIC || config.version.get() != CONFIG_VERSION {
-            dev_info!(
-                dev,
-                "not a vdma device of version {}: magic {:#x}, version {}; left alone\n",
-                CONFIG_VERSION,
-                config.magic.get(),
-                config.version.get()
-            );
-            return Err(ENODEV);
-        }
-        if let Err(what) = check_config(&config) {
-            dev_err!(dev, "configuration space: {}\n", what);
-            return Err(EINVAL);
-        }
-
+        identify(device, &config)?;
         let timeout_ms = compat::number(crate::module_parameters::timeout_ms.value());
         let watchdog = Watchdog::new(timeout_ms.div_ceil(EPOCHS_PER_TIMEOUT))?;
-        let poll_waiters = Arc::pin_init(queue::poll_waiters(), GFP_KERNEL)?;
-        let mut queues = Queues::with_capacity(config.num_queues.get().into(), GFP_KERNEL)?;
-        for _ in 0..config.num_queues.get() {
-            let number = queues.len() as u32;
-            let queue = Queue::new(number, poll_waiters.clone(), watchdog.clone());
-            let queue = KBox::pin_init(queue, GFP_KERNEL)?;
-            queues.push(queue, GFP_KERNEL)?;
-        }
-        let queues = Arc::new(queues, GFP_KERNEL)?;
+        let queues = create_queues(config.num_queues.get(), &watchdog)?;
         let number = Number::allocate()?;
         let observer = Observer::new(DeviceObserver::new(number.0)?)?;
-        let (reach, dma_bits) = dma_reach(device)?;
+        let reach = dma_reach(device)?;
         let mut on_error = StopOnError {
             device,
             queues: queues.clone(),
@@ -265,62 +248,12 @@ impl virtio::Driver for Driver {
         };
         start(device, &queues, &observer).inspect_err(|error| {
             dev_err!(
-                dev,
-                "no answer to the first request: {:?}; is the backend alive?\n",
+                device.as_device(),
+                "first request failed: {:?}; is the backend running?\n",
                 error
             );
         })?;
-        let queue = queues.first().ok_or(ENODEV)?;
-        let config = read_config(device);
-
-        let queue_size = queue
-            .with_virtqueue(|virtqueue| virtqueue.size())
-            .ok_or(ENODEV)?;
-        let mapped = config.state.get() & STATE_BAR_MAPPED != 0;
-        let bar = device
-            .shared_memory(SHMEM_ID_DEVICE_MEMORY)
-            .filter(|_| mapped)
-            .map(|region| {
-                Bar::new(region, config.memory_size.get())
-                    .and_then(|bar| Ok(KBox::pin_init(bar, GFP_KERNEL)?))
-            })
-            .transpose()
-            .unwrap_or_else(|error| {
-                dev_warn!(dev, "the BAR cannot be mapped: {:?}\n", error);
-                None
-            });
-        let segments = config
-            .max_segments
-            .get()
-            .min(queue_size)
-            .saturating_sub(FIXED_SEGMENTS);
-        let info = DeviceInfo {
-            features: device.features(),
-            memory_size: config.memory_size.get(),
-            operations: config.operations.get(),
-            bar_address: bar.as_ref().map_or(0, |bar| bar.address()),
-            bar_size: bar.as_ref().map_or(0, |bar| bar.size()),
-            num_queues: queues.len() as u32,
-            queue_size,
-            max_segments: segments.max(1),
-            max_transfer: config.max_transfer.get() & !(kernel::page::PAGE_SIZE as u32 - 1),
-            state: config.state.get(),
-            dma_bits,
-        };
-        let has_bar = bar.is_some();
-        let all = Limits {
-            max_bytes: info.max_transfer as usize,
-            max_segments: info.max_segments as usize,
-            max_segment_size: device.max_segment(),
-        };
-        // Bounced pages are entries of their own: an entry of `n` pages has at least `n - 2` whole ones,
-        // so that a quarter of the entries, and as many whole pages, become fewer than all.
-        let limits = if dma_bits < u64::BITS {
-            all.for_any_pages(all.max_segments / 4)
-        } else {
-            all
-        };
-        let vdma = Vdma::new(queues.clone(), info, limits, reach, bar, observer)?;
+        let vdma = create_vdma(device, queues, reach, observer)?;
         let mut bound = Bound::new(device, vdma.clone(), number)?;
         let recovery = Recovery {
             device: device.into(),
@@ -328,19 +261,7 @@ impl virtio::Driver for Driver {
         };
         bound.leash = Some(watchdog.watch(Arc::new(recovery, GFP_KERNEL)?));
         on_error.dismissed = true;
-        dev_info!(
-            dev,
-            "vdma{}: {} MiB of device memory, {} queue(s) of {}, {}\n",
-            bound.number.0,
-            info.memory_size >> 20,
-            info.num_queues,
-            info.queue_size,
-            if has_bar {
-                "mapped in a BAR"
-            } else {
-                "no BAR: mmap is not available"
-            }
-        );
+        log_probed(device, &bound);
         Ok(bound)
     }
 
@@ -352,7 +273,7 @@ impl virtio::Driver for Driver {
     }
 
     fn resume(device: &virtio::Device, bound: &Bound) -> Result {
-        // To start a device that was given up may end the machine: see `Recovery`.
+        // To start a device that was disabled may end the machine: see `Recovery`.
         if bound.vdma.queues().iter().any(|queue| queue.is_closed()) {
             return Err(ENODEV);
         }
@@ -363,8 +284,8 @@ impl virtio::Driver for Driver {
     }
 
     fn remove(device: &virtio::Device, mut bound: KBox<Bound>) {
-        // No restart any more, no new files, no new requests, no access through mappings; what is
-        // with the device comes back when it is reset.
+        // From here on there are no restarts, no new files, no new requests, no accesses through
+        // mappings; the requests in the queues complete when the device is reset.
         bound.leash = None;
         bound.node = None;
         bound.vdma.mark_dead();
@@ -392,8 +313,40 @@ impl Bound {
     }
 }
 
+/// Whether the device is one that this driver knows: `ENODEV` for others, `EINVAL` for a configuration
+/// space with impossible values.
+fn identify(device: &virtio::Device, config: &Config) -> Result {
+    let dev = device.as_device();
+    if config.magic.get() != CONFIG_MAGIC || config.version.get() != CONFIG_VERSION {
+        dev_info!(
+            dev,
+            "not a vdma device of version {}: magic {:#x}, version {}; ignoring it\n",
+            CONFIG_VERSION,
+            config.magic.get(),
+            config.version.get()
+        );
+        return Err(ENODEV);
+    }
+    if let Err(what) = check_config(config) {
+        dev_err!(dev, "configuration space: {}\n", what);
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+/// Queues without virtqueues: [`start`] is next.
+fn create_queues(count: u16, watchdog: &Arc<Watchdog>) -> Result<Arc<Queues>> {
+    let poll_waiters = Arc::pin_init(queue::poll_waiters(), GFP_KERNEL)?;
+    let mut queues = Queues::with_capacity(count.into(), GFP_KERNEL)?;
+    for number in 0..u32::from(count) {
+        let queue = Queue::new(number, poll_waiters.clone(), watchdog.clone());
+        queues.push(KBox::pin_init(queue, GFP_KERNEL)?, GFP_KERNEL)?;
+    }
+    Ok(Arc::new(queues, GFP_KERNEL)?)
+}
+
 /// What the device can reach, and in how many bits: the parameter `dma_bits`, up to what the transport
-/// can do. Where the device uses the DMA API, that hears of it.
+/// can do. Where the device uses the DMA API, its mask is set accordingly.
 fn dma_reach(device: &virtio::Device) -> Result<(Reach, u32)> {
     let wanted = compat::number(crate::module_parameters::dma_bits.value());
     let Some(reach) = Reach::of_bits(wanted) else {
@@ -410,22 +363,104 @@ fn dma_reach(device: &virtio::Device) -> Result<(Reach, u32)> {
     Ok((reach, wanted.min(device.dma_bits())))
 }
 
+/// The device as open files see it, once it has started.
+fn create_vdma(
+    device: &virtio::Device,
+    queues: Arc<Queues>,
+    (reach, dma_bits): (Reach, u32),
+    observer: Arc<Observer>,
+) -> Result<Arc<Vdma>> {
+    // Read again: `state` says now whether device memory is mapped.
+    let config = read_config(device);
+    let queue_size = queues
+        .first()
+        .and_then(|queue| queue.with_virtqueue(|virtqueue| virtqueue.size()))
+        .ok_or(ENODEV)?;
+    let bar = map_bar(device, &config);
+    let segments = config
+        .max_segments
+        .get()
+        .min(queue_size)
+        .saturating_sub(FIXED_SEGMENTS);
+    let info = DeviceInfo {
+        features: device.features(),
+        memory_size: config.memory_size.get(),
+        operations: config.operations.get(),
+        bar_address: bar.as_ref().map_or(0, |bar| bar.address()),
+        bar_size: bar.as_ref().map_or(0, |bar| bar.size()),
+        num_queues: queues.len() as u32,
+        queue_size,
+        max_segments: segments.max(1),
+        max_transfer: config.max_transfer.get() & !(kernel::page::PAGE_SIZE as u32 - 1),
+        state: config.state.get(),
+        dma_bits,
+    };
+    let limits = request_limits(&info, device.max_segment());
+    Vdma::new(queues, info, limits, reach, bar, observer)
+}
+
+/// Device memory in the BAR, if the device has mapped it there.
+fn map_bar(device: &virtio::Device, config: &Config) -> Option<Pin<KBox<Bar>>> {
+    if config.state.get() & STATE_BAR_MAPPED == 0 {
+        return None;
+    }
+    let region = device.shared_memory(SHMEM_ID_DEVICE_MEMORY)?;
+    Bar::new(region, config.memory_size.get())
+        .and_then(|bar| Ok(KBox::pin_init(bar, GFP_KERNEL)?))
+        .inspect_err(|error| {
+            dev_warn!(device.as_device(), "cannot map the BAR: {:?}\n", error);
+        })
+        .ok()
+}
+
+/// Limits of the requests of a device.
+fn request_limits(info: &DeviceInfo, max_segment_size: usize) -> Limits {
+    let limits = Limits {
+        max_bytes: info.max_transfer as usize,
+        max_segments: info.max_segments as usize,
+        max_segment_size,
+    };
+    if info.dma_bits == u64::BITS {
+        return limits;
+    }
+    // Bounced pages are segments of their own: a segment of `n` pages has at least `n - 2` whole ones,
+    // so that a quarter of the segments, and as many whole pages, become fewer than all.
+    limits.for_any_pages(limits.max_segments / 4)
+}
+
+fn log_probed(device: &virtio::Device, bound: &Bound) {
+    let info = bound.vdma.info();
+    dev_info!(
+        device.as_device(),
+        "vdma{}: {} MiB of device memory, {} queue(s) of {}, {}\n",
+        bound.number.0,
+        info.memory_size >> 20,
+        info.num_queues,
+        info.queue_size,
+        if info.bar_size > 0 {
+            "mapped in a BAR"
+        } else {
+            "no BAR: mmap is not available"
+        }
+    );
+}
+
 fn read_config(device: &virtio::Device) -> Config {
     Config::from_bytes(&device.read_config())
 }
 
-/// Refuses values that the rest of the driver could not live with.
+/// Refuses values that the rest of the driver cannot handle.
 fn check_config(config: &Config) -> Result<(), &'static str> {
     let page = kernel::page::PAGE_SIZE as u64;
     let size = config.memory_size.get();
     if size == 0 || size % page != 0 || size > i64::MAX as u64 {
         return Err("memory_size is not a positive multiple of the page size");
     }
-    if !(1..=16).contains(&config.num_queues.get()) {
+    if !(1..=MAX_QUEUES).contains(&config.num_queues.get()) {
         return Err("num_queues is not between 1 and 16");
     }
     if config.max_segments.get() <= FIXED_SEGMENTS {
-        return Err("max_segments leaves no room for data");
+        return Err("max_segments leaves no descriptor for data");
     }
     if u64::from(config.max_transfer.get()) < page {
         return Err("max_transfer is less than a page");

@@ -3,7 +3,18 @@
 //! Driver for the vdma virtio DMA device: DMA between pinned user pages and device memory, and
 //! device memory mapped into user space.
 //!
-//! `ARCHITECTURE.md` in the folder above follows one transfer through the modules.
+//! `ARCHITECTURE.md` in the folder above describes the module. To read it as code, follow a read:
+//!
+//! 1. `io/file.rs`: the operations of an open file. A read hands its `kiocb` and `iov_iter` on.
+//! 2. `io/submit.rs`: the read becomes requests.
+//! 3. `io/request.rs`: what a request is, and the states that it goes through.
+//! 4. `io/pages.rs`: the caller's pages are pinned.
+//! 5. `io/queue.rs`: the request is put into the ring, the device is kicked, and the used request is
+//!    taken off the ring again.
+//! 6. `io/completion.rs`: the response is checked, and the caller completes.
+//!
+//! Then `driver.rs` for how a device comes and goes, and `operations/command.rs` for all that is not a
+//! read or a write.
 
 use kernel::prelude::*;
 
@@ -36,29 +47,29 @@ module! {
     params: {
         timeout_ms: u32 {
             default: 30000,
-            description: "Milliseconds after which an unanswered request makes the driver reset the device (0: never)",
+            description: "time in milliseconds after which a request times out and the device is reset (0 disables)",
         },
         dma_bits: u32 {
             default: 64,
-            description: "Width of the addresses that the device can reach, 32 to 64: pages beyond are bounced",
+            description: "width in bits of the addresses that the device can reach, 32 to 64: pages beyond are bounced",
         },
         inline_bytes: u32 {
             default: 0,
-            description: "Largest read or write that the CPU copies through the BAR, without a request",
+            description: "largest read or write in bytes that the CPU copies through the BAR, without a request (0 disables)",
         },
         poll_us: u32 {
             default: 100,
-            description: "Microseconds for which a plain read or write looks for its completion before it sleeps, beside those that copying takes, while that pays (0: not at all)",
+            description: "maximum time in microseconds to busy-poll for a completion before sleeping (adaptive; 0 disables)",
         },
         verify: u32 {
             default: 0,
-            description: "1: compare the device's CRC32C of each read and write with the CPU's (EIO if they differ)",
+            description: "compare the device's CRC32C of each read and write with the CPU's, EIO if they differ (0 disables)",
         },
     },
 }
 
-/// What the loaded module owns. Fields are dropped in this order: first no device is driven any
-/// more, then no work is left, then no object of a cache is in use.
+/// What the loaded module owns. Fields are dropped in this order: first the driver lets all devices
+/// go, then no work is left, then no object of a cache is in use.
 struct VirtioDma {
     _driver: Pin<KBox<virtio::Registration<driver::Driver>>>,
     _debugfs: debugfs::Root,

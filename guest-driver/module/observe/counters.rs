@@ -5,12 +5,12 @@
 
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed};
 
-use crate::protocol::Statistics;
+use crate::{protocol::Statistics, with_statistics};
 
-/// Direction of the data of a request, seen from the caller.
+/// Direction in which a request moves device memory, seen from the caller.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// No device memory goes anywhere.
+    /// The request moves none between caller and device.
     None,
     /// From device memory to the caller.
     Read,
@@ -23,7 +23,7 @@ pub(crate) struct Counter(Atomic<u64>);
 
 impl Counter {
     pub(crate) fn add(&self, more: usize) {
-        // Most are zero for most requests, and looking is cheaper than an atomic addition.
+        // Most are zero for most requests, and a test is cheaper than an atomic addition.
         if more != 0 {
             self.0.add(more as u64, Relaxed);
         }
@@ -50,12 +50,12 @@ impl Counter {
     }
 }
 
-/// Declares the counters, one for each of [`Statistics`] but `in_flight`, which follows from others.
-macro_rules! counters {
-    ($($name:ident),* $(,)?) => {
-        /// The counts of an open file, or of a device.
+macro_rules! declare_counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The counts of an open file, or of a device: one for each of [`Statistics`], though
+        /// `in_flight` is not counted, for it follows from others.
         pub(crate) struct Counters {
-            $(pub(crate) $name: Counter,)*
+            $($(#[$doc])* pub(crate) $name: Counter,)*
         }
 
         impl Counters {
@@ -65,39 +65,19 @@ macro_rules! counters {
 
             /// The counts as user space sees them.
             pub(crate) fn snapshot(&self) -> Statistics {
-                let counts = Statistics {
-                    $($name: self.$name.get(),)*
-                    ..Default::default()
-                };
+                // Read first: what completes meanwhile has not completed before it was submitted.
+                let completed = self.completed.get();
+                let counts = Statistics { $($name: self.$name.get(),)* };
                 Statistics {
-                    in_flight: counts.submitted.saturating_sub(counts.completed),
+                    completed,
+                    in_flight: counts.submitted.saturating_sub(completed),
                     ..counts
                 }
             }
         }
     };
 }
-// In the order in which they are read: what completes meanwhile has not completed before it was
-// submitted.
-counters!(
-    completed,
-    submitted,
-    failed,
-    bytes_read,
-    bytes_written,
-    pages_pinned,
-    segments,
-    in_flight_max,
-    queue_full,
-    pages_bounced,
-    verified,
-    inline_copies,
-    polled,
-    mappings,
-    faults,
-    huge_faults,
-    buffers,
-);
+with_statistics!(declare_counters);
 
 /// Pages and scatter-gather entries of a request.
 #[derive(Clone, Copy)]
@@ -111,7 +91,7 @@ pub(crate) struct Extent {
 }
 
 impl Counters {
-    /// A request goes to the device.
+    /// Counts a request that is about to be submitted.
     pub(crate) fn submit(&self, extent: Extent) {
         let submitted = self.submitted.0.fetch_add(1, Relaxed) + 1;
         self.pages_pinned.add(extent.pinned);
@@ -129,7 +109,7 @@ impl Counters {
         self.pages_bounced.subtract(extent.bounced);
     }
 
-    /// A request came back, having moved this many bytes.
+    /// Counts a completed request that has moved `bytes`.
     pub(crate) fn complete(&self, direction: Direction, bytes: usize, ok: bool) {
         self.completed.add(1);
         if !ok {
@@ -138,7 +118,7 @@ impl Counters {
         self.moved(direction, bytes);
     }
 
-    /// Bytes were moved.
+    /// Counts bytes that were moved.
     pub(crate) fn moved(&self, direction: Direction, bytes: usize) {
         match direction {
             Direction::None => {}
