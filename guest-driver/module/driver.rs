@@ -15,13 +15,12 @@ use kernel::{
 
 use crate::{
     io::{
-        bounce::Reach,
         device::{Limits, Vdma},
         queue::{self, EPOCHS_PER_TIMEOUT, Health, Queue, Queues, WhenFull},
         request::Request,
         submit::submit_empty,
     },
-    linux::{chardev, compat, slab::SlabBox},
+    linux::{bounce::Reach, chardev, compat, slab::SlabBox},
     memory::bar::Bar,
     observe::{DeviceObserver, Observer, debugfs::Directory},
     protocol::{

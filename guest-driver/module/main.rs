@@ -16,13 +16,17 @@
 //! Then `driver.rs` for how a device comes and goes, and `operations/command.rs` for all that is not a
 //! read or a write.
 
-use kernel::prelude::*;
+use kernel::{prelude::*, sync::UniqueArc};
 
 use crate::{
-    io::{deferred, file, request, transfer},
-    linux::{anon_file, chardev, compat, slab},
+    io::{file, request, transfer},
+    linux::{
+        anon_file, chardev, compat,
+        slab::{self, SlabBox},
+        workqueue::DeferredWorker,
+    },
     observe::{debugfs, trace_file::TraceFile},
-    operations::buffer,
+    operations::buffer::{self, BufferFile, DmaBuffer},
 };
 
 mod driver;
@@ -73,7 +77,8 @@ module! {
 struct VirtioDma {
     _driver: Pin<KBox<virtio::Registration<driver::Driver>>>,
     _debugfs: debugfs::Root,
-    _deferred: deferred::Worker,
+    _redirty: DeferredWorker<SlabBox<request::Request>>,
+    _released: DeferredWorker<Pin<UniqueArc<DmaBuffer>>>,
     _transfers: slab::Registration<transfer::Transfer>,
     _requests: slab::Registration<request::Request>,
 }
@@ -89,15 +94,17 @@ impl kernel::Module for VirtioDma {
         };
         let requests = slab::Registration::new(c"vdma_request", zone)?;
         let transfers = slab::Registration::new(c"vdma_transfer", slab::Zone::Normal)?;
-        let deferred = deferred::Worker::new()?;
+        let released = DeferredWorker::new(&buffer::RELEASED)?;
+        let redirty = DeferredWorker::new(&request::REDIRTY)?;
         chardev::Operations::install::<file::OpenFile>(module);
-        anon_file::install_mappable::<buffer::BufferFile>(module);
+        anon_file::install_mappable::<BufferFile>(module);
         anon_file::install_vmalloc::<TraceFile>(module);
         let debugfs = debugfs::Root::new()?;
         Ok(Self {
             _driver: KBox::pin_init(virtio::Registration::new(c"vdma", module), GFP_KERNEL)?,
             _debugfs: debugfs,
-            _deferred: deferred,
+            _redirty: redirty,
+            _released: released,
             _transfers: transfers,
             _requests: requests,
         })

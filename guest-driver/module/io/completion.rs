@@ -7,11 +7,10 @@ use kernel::prelude::*;
 
 use crate::{
     io::{
-        deferred,
-        request::{Request, RequestTarget},
+        request::{REDIRTY, Request, RequestTarget},
         transfer::Outcome,
     },
-    linux::{compat, slab::SlabBox},
+    linux::{compat, slab::SlabBox, workqueue::Deferred},
     observe::{counters::Direction, log},
     protocol::{Operation, Response, Status, TraceRecord},
 };
@@ -22,6 +21,12 @@ fn direction(operation: u16) -> Direction {
         Some(Operation::Read | Operation::ReadCrc32c) => Direction::Read,
         Some(Operation::Write | Operation::WriteCrc32c) => Direction::Write,
         _ => Direction::None,
+    }
+}
+
+impl Deferred for SlabBox<Request> {
+    fn run(self) {
+        self.redirty_and_finish();
     }
 }
 
@@ -41,7 +46,9 @@ impl SlabBox<Request> {
             self.finish(outcome);
         } else {
             self.defer(outcome);
-            deferred::redirty(self);
+            if let Err(request) = REDIRTY.push(self) {
+                request.abandon(ENODEV);
+            }
         }
     }
 
@@ -68,10 +75,10 @@ impl SlabBox<Request> {
                 drop(self);
                 transfer.request_completed(position, outcome);
             }
-            RequestTarget::Kiocb(iocb) => {
+            RequestTarget::Kiocb(kiocb) => {
                 let observer = self.observer.is_armed().then(|| self.observer.clone());
                 drop(self);
-                iocb.complete(outcome.bytes());
+                kiocb.complete(outcome.bytes());
                 if let Some(observer) = observer {
                     observer.ended();
                 }

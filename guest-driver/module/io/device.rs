@@ -6,11 +6,11 @@ use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
 
 use crate::{
     io::{
-        bounce::Reach,
         busy_poll::BusyPoll,
         queue::{Queue, Queues},
     },
     linux::{
+        bounce::Reach,
         chardev::{Poll, Readiness},
         compat, cpu,
         vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},

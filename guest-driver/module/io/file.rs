@@ -13,18 +13,19 @@ use kernel::{
 };
 
 use crate::{
-    io::{device::Vdma, pages::Buffers, queue::WhenFull, transfer::TransferTarget},
+    io::{device::Vdma, queue::WhenFull, transfer::TransferTarget},
     linux::{
         anon_file::{NewFile, with_descriptor},
         capability,
-        chardev::{FileOperations, Io, Iocb, Mmap, Opening, Poll, Readiness},
+        chardev::{FileOperations, Io, Kiocb, Mmap, Opening, Poll, Readiness},
         eventfd::EventFd,
+        iov_iter::IovIter,
         uring_cmd::Submission,
         vma::{Fault, FaultResult, Mappable, NewMapping, SpaceGuard},
     },
     observe::{Observer, counters::Direction, trace_file::TraceFile},
     operations::{
-        buffer::{Buffer, BufferFile, BufferTable},
+        buffer::{BufferFile, BufferTable, DmaBuffer},
         command::{CommandContext, Rights},
         ioctl,
     },
@@ -58,7 +59,7 @@ impl OpenFile {
     }
 
     /// Adds a buffer to those of the file.
-    fn add_buffer(&self, buffer: Arc<Buffer>) -> Result<u32> {
+    fn add_buffer(&self, buffer: Arc<DmaBuffer>) -> Result<u32> {
         let id = self.buffers.insert(buffer)?;
         self.observer.count(|counters| counters.buffers.add(1));
         Ok(id)
@@ -75,8 +76,8 @@ impl OpenFile {
         if registration.reserved != 0 {
             return Err(EINVAL);
         }
-        let buffer = Buffer::register(registration.address, registration.length)?;
-        registration.id = self.add_buffer(Arc::new(buffer, GFP_KERNEL)?)?;
+        let buffer = DmaBuffer::register(registration.address, registration.length)?;
+        registration.id = self.add_buffer(buffer)?;
         ioctl::copy_to_user(&registration, address).inspect_err(|_| {
             let _ = self.remove_buffer(registration.id);
         })
@@ -87,7 +88,7 @@ impl OpenFile {
         if allocation.reserved != 0 {
             return Err(EINVAL);
         }
-        let buffer = Arc::new(Buffer::allocate(allocation.length)?, GFP_KERNEL)?;
+        let buffer = DmaBuffer::allocate(allocation.length)?;
         let file = NewFile::new(BufferFile(buffer.clone()), true)?.reserve()?;
         allocation.length = buffer.length() as u64;
         allocation.runs = buffer.runs() as u32;
@@ -219,14 +220,14 @@ impl FileOperations for OpenFile {
         })
     }
 
-    fn read(&self, iocb: Iocb<'_>, buffers: Buffers<'_>) -> Result<Io> {
+    fn read(&self, kiocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io> {
         self.device
-            .read_write(&self.observer, Direction::Read, iocb, buffers)
+            .read_write(&self.observer, Direction::Read, kiocb, buffers)
     }
 
-    fn write(&self, iocb: Iocb<'_>, buffers: Buffers<'_>) -> Result<Io> {
+    fn write(&self, kiocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io> {
         self.device
-            .read_write(&self.observer, Direction::Write, iocb, buffers)
+            .read_write(&self.observer, Direction::Write, kiocb, buffers)
     }
 
     fn size(&self) -> u64 {

@@ -5,7 +5,7 @@
 
 use kernel::prelude::*;
 
-use crate::{io::pages::Buffers, memory::bar::Bar, observe::counters::Direction};
+use crate::{linux::iov_iter::IovIter, memory::bar::Bar, observe::counters::Direction};
 
 /// Bytes that are copied at a time; they are on the stack.
 const STEP: usize = 256;
@@ -16,7 +16,7 @@ pub(crate) fn copy(
     bar: Option<&Bar>,
     direction: Direction,
     position: u64,
-    buffers: &mut Buffers<'_>,
+    buffers: &mut IovIter<'_>,
 ) -> Option<Result<usize>> {
     let bar = bar.filter(|bar| position + buffers.len() as u64 <= bar.size())?;
     Some(bar.io_memory().and_then(|memory| {

@@ -2,14 +2,11 @@
 
 //! Life of a read: the call, its pages, its requests, the queue, the completion.
 
-pub(crate) mod bounce;
 pub(crate) mod busy_poll;
 pub(crate) mod completion;
-pub(crate) mod deferred;
 pub(crate) mod device;
 pub(crate) mod file;
 pub(crate) mod inline_copy;
-pub(crate) mod pages;
 pub(crate) mod plug;
 pub(crate) mod queue;
 pub(crate) mod request;

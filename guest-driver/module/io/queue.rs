@@ -17,6 +17,7 @@ use crate::{
     io::request::Request,
     linux::{
         delay,
+        list::Stack,
         slab::SlabBox,
         spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
         wait::signal_pending,
@@ -91,41 +92,6 @@ struct Attempts {
     kicked: bool,
     /// The task has slept, so that its block plug has ended.
     slept: bool,
-}
-
-/// Requests that have come back, in a list that needs no memory of its own.
-struct Batch {
-    last: Option<SlabBox<Request>>,
-    count: usize,
-}
-
-impl Batch {
-    fn new() -> Self {
-        Self {
-            last: None,
-            count: 0,
-        }
-    }
-
-    fn push(&mut self, mut request: SlabBox<Request>) {
-        request.set_next(self.last.take());
-        self.last = Some(request);
-        self.count += 1;
-    }
-
-    /// Completes them, in the order in which they came back.
-    fn complete(mut self) {
-        let mut first = None;
-        while let Some(mut request) = self.last {
-            self.last = request.take_next();
-            request.set_next(first.take());
-            first = Some(request);
-        }
-        while let Some(mut request) = first {
-            first = request.take_next();
-            request.complete();
-        }
-    }
 }
 
 /// What the lock of a queue protects.
@@ -443,8 +409,8 @@ impl Queue {
     }
 
     /// Takes up to [`BATCH`] used requests off the ring, and whether there may be more.
-    fn pop_batch(&self) -> (Batch, bool) {
-        let mut batch = Batch::new();
+    fn pop_batch(&self) -> (Stack<SlabBox<Request>>, bool) {
+        let mut batch = Stack::new();
         let mut wake = false;
         let mut ring = self.ring.lock();
         let state = &mut *ring;
@@ -453,7 +419,7 @@ impl Queue {
                 return (batch, false);
             };
             queue.disable_interrupt();
-            while batch.count < BATCH {
+            while batch.len() < BATCH {
                 let Some((mut request, written)) = queue.pop() else {
                     break;
                 };
@@ -464,11 +430,11 @@ impl Queue {
                 state.submitted_in[request.epoch()] -= 1;
                 batch.push(request);
             }
-            if batch.count > 0 {
+            if batch.len() > 0 {
                 wake |= state.sleeping_submitters > 0 || state.wake_poll_waiters;
                 state.wake_poll_waiters = false;
             }
-            if batch.count == BATCH {
+            if batch.len() == BATCH {
                 break true;
             }
             if queue.is_broken() {
@@ -491,8 +457,12 @@ impl Queue {
         let mut count = 0;
         loop {
             let (batch, more) = self.pop_batch();
-            count += batch.count;
-            batch.complete();
+            count += batch.len();
+            // In the order in which they came back.
+            let mut batch = batch.reversed();
+            while let Some(request) = batch.pop() {
+                request.complete();
+            }
             if !more {
                 return count;
             }

@@ -33,19 +33,20 @@ use kernel::{
 };
 
 use crate::{
-    io::{
-        pages::HeldPages,
-        transfer::{Outcome, Transfer},
-    },
+    io::transfer::{Outcome, Transfer},
     linux::{
-        chardev::AsyncIocb,
+        chardev::AsyncKiocb,
+        list::Linked,
+        page_list::PageList,
         scatterlist::SgEntry,
         slab::{Cache, Cached, SlabBox},
+        workqueue::DeferredQueue,
     },
     observe::{
         Observer,
         counters::{Counters, Extent},
     },
+    operations::buffer::DmaBuffer,
     protocol::{Operation, RequestHeader, Response, Status},
     virtio::{Buffer, SgLists},
 };
@@ -55,7 +56,7 @@ pub(crate) enum RequestTarget {
     /// The transfer that it is a part of, in which it begins at this byte.
     Transfer(ARef<Transfer>, usize),
     /// The `kiocb` of an asynchronous read or write that has no other request.
-    Kiocb(AsyncIocb),
+    Kiocb(AsyncKiocb),
     /// None: the request has completed.
     Completed,
 }
@@ -74,9 +75,9 @@ pub(crate) struct Request {
     header_sg: SgEntry,
     response_sg: SgEntry,
     /// Data that the device reads.
-    pub(super) outgoing: HeldPages,
+    pub(super) outgoing: PageList<DmaBuffer>,
     /// Data that the device writes.
-    pub(super) incoming: HeldPages,
+    pub(super) incoming: PageList<DmaBuffer>,
     target: RequestTarget,
     pub(super) observer: Arc<Observer>,
     /// The submitter reaps with `iopoll`: no interrupt is needed.
@@ -106,6 +107,21 @@ unsafe impl Sync for Request {}
 
 static CACHE: Cache<Request> = Cache::new();
 
+/// Requests whose pages have to be marked dirty again, which takes the folio lock. Pages are marked before
+/// the request starts; only those that writeback has cleaned in the meantime come here (the way of
+/// `bio_check_pages_dirty` in `block/bio.c`).
+pub(crate) static REDIRTY: DeferredQueue<SlabBox<Request>> = DeferredQueue::new();
+
+impl Linked for SlabBox<Request> {
+    fn set_next(&mut self, next: Option<Self>) {
+        self.fields().next = next;
+    }
+
+    fn take_next(&mut self) -> Option<Self> {
+        self.fields().next.take()
+    }
+}
+
 impl Cached for Request {
     fn cache() -> &'static Cache<Self> {
         &CACHE
@@ -127,8 +143,8 @@ impl SlabBox<Request> {
             header: RequestHeader::new(Operation::Nop, 0, 0, 0),
             header_sg: SgEntry::empty(),
             response_sg: SgEntry::empty(),
-            outgoing: HeldPages::none(),
-            incoming: HeldPages::none(),
+            outgoing: PageList::none(),
+            incoming: PageList::none(),
             target,
             observer,
             polled,
@@ -151,7 +167,7 @@ impl SlabBox<Request> {
     }
 
     /// The data that the device reads, and that it writes: filled in here, where they stay.
-    pub(crate) fn data(&mut self) -> (&mut HeldPages, &mut HeldPages) {
+    pub(crate) fn data(&mut self) -> (&mut PageList<DmaBuffer>, &mut PageList<DmaBuffer>) {
         let request = self.fields();
         (&mut request.outgoing, &mut request.incoming)
     }
@@ -223,16 +239,6 @@ impl SlabBox<Request> {
         self.fields().written = written;
     }
 
-    /// Puts the request in front of `next`.
-    pub(crate) fn set_next(&mut self, next: Option<SlabBox<Request>>) {
-        self.fields().next = next;
-    }
-
-    /// Takes the rest of the list off the request.
-    pub(crate) fn take_next(&mut self) -> Option<SlabBox<Request>> {
-        self.fields().next.take()
-    }
-
     /// Keeps the outcome while the pages wait to be marked dirty again.
     pub(super) fn defer(&mut self, outcome: Outcome) {
         self.fields().deferred = Some(outcome);
@@ -270,9 +276,11 @@ unsafe impl Buffer for SlabBox<Request> {
         let request = unsafe { self.as_mut().get_unchecked_mut() };
         let mut lists = SgLists::new();
         lists.push_readable(request.header_sg.as_mut_ptr());
-        lists.push_readable(request.outgoing.sg_list());
+        lists.push_readable(request.outgoing.as_sg());
         lists.push_writable(request.response_sg.as_mut_ptr());
-        lists.push_writable(request.incoming.sg_list());
+        if request.incoming.is_writable() {
+            lists.push_writable(request.incoming.as_sg());
+        }
         lists
     }
 

@@ -12,20 +12,20 @@ use crate::{
     io::{
         busy_poll::Budget,
         device::{Limits, Vdma},
-        inline_copy,
-        pages::{Buffers, HeldPages},
-        plug,
+        inline_copy, plug,
         queue::{BusyPollGuard, Queue, WhenFull},
         request::{Request, RequestTarget},
         transfer::{Combine, Transfer, TransferTarget},
     },
     linux::{
-        chardev::{AsyncIocb, Io, Iocb},
+        chardev::{AsyncKiocb, Io, Kiocb},
         compat, delay,
+        iov_iter::IovIter,
+        page_list::PageList,
         slab::SlabBox,
     },
     observe::{Observer, counters::Direction},
-    operations::buffer::Buffer,
+    operations::buffer::DmaBuffer,
     protocol::{Argument, Operation, RequestHeader, ResultValue, crc32c},
 };
 
@@ -65,9 +65,9 @@ pub(crate) enum DmaMemory<'a> {
     /// None: the operation has no such data.
     None,
     /// The caller's, to be pinned.
-    Caller(Buffers<'a>),
+    Caller(IovIter<'a>),
     /// A buffer's, from an offset on.
-    Buffer(Arc<Buffer>, usize),
+    Buffer(Arc<DmaBuffer>, usize),
 }
 
 impl DmaMemory<'_> {
@@ -77,7 +77,7 @@ impl DmaMemory<'_> {
 
     /// Puts the pages of the next request, which begins at byte `done`, into `pages`, which are empty.
     /// May sleep.
-    fn take(&mut self, pages: &mut HeldPages, done: usize, limits: Limits) -> Result {
+    fn take(&mut self, pages: &mut PageList<DmaBuffer>, done: usize, limits: Limits) -> Result {
         let Limits {
             max_bytes,
             max_segments,
@@ -89,7 +89,7 @@ impl DmaMemory<'_> {
                 let entries = buffers.page_bound(max_segments);
                 pages.take(buffers, max_bytes, entries, max_segment_size)
             }
-            Self::Buffer(buffer, offset) => pages.take_of(
+            Self::Buffer(buffer, offset) => pages.share(
                 buffer,
                 *offset + done,
                 max_bytes,
@@ -180,10 +180,10 @@ impl Vdma {
         &self,
         observer: &Arc<Observer>,
         direction: Direction,
-        iocb: Iocb<'_>,
-        mut buffers: Buffers<'_>,
+        kiocb: Kiocb<'_>,
+        mut buffers: IovIter<'_>,
     ) -> Result<Io> {
-        let position = iocb.position();
+        let position = kiocb.position();
         let left = self.info.memory_size.saturating_sub(position);
         let length = buffers.len();
         if length == 0 {
@@ -209,12 +209,12 @@ impl Vdma {
                 return Ok(Io::Done(bytes));
             }
         }
-        match iocb.asynchronous() {
+        match kiocb.asynchronous() {
             Some(caller) => self
-                .read_write_asynchronously(observer, direction, &iocb, caller, buffers)
+                .read_write_asynchronously(observer, direction, &kiocb, caller, buffers)
                 .map(|()| Io::Queued),
             None => self
-                .read_write_and_wait(observer, direction, &iocb, buffers)
+                .read_write_and_wait(observer, direction, &kiocb, buffers)
                 .map(Io::Done),
         }
     }
@@ -224,23 +224,23 @@ impl Vdma {
         &self,
         observer: &Arc<Observer>,
         direction: Direction,
-        iocb: &Iocb<'_>,
-        caller: AsyncIocb,
-        mut buffers: Buffers<'_>,
+        kiocb: &Kiocb<'_>,
+        caller: AsyncKiocb,
+        mut buffers: IovIter<'_>,
     ) -> Result {
-        let mode = if iocb.polled() {
+        let mode = if kiocb.polled() {
             Mode::IoPoll
         } else {
             Mode::Asynchronous
         };
-        let when_full = WhenFull::of_caller(iocb.no_wait());
+        let when_full = WhenFull::of_caller(kiocb.no_wait());
         if let Some(pages) = self.pages_of_one_request(&buffers) {
             let target = RequestTarget::Kiocb(caller);
-            let at = (direction, iocb.position());
+            let at = (direction, kiocb.position());
             return self.submit_whole(observer, at, target, &mut buffers, pages, (mode, when_full));
         }
         self.check_free_descriptors(&buffers, when_full)?;
-        let operation = self.read_write_operation(direction, iocb.position(), buffers);
+        let operation = self.read_write_operation(direction, kiocb.position(), buffers);
         let target = Some(TransferTarget::Kiocb(caller));
         self.submit(observer, operation, target, mode, when_full)
             .map(drop)
@@ -251,13 +251,13 @@ impl Vdma {
         &self,
         observer: &Arc<Observer>,
         direction: Direction,
-        iocb: &Iocb<'_>,
-        buffers: Buffers<'_>,
+        kiocb: &Kiocb<'_>,
+        buffers: IovIter<'_>,
     ) -> Result<usize> {
         // Lent pages stay with their owner only until the call ends, so a signal must not end it
         // before the device is done with them.
         let interruptible = buffers.will_pin();
-        let budget = if iocb.polled() {
+        let budget = if kiocb.polled() {
             Budget::Unlimited
         } else {
             Budget::Adaptive
@@ -267,11 +267,11 @@ impl Vdma {
         } else {
             Mode::Sleep
         };
-        let when_full = WhenFull::of_caller(iocb.no_wait());
+        let when_full = WhenFull::of_caller(kiocb.no_wait());
         if self.pages_of_one_request(&buffers).is_none() {
             self.check_free_descriptors(&buffers, when_full)?;
         }
-        let operation = self.read_write_operation(direction, iocb.position(), buffers);
+        let operation = self.read_write_operation(direction, kiocb.position(), buffers);
         let length = operation.length;
         let Submitted {
             transfer,
@@ -305,7 +305,7 @@ impl Vdma {
         &self,
         direction: Direction,
         position: u64,
-        buffers: Buffers<'a>,
+        buffers: IovIter<'a>,
     ) -> DmaOperation<'a> {
         let (operation, verified) = self.read_write_code(direction);
         let length = buffers.len() as u64;
@@ -326,7 +326,7 @@ impl Vdma {
     }
 
     /// Upper bound for the pages of `buffers`, if they are certain to fit into one request.
-    fn pages_of_one_request(&self, buffers: &Buffers<'_>) -> Option<usize> {
+    fn pages_of_one_request(&self, buffers: &IovIter<'_>) -> Option<usize> {
         let Limits {
             max_bytes,
             max_segments,
@@ -339,7 +339,7 @@ impl Vdma {
     /// `EAGAIN` for a non-blocking caller, unless descriptors are free for all requests that `buffers`
     /// may need, and these are few. Others may take the descriptors first: then the caller waits after
     /// all, rather than stop half-way.
-    fn check_free_descriptors(&self, buffers: &Buffers<'_>, when_full: WhenFull) -> Result {
+    fn check_free_descriptors(&self, buffers: &IovIter<'_>, when_full: WhenFull) -> Result {
         if when_full == WhenFull::Wait {
             return Ok(());
         }
@@ -391,7 +391,7 @@ impl Vdma {
         observer: &Arc<Observer>,
         (direction, position): (Direction, u64),
         target: RequestTarget,
-        buffers: &mut Buffers<'_>,
+        buffers: &mut IovIter<'_>,
         pages: usize,
         (mode, when_full): (Mode, WhenFull),
     ) -> Result {

@@ -20,7 +20,7 @@ use kernel::{
 
 use crate::{
     linux::{
-        chardev::AsyncIocb,
+        chardev::AsyncKiocb,
         slab::{self, Cache, Cached},
         spinlock::{IrqSpinLock, new_irq_spinlock},
         uring_cmd::UringCommand,
@@ -44,7 +44,7 @@ pub(crate) enum Combine {
 /// Completion target of a transfer that no task waits for.
 pub(crate) enum TransferTarget {
     /// The `kiocb` of an asynchronous read or write.
-    Kiocb(AsyncIocb),
+    Kiocb(AsyncKiocb),
     /// A command of io_uring.
     Command(UringCommand),
 }
@@ -237,7 +237,7 @@ impl Transfer {
             (progress.target.take(), progress.result())
         };
         match target {
-            Some(TransferTarget::Kiocb(iocb)) => iocb.complete(result),
+            Some(TransferTarget::Kiocb(kiocb)) => kiocb.complete(result),
             Some(TransferTarget::Command(command)) => command.finish_in_task(self.into()),
             None => self.done.complete_all(),
         }

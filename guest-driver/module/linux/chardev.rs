@@ -20,33 +20,31 @@ use kernel::{
     types::Opaque,
 };
 
-use crate::{
-    io::pages::Buffers,
-    linux::{
-        bindings::{
-            VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
-            VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area, vdma_uring_file,
-        },
-        uring_cmd::Submission,
-        vma::NewMapping,
+use crate::linux::{
+    bindings::{
+        VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
+        VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area, vdma_uring_file,
     },
+    iov_iter::IovIter,
+    uring_cmd::Submission,
+    vma::NewMapping,
 };
 
 /// How a read or write that did not fail ended.
 pub(crate) enum Io {
     /// Done: so many bytes.
     Done(usize),
-    /// Queued; the [`AsyncIocb`] is completed later.
+    /// Queued; the [`AsyncKiocb`] is completed later.
     Queued,
 }
 
 /// What the caller of read or write wants.
-pub(crate) struct Iocb<'a> {
+pub(crate) struct Kiocb<'a> {
     raw: *mut bindings::kiocb,
     _call: PhantomData<&'a mut bindings::kiocb>,
 }
 
-impl Iocb<'_> {
+impl Kiocb<'_> {
     /// Byte of the file at which to begin.
     pub(crate) fn position(&self) -> u64 {
         // SAFETY: Valid during the call; the kernel has checked that it is not negative.
@@ -68,21 +66,21 @@ impl Iocb<'_> {
     /// The means to complete the call later, unless the caller waits for it to return.
     ///
     /// When the result is not completed, the call has to return something else than [`Io::Queued`].
-    pub(crate) fn asynchronous(&self) -> Option<AsyncIocb> {
+    pub(crate) fn asynchronous(&self) -> Option<AsyncKiocb> {
         // SAFETY: Valid during the call.
         let is_sync = unsafe { (*self.raw).ki_complete.is_none() };
         // SAFETY: An iocb is not null.
-        (!is_sync).then(|| AsyncIocb(unsafe { NonNull::new_unchecked(self.raw) }))
+        (!is_sync).then(|| AsyncKiocb(unsafe { NonNull::new_unchecked(self.raw) }))
     }
 }
 
 /// A call that has been queued. It stays valid until it is completed, which happens once.
-pub(crate) struct AsyncIocb(NonNull<bindings::kiocb>);
+pub(crate) struct AsyncKiocb(NonNull<bindings::kiocb>);
 
 // SAFETY: An iocb may be completed in any context.
-unsafe impl Send for AsyncIocb {}
+unsafe impl Send for AsyncKiocb {}
 
-impl AsyncIocb {
+impl AsyncKiocb {
     /// Reports the result, and moves the position. Any context.
     pub(crate) fn complete(self, result: Result<usize>) {
         // SAFETY: Nobody else uses the iocb between queueing and completion.
@@ -157,10 +155,10 @@ pub(crate) trait FileOperations: Mmap {
     fn open(device: Arc<Self::Device>, opening: &Opening) -> Result<Self>;
 
     /// Moves up to the length of `buffers` from the device to them.
-    fn read(&self, iocb: Iocb<'_>, buffers: Buffers<'_>) -> Result<Io>;
+    fn read(&self, iocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io>;
 
     /// Moves up to the length of `buffers` from them to the device.
-    fn write(&self, iocb: Iocb<'_>, buffers: Buffers<'_>) -> Result<Io>;
+    fn write(&self, iocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io>;
 
     /// Bytes from the beginning to the end, for `lseek`.
     fn size(&self) -> u64;
@@ -323,8 +321,8 @@ unsafe extern "C" fn release<T: FileOperations>(
 }
 
 /// Runs read or write, and turns its outcome into what the kernel expects.
-fn run_io(iocb: *mut bindings::kiocb, io: impl FnOnce(Iocb<'_>) -> Result<Io>) -> isize {
-    match io(Iocb {
+fn run_io(iocb: *mut bindings::kiocb, io: impl FnOnce(Kiocb<'_>) -> Result<Io>) -> isize {
+    match io(Kiocb {
         raw: iocb,
         _call: PhantomData,
     }) {
@@ -345,7 +343,7 @@ unsafe extern "C" fn read_iter<T: FileOperations>(
     // SAFETY: The kernel calls operations on open files, with valid arguments.
     let file = unsafe { operations::<T>((*iocb).ki_filp) };
     // SAFETY: As above.
-    let buffers = unsafe { Buffers::from_raw(iter) };
+    let buffers = unsafe { IovIter::from_raw(iter) };
     run_io(iocb, |iocb| file.read(iocb, buffers))
 }
 
@@ -356,7 +354,7 @@ unsafe extern "C" fn write_iter<T: FileOperations>(
     // SAFETY: The kernel calls operations on open files, with valid arguments.
     let file = unsafe { operations::<T>((*iocb).ki_filp) };
     // SAFETY: As above.
-    let buffers = unsafe { Buffers::from_raw(iter) };
+    let buffers = unsafe { IovIter::from_raw(iter) };
     run_io(iocb, |iocb| file.write(iocb, buffers))
 }
 

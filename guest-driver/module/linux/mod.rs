@@ -5,6 +5,7 @@
 
 pub(crate) mod anon_file;
 pub(crate) mod bindings;
+pub(crate) mod bounce;
 pub(crate) mod capability;
 pub(crate) mod chardev;
 pub(crate) mod clock;
@@ -12,6 +13,12 @@ pub(crate) mod compat;
 pub(crate) mod cpu;
 pub(crate) mod delay;
 pub(crate) mod eventfd;
+pub(crate) mod iov_iter;
+pub(crate) mod list;
+mod mm;
+pub(crate) mod page;
+pub(crate) mod page_list;
+pub(crate) mod page_runs;
 pub(crate) mod scatterlist;
 pub(crate) mod slab;
 pub(crate) mod spinlock;
@@ -21,3 +28,4 @@ pub(crate) mod uring_cmd;
 pub(crate) mod vma;
 pub(crate) mod vmalloc;
 pub(crate) mod wait;
+pub(crate) mod workqueue;

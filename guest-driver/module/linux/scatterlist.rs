@@ -4,6 +4,7 @@
 
 use core::{
     mem::{MaybeUninit, size_of},
+    ptr::NonNull,
     slice,
 };
 
@@ -13,9 +14,9 @@ use kernel::{
     prelude::*,
 };
 
-use crate::{
-    io::pages::Page,
-    linux::bindings::{VDMA_SG_END, VDMA_SG_PAGE_LINK_MASK, vdma_sg_set_buf},
+use crate::linux::{
+    bindings::{VDMA_SG_END, VDMA_SG_PAGE_LINK_MASK, vdma_sg_set_buf},
+    page::{Page, PageRun},
 };
 
 /// Entries that fit into the list itself; longer lists get an allocation of their own.
@@ -46,11 +47,12 @@ impl SgEntry {
 }
 
 /// The first page of an entry of a list, each of which has one: `sg_page`, for loops over many.
-fn page_of(entry: &scatterlist) -> Page {
+#[inline]
+fn page_of(entry: &scatterlist) -> NonNull<bindings::page> {
     let page = entry.page_link & !VDMA_SG_PAGE_LINK_MASK;
     // SAFETY: Entries are made by `SgList::push` alone, which puts a page into each; the other bits
     // mark the end of a list.
-    unsafe { Page::from_ptr(page as *mut bindings::page) }
+    unsafe { NonNull::new_unchecked(page as *mut bindings::page) }
 }
 
 /// A list of pages. Has to stay in place while it is in a virtqueue.
@@ -58,8 +60,8 @@ fn page_of(entry: &scatterlist) -> Page {
 /// # Invariants
 ///
 /// `used` entries are there, at most `limit`, at the beginning of [`SgList::slots`], which are at least
-/// `limit`.
-pub(crate) struct SgList {
+/// `limit`. The pages of the entries are held, until the list is cleared or not used any more.
+pub(super) struct SgList {
     inline: [MaybeUninit<scatterlist>; INLINE],
     /// The slots, instead of `inline`, of a longer list.
     spill: Option<KVec<MaybeUninit<scatterlist>>>,
@@ -74,9 +76,10 @@ unsafe impl Send for SgList {}
 unsafe impl Sync for SgList {}
 
 impl SgList {
-    /// A list without room: [`SgList::make_room`] is next.
+    /// A list with space for no entries: [`SgList::clear`] is next.
     #[inline(always)]
-    pub(crate) const fn new() -> Self {
+    pub(super) const fn new() -> Self {
+        // INVARIANT: There are no entries.
         Self {
             // An array that is uninitialized as a whole costs nothing, elements one by one a memset.
             // SAFETY: Its elements need no initialization.
@@ -88,11 +91,16 @@ impl SgList {
         }
     }
 
-    /// Makes room for `limit` entries in all, of an empty list. May sleep.
-    pub(crate) fn make_room(&mut self, limit: usize) -> Result {
-        if limit > INLINE {
+    /// Removes all entries, and makes space for `limit`. May sleep.
+    #[inline]
+    pub(super) fn clear(&mut self, limit: usize) -> Result {
+        // INVARIANT: There are no entries; their limit grows when there are slots.
+        self.used = 0;
+        self.bytes = 0;
+        self.limit = 0;
+        if limit > self.slots().len() {
             let mut spill = KVec::with_capacity(limit, GFP_KERNEL)?;
-            // SAFETY: There is room for so many, and they need no initialization.
+            // SAFETY: The capacity is `limit`, and the elements need no initialization.
             unsafe { spill.inc_len(limit) };
             self.spill = Some(spill);
         }
@@ -100,6 +108,7 @@ impl SgList {
         Ok(())
     }
 
+    #[inline]
     fn slots(&self) -> &[MaybeUninit<scatterlist>] {
         match &self.spill {
             None => &self.inline,
@@ -107,6 +116,7 @@ impl SgList {
         }
     }
 
+    #[inline]
     fn slots_mut(&mut self) -> &mut [MaybeUninit<scatterlist>] {
         match &mut self.spill {
             None => &mut self.inline,
@@ -114,31 +124,36 @@ impl SgList {
         }
     }
 
+    #[inline]
     fn entries(&self) -> &[scatterlist] {
         let first = self.slots().as_ptr().cast();
-        // SAFETY: So many are initialized, by the type's invariant.
+        // SAFETY: `used` entries are initialized, by the type's invariant.
         unsafe { slice::from_raw_parts(first, self.used) }
     }
 
+    #[inline]
     fn entries_mut(&mut self) -> &mut [scatterlist] {
         let used = self.used;
         let first = self.slots_mut().as_mut_ptr().cast();
-        // SAFETY: So many are initialized, by the type's invariant.
+        // SAFETY: `used` entries are initialized, by the type's invariant.
         unsafe { slice::from_raw_parts_mut(first, used) }
     }
 
     /// Entries in the list.
-    pub(crate) fn len(&self) -> usize {
+    #[inline]
+    pub(super) fn len(&self) -> usize {
         self.used
     }
 
-    /// Further entries that the list has room for.
-    pub(crate) fn room(&self) -> usize {
+    /// Further entries that the list has space for.
+    #[inline]
+    pub(super) fn free(&self) -> usize {
         self.limit - self.used
     }
 
     /// Bytes that the list covers.
-    pub(crate) fn bytes(&self) -> usize {
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
@@ -147,9 +162,14 @@ impl SgList {
     /// The bytes join the last entry when they follow it in physical memory at a page boundary and
     /// the entry stays within `max_entry` bytes. Bytes that continue inside a page do not join it:
     /// each entry holds one pin for every page it touches, and such a page has been pinned twice.
-    pub(crate) fn push(
+    ///
+    /// # Safety
+    ///
+    /// The run has the bytes, less than 4 GiB, and its pages stay held as long as the list has a use for
+    /// them. `max_entry` is less than 4 GiB.
+    pub(super) unsafe fn push(
         &mut self,
-        page: Page,
+        page: Page<'_>,
         offset: usize,
         length: usize,
         max_entry: usize,
@@ -158,15 +178,15 @@ impl SgList {
             let end = last.offset as usize + last.length as usize;
             let follows = offset == 0
                 && end % PAGE_SIZE == 0
-                && page_of(last).is_followed_by(end / PAGE_SIZE, page);
+                && page_of(last).as_ptr().wrapping_add(end / PAGE_SIZE) == page.as_ptr();
             if follows && last.length as usize + length <= max_entry {
                 last.length += length as u32;
                 self.bytes += length;
                 return Ok(());
             }
         }
-        let (used, room) = (self.used, self.room());
-        let slot = self.slots_mut().get_mut(used).filter(|_| room > 0);
+        let (used, free) = (self.used, self.free());
+        let slot = self.slots_mut().get_mut(used).filter(|_| free > 0);
         // What `sg_set_page` does, for loops over many.
         slot.ok_or(ENOSPC)?.write(scatterlist {
             page_link: page.as_ptr() as usize,
@@ -174,6 +194,7 @@ impl SgList {
             length: length as u32,
             ..Default::default()
         });
+        // INVARIANT: The slot was initialized, and is below the limit; the caller vouches for the pages.
         self.used += 1;
         self.bytes += length;
         Ok(())
@@ -181,10 +202,15 @@ impl SgList {
 
     /// Appends `bytes` bytes from `offset` on of `pages`, in as few entries as [`SgList::push`] allows.
     ///
-    /// There has to be room for an entry for each page.
-    pub(crate) fn push_pages(
+    /// There has to be space for an entry for each page.
+    ///
+    /// # Safety
+    ///
+    /// The pages have the bytes, and stay held as long as the list has a use for them. `max_entry` is less
+    /// than 4 GiB.
+    pub(super) unsafe fn push_pages(
         &mut self,
-        pages: &[Page],
+        pages: &[Page<'_>],
         mut offset: usize,
         bytes: usize,
         max_entry: usize,
@@ -194,47 +220,57 @@ impl SgList {
         while let Some(&first) = rest.first() {
             let most = (max_entry / PAGE_SIZE).max(1);
             let mut count = 1;
-            while count < most && rest.get(count) == Some(&first.nth(count)) {
+            while count < most
+                && rest
+                    .get(count)
+                    .is_some_and(|page| page.as_ptr() == first.as_ptr().wrapping_add(count))
+            {
                 count += 1;
             }
             let length = left.min(count * PAGE_SIZE - offset);
-            self.push(first, offset, length, max_entry)?;
+            // SAFETY: The pages are a run of `count`, as was found above; the caller vouches for the rest.
+            unsafe { self.push(first, offset, length, max_entry) }?;
             left -= length;
             offset = 0;
+            // PANIC: `count` pages of `rest` were looked at.
             rest = &rest[count..];
         }
         Ok(())
     }
 
-    /// The runs of pages that the entries touch: the first page, and how many.
-    pub(crate) fn page_runs(&self) -> impl Iterator<Item = (Page, usize)> + '_ {
+    /// The runs of pages that the entries touch.
+    #[inline]
+    pub(super) fn page_runs(&self) -> impl Iterator<Item = PageRun<'_>> {
         self.entries().iter().map(|entry| {
             let pages = (entry.offset as usize + entry.length as usize).div_ceil(PAGE_SIZE);
-            (page_of(entry), pages)
+            // SAFETY: The pages that an entry touches are neighbours, for `push` was given runs, and are held,
+            // by the type's invariant.
+            unsafe { PageRun::new(Page::from_raw(page_of(entry)), pages) }
         })
     }
 
     /// The bytes of the list, page by page: the page, where they begin in it, and how many.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = (Page, usize, usize)> + '_ {
-        self.entries().iter().flat_map(|entry| {
-            let first = page_of(entry);
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (Page<'_>, usize, usize)> {
+        let runs = self.entries().iter().zip(self.page_runs());
+        runs.flat_map(|(entry, run)| {
             let begin = entry.offset as usize;
             let end = begin + entry.length as usize;
-            (begin / PAGE_SIZE..end.div_ceil(PAGE_SIZE)).map(move |index| {
+            run.pages().enumerate().filter_map(move |(index, page)| {
                 let from = begin.max(index * PAGE_SIZE);
                 let to = end.min((index + 1) * PAGE_SIZE);
-                (first.nth(index), from - index * PAGE_SIZE, to - from)
+                (from < to).then(|| (page, from - index * PAGE_SIZE, to - from))
             })
         })
     }
 
     /// Bytes of each entry.
-    pub(crate) fn entry_lengths(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(super) fn entry_lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.entries().iter().map(|entry| entry.length as usize)
     }
 
-    /// The list as the virtqueue wants it, or null when it is empty.
-    pub(crate) fn terminate(&mut self) -> *mut scatterlist {
+    /// The list as a virtqueue takes it, or null when it is empty.
+    #[inline]
+    pub(super) fn terminate(&mut self) -> *mut scatterlist {
         let entries = self.entries_mut();
         let Some(last) = entries.last_mut() else {
             return core::ptr::null_mut();

@@ -13,13 +13,13 @@ use kernel::{
     sync::{Arc, Mutex},
 };
 
-use crate::{
-    io::pages::Page,
-    linux::bindings::{
-        VDMA_PMD_ORDER, VDMA_PUD_ORDER, mntput, vdma_file_mount, vdma_mapping_is_shared,
-        vdma_mapping_remap_io, vdma_mapping_set_cache, vdma_mapping_set_fixed,
-        vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
+use crate::linux::{
+    bindings::{
+        VDMA_PMD_ORDER, VDMA_PUD_ORDER, mntput, vdma_file_mount, vdma_get_page,
+        vdma_mapping_is_shared, vdma_mapping_remap_io, vdma_mapping_set_cache,
+        vdma_mapping_set_fixed, vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
     },
+    page::Page,
 };
 
 /// The state behind an open file whose mappings have operations of their own.
@@ -201,8 +201,10 @@ impl Fault<'_> {
     }
 
     /// Maps `page`, with a reference of the mapping's own.
-    pub(crate) fn insert_page(self, page: Page) -> FaultResult {
-        page.get();
+    pub(crate) fn insert_page(self, page: Page<'_>) -> FaultResult {
+        // SAFETY: The page is held while it is borrowed. The kernel gives the reference back when it
+        // unmaps the page.
+        unsafe { vdma_get_page(page.as_ptr()) };
         self.raw.page = page.as_ptr();
         FaultResult(0)
     }

@@ -11,9 +11,13 @@ use kernel::{
 };
 
 use crate::{
-    io::{bounce::Reach, pages::HeldPages, queue::Queue},
-    observe::counters::Direction,
-    operations::command::CallerMemory,
+    io::queue::Queue,
+    linux::{
+        bounce::Reach,
+        iov_iter::{IterDirection, UserRange},
+        page_list::PageList,
+    },
+    operations::buffer::DmaBuffer,
     protocol::{ExplainedPage, Explanation, PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE},
 };
 
@@ -39,21 +43,21 @@ pub(crate) fn explain(
     let start = usize::try_from(explanation.address).map_err(|_| EFAULT)?;
     // Pages behind the array's end need not be pinned.
     let length = length.min(room * PAGE_SIZE - start % PAGE_SIZE);
-    let mut memory = CallerMemory::empty();
-    let mut buffers = memory.set(Direction::Read, explanation.address, length)?;
-    let mut held = HeldPages::none();
+    let mut memory = UserRange::new();
+    let mut buffers = memory.set(IterDirection::Dest, explanation.address, length)?;
+    let mut held = PageList::<DmaBuffer>::none();
     let entries = buffers.page_bound(room);
     held.take(&mut buffers, length, entries, max_segment)?;
 
     let array = usize::try_from(explanation.pages).map_err(|_| EFAULT)?;
     let mut out =
         UserSlice::new(UserPtr::from_addr(array), room * size_of::<ExplainedPage>()).writer();
-    let mut entries = held.list().entry_lengths();
+    let mut entries = held.entry_lengths();
     let mut left_in_entry = entries.next().unwrap_or(0);
     let mut entry = 0;
     let mut done = 0;
     let mut count = 0;
-    for (page, offset, length) in held.list().pieces() {
+    for (page, offset, length) in held.pieces() {
         if left_in_entry == 0 {
             left_in_entry = entries.next().unwrap_or(0);
             entry += 1;
@@ -69,14 +73,12 @@ pub(crate) fn explain(
         };
         flags |= if reachable { 0 } else { PAGE_BOUNCED };
         let bus_address = queue
-            // SAFETY: The page is held, and the piece is inside.
-            .with_virtqueue(|queue| unsafe { queue.bus_address(page, offset, length) })
+            .with_virtqueue(|queue| queue.bus_address(page, offset, length))
             .ok_or(ENODEV)?
             .filter(|_| reachable);
-        let kernel_address = match page.kernel_address() {
-            0 => 0,
-            address => (address + offset) as u64,
-        };
+        let kernel_address = page
+            .kernel_address()
+            .map_or(0, |address| (address + offset) as u64);
         out.write(&ExplainedPage {
             address: explanation.address + done as u64,
             kernel_address,

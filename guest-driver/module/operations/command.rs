@@ -5,23 +5,23 @@
 use core::mem::{offset_of, size_of};
 
 use kernel::{
-    bindings,
     prelude::*,
     sync::{Arc, aref::ARef},
-    types::Opaque,
     uaccess::{UserPtr, UserSlice},
 };
 
 use crate::{
     io::{
         device::Vdma,
-        pages::Buffers,
         queue::WhenFull,
         submit::{DmaMemory, DmaOperation, Mode},
         transfer::{Transfer, TransferTarget},
     },
-    linux::compat,
-    observe::{Observer, counters::Direction},
+    linux::{
+        compat,
+        iov_iter::{IterDirection, UserRange},
+    },
+    observe::Observer,
     operations::buffer::BufferTable,
     protocol::{
         BATCH_MAX, Batch, COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command, Operation,
@@ -94,39 +94,9 @@ pub(crate) struct Rights {
     pub(crate) write: bool,
 }
 
-/// A range of the caller's memory as an iterator over its pages, as read and write have it.
-pub(crate) struct CallerMemory(Opaque<bindings::iov_iter>);
-
-impl CallerMemory {
-    pub(crate) fn empty() -> Self {
-        Self(Opaque::uninit())
-    }
-
-    /// `length` bytes at `address`, which the device writes (`Read`) or reads (`Write`).
-    pub(crate) fn set(
-        &mut self,
-        direction: Direction,
-        address: u64,
-        length: usize,
-    ) -> Result<Buffers<'_>> {
-        let rw = if direction == Direction::Read {
-            bindings::ITER_DEST
-        } else {
-            bindings::ITER_SOURCE
-        };
-        let address = usize::try_from(address).map_err(|_| EFAULT)?;
-        // SAFETY: The iterator is valid for writes; any range may be given.
-        kernel::error::to_result(unsafe {
-            bindings::import_ubuf(rw as i32, address as *mut _, length, self.0.get())
-        })?;
-        // SAFETY: The iterator was initialized, and is borrowed for as long as the result lives.
-        Ok(unsafe { Buffers::from_raw(self.0.get()) })
-    }
-}
-
 /// Data of a command on one side of the device.
 struct Side {
-    direction: Direction,
+    direction: IterDirection,
     /// The buffer that the data are in; otherwise they are in the caller's memory.
     buffer: Option<u32>,
     /// Where they begin: an offset in the buffer, or an address.
@@ -155,7 +125,7 @@ impl<'a> CommandContext<'a> {
         when_full: WhenFull,
     ) -> Result<ARef<Transfer>> {
         let command: Command = read(address)?;
-        let mut scratch = [CallerMemory::empty(), CallerMemory::empty()];
+        let mut scratch = [UserRange::new(), UserRange::new()];
         let operation = self.check(&command, &mut scratch)?;
         // A non-blocking caller must not wait half-way either.
         if when_full == WhenFull::Fail && !self.device.fits_one_request(&operation) {
@@ -208,7 +178,7 @@ impl<'a> CommandContext<'a> {
     fn check<'s>(
         &self,
         command: &Command,
-        scratch: &'s mut [CallerMemory; 2],
+        scratch: &'s mut [UserRange; 2],
     ) -> Result<DmaOperation<'s>> {
         let operation = Operation::from_code(command.operation).ok_or(EINVAL)?;
         let known = COMMAND_OUTGOING_BUFFER | COMMAND_INCOMING_BUFFER;
@@ -226,13 +196,13 @@ impl<'a> CommandContext<'a> {
         let named = |flag: u16, id: u32| (command.flags & flag != 0).then_some(id);
         let [outgoing, incoming] = [
             shape.outgoing.then(|| Side {
-                direction: Direction::Write,
+                direction: IterDirection::Source,
                 buffer: named(COMMAND_OUTGOING_BUFFER, command.outgoing_buffer),
                 start: command.outgoing,
                 length,
             }),
             shape.incoming.then(|| Side {
-                direction: Direction::Read,
+                direction: IterDirection::Dest,
                 buffer: named(COMMAND_INCOMING_BUFFER, command.incoming_buffer),
                 start: command.incoming,
                 length,
@@ -279,7 +249,7 @@ impl<'a> CommandContext<'a> {
     }
 
     /// The memory with the data of one side, of a caller's in `slot`.
-    fn memory<'s>(&self, side: Option<Side>, slot: &'s mut CallerMemory) -> Result<DmaMemory<'s>> {
+    fn memory<'s>(&self, side: Option<Side>, slot: &'s mut UserRange) -> Result<DmaMemory<'s>> {
         let Some(side) = side else {
             return Ok(DmaMemory::None);
         };

@@ -7,16 +7,16 @@ use core::{
     ptr::{self, NonNull},
 };
 
-use kernel::{bindings, ffi::c_void, prelude::*};
+use kernel::{bindings, ffi::c_void, page::PAGE_SIZE, prelude::*};
 
-use crate::{
-    io::pages::Page,
-    linux::bindings::{
+use crate::linux::{
+    bindings::{
         vdma_dma_map_page, vdma_virtqueue_free, vdma_virtqueue_spread_interrupts, virtqueue,
         virtqueue_add_sgs, virtqueue_detach_unused_buf, virtqueue_disable_cb, virtqueue_enable_cb,
         virtqueue_get_buf, virtqueue_get_vring_size, virtqueue_is_broken, virtqueue_kick_prepare,
         virtqueue_notify,
     },
+    page::Page,
 };
 
 /// The scatter-gather lists of one buffer: first those that the device reads, then those that it
@@ -131,18 +131,13 @@ impl<B: Buffer> VirtQueue<B> {
     }
 
     /// What the device would be told as the address of `length` bytes at `offset` of `page`: `None`
-    /// when it cannot be told any.
-    ///
-    /// # Safety
-    ///
-    /// The caller holds the page; the bytes are inside.
-    pub(crate) unsafe fn bus_address(
-        &self,
-        page: Page,
-        offset: usize,
-        length: usize,
-    ) -> Option<u64> {
-        // SAFETY: The caller vouches for the page, and the queue is valid.
+    /// when it cannot be told any, or the page does not have the bytes.
+    pub(crate) fn bus_address(&self, page: Page<'_>, offset: usize, length: usize) -> Option<u64> {
+        if offset.checked_add(length).is_none_or(|end| end > PAGE_SIZE) {
+            return None;
+        }
+        // SAFETY: The page is held while it is borrowed, has the bytes, and the queue is valid by the type's
+        // invariant.
         let address = unsafe {
             vdma_dma_map_page(
                 self.raw.as_ptr(),
