@@ -2,20 +2,48 @@
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use clap::{ArgGroup, CommandFactory, Parser, error::ErrorKind};
+use thiserror::Error;
 
 use crate::{
     fault::{self, FaultSpec},
-    memory::{Backing, DeviceMemory},
+    memory::{Backing, DeviceMemory, MemoryError},
     sandbox::{SandboxSettings, SeccompMode},
     size::parse_size,
-    vhost_user::{Device, DeviceSettings, SocketListener},
+    vhost_user::{Device, DeviceSettings, ListenError, SocketListener},
     virtqueue::MAX_QUEUE_SIZE,
 };
 
 /// Most request queues of a device.
 pub const MAX_QUEUES: u16 = 16;
+
+/// Options that do not go together.
+#[derive(Debug, Error, PartialEq, Eq)]
+enum UsageError {
+    #[error(
+        "--threads {threads} exceeds the number of queues; choose at most --num-queues ({queues})"
+    )]
+    Threads { threads: u16, queues: u16 },
+    #[error("--fault selects a queue= that does not exist; queues are 0 to {last}")]
+    FaultQueue { last: u16 },
+}
+
+/// Why memory or sockets cannot be opened. Each message fits in one line.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Device memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The socket of a device.
+    #[error(transparent)]
+    Socket(#[from] ListenError),
+    /// The metrics socket.
+    #[error("--metrics-socket: {0}")]
+    Metrics(#[source] ListenError),
+    /// Neither a path nor a descriptor was given.
+    #[error("--socket-path or --fd is required")]
+    NoSocket,
+}
 
 fn after_help() -> String {
     format!("{AFTER_HELP}\n\n{}", fault::HELP)
@@ -177,20 +205,14 @@ impl Args {
     }
 
     /// Checks conditions that involve several options.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), UsageError> {
         let queues = self.num_queues;
         if let Some(threads) = self.threads.filter(|&threads| threads > queues) {
-            return Err(format!(
-                "--threads {threads} exceeds the number of queues; choose at most --num-queues \
-                 ({queues})"
-            ));
+            return Err(UsageError::Threads { threads, queues });
         }
         for fault in &self.faults {
             if !(0..queues).any(|queue| fault.on_queue(queue)) {
-                return Err(format!(
-                    "--fault selects a queue= that does not exist; queues are 0 to {}",
-                    queues - 1
-                ));
+                return Err(UsageError::FaultQueue { last: queues - 1 });
             }
         }
         Ok(())
@@ -201,8 +223,8 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// The memory or the socket cannot be opened; the message fits in one line.
-    pub fn open(&self) -> anyhow::Result<Vec<(Arc<Device>, SocketListener)>> {
+    /// See [`OpenError`].
+    pub fn open(&self) -> Result<Vec<(Arc<Device>, SocketListener)>, OpenError> {
         let mut devices = Vec::with_capacity(usize::from(self.socket_count));
         for index in 0..self.socket_count {
             let memory = DeviceMemory::open(self.backing(index), self.memory_size)?;
@@ -237,12 +259,12 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// The socket cannot be opened; the message fits in one line.
-    pub fn open_metrics(&self) -> anyhow::Result<Option<SocketListener>> {
+    /// [`OpenError::Metrics`].
+    pub fn open_metrics(&self) -> Result<Option<SocketListener>, OpenError> {
         let path = self.metrics_socket.as_deref();
         path.map(SocketListener::bind)
             .transpose()
-            .context("--metrics-socket")
+            .map_err(OpenError::Metrics)
     }
 
     /// The settings of the sandbox.
@@ -275,7 +297,7 @@ impl Args {
         }
     }
 
-    fn listener(&self, index: u16) -> anyhow::Result<SocketListener> {
+    fn listener(&self, index: u16) -> Result<SocketListener, OpenError> {
         if let Some(path) = &self.socket_path {
             let path = if self.socket_count > 1 {
                 numbered(path, index)
@@ -284,7 +306,7 @@ impl Args {
             };
             return Ok(SocketListener::bind(&path)?);
         }
-        let number = self.fd.context("--socket-path or --fd is required")?;
+        let number = self.fd.ok_or(OpenError::NoSocket)?;
         Ok(SocketListener::inherited(number)?)
     }
 }

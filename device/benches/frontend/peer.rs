@@ -18,11 +18,10 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
-    Case, MIB, header,
+    case::{Case, DEVICE_BYTES, MIB, header},
     ring::{BASE, Buffer, FastRing},
 };
 
-pub const DEVICE_BYTES: u64 = 256 * MIB;
 const GUEST_BYTES: u64 = 512 * MIB;
 const QUEUE_SIZE: u16 = 256;
 

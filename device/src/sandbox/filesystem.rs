@@ -19,21 +19,23 @@ const INTERFACE: ABI = ABI::V6;
 ///
 /// The kernel rejects the rules. A kernel without landlock is not an error.
 pub fn restrict_file_system(directories: &[PathBuf]) -> Result<(), SandboxError> {
-    let fail = |e: &dyn std::fmt::Display| SandboxError::Landlock(e.to_string());
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(INTERFACE))
         .and_then(|rules| rules.handle_access(AccessNet::from_all(INTERFACE)))
         .and_then(|rules| rules.scope(Scope::from_all(INTERFACE)))
         .and_then(Ruleset::create)
-        .map_err(|e| fail(&e))?;
+        .map_err(SandboxError::Landlock)?;
     for directory in directories {
-        let opened = PathFd::new(directory).map_err(|e| fail(&e))?;
+        let opened = PathFd::new(directory).map_err(|source| SandboxError::Directory {
+            path: directory.clone(),
+            source,
+        })?;
         rules = rules
             .add_rule(PathBeneath::new(opened, AccessFs::RemoveFile))
-            .map_err(|e| fail(&e))?;
+            .map_err(SandboxError::Landlock)?;
     }
-    let status = rules.restrict_self().map_err(|e| fail(&e))?;
+    let status = rules.restrict_self().map_err(SandboxError::Landlock)?;
     if status.ruleset == RulesetStatus::NotEnforced {
         log::info!("this kernel has no landlock; access to files is not restricted");
     }

@@ -13,7 +13,7 @@ mod syscalls;
 
 pub use self::{
     confine::{confine_process, confine_thread},
-    error::SandboxError,
+    error::{SandboxError, SeccompModeError},
     filesystem::restrict_file_system,
     settings::{Role, SandboxSettings, SeccompMode},
 };

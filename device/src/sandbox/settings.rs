@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, str::FromStr};
 
+use super::error::SeccompModeError;
+
 /// What happens on a system call that the filter does not allow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SeccompMode {
@@ -15,14 +17,14 @@ pub enum SeccompMode {
 }
 
 impl FromStr for SeccompMode {
-    type Err = String;
+    type Err = SeccompModeError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, SeccompModeError> {
         match text {
             "none" => Ok(Self::None),
             "log" => Ok(Self::Log),
             "kill" => Ok(Self::Kill),
-            _ => Err(format!("'{text}' is not one of none, log, kill")),
+            _ => Err(SeccompModeError(text.to_owned())),
         }
     }
 }

@@ -96,26 +96,23 @@ const START: &[i64] = &[
 ];
 
 /// Installs the filter of `role` for this thread and those that it starts later.
-pub(super) fn install(role: Role, mode: SeccompMode) -> Result<(), String> {
+pub(super) fn install(role: Role, mode: SeccompMode) -> Result<(), seccompiler::Error> {
     match program(role, mode)? {
-        Some(program) => seccompiler::apply_filter(&program).map_err(|e| e.to_string()),
+        Some(program) => seccompiler::apply_filter(&program),
         None => Ok(()),
     }
 }
 
 /// The filter of `role`; `None` in [`SeccompMode::None`].
-fn program(role: Role, mode: SeccompMode) -> Result<Option<BpfProgram>, String> {
+fn program(role: Role, mode: SeccompMode) -> Result<Option<BpfProgram>, seccompiler::Error> {
     let action = match mode {
         SeccompMode::None => return Ok(None),
         SeccompMode::Log => SeccompAction::Log,
         SeccompMode::Kill => SeccompAction::KillProcess,
     };
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
-    rules(role)
-        .and_then(|rules| SeccompFilter::new(rules, action, SeccompAction::Allow, architecture))
-        .and_then(TryInto::try_into)
-        .map(Some)
-        .map_err(|e| e.to_string())
+    let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
+    let filter = SeccompFilter::new(rules(role)?, action, SeccompAction::Allow, architecture)?;
+    Ok(Some(filter.try_into()?))
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;

@@ -6,10 +6,12 @@
 //! BAR either maps device memory or never will (`STATE_BAR_MAPPED` tells which).
 
 use std::{
+    io,
     sync::{Arc, Mutex, atomic::Ordering, mpsc},
     thread,
 };
 
+use thiserror::Error;
 use vdma_protocol::SHMEM_ID_DEVICE_MEMORY;
 use vhost::vhost_user::{
     Backend as BackendChannel, VhostUserFrontendReqHandler,
@@ -22,6 +24,15 @@ use crate::lock::lock;
 /// Most threads of a device that wait for a reply. A front end that disconnects without closing its
 /// channel leaves one behind, and their number must be bounded.
 const MAX_WAITING: usize = 64;
+
+/// Why the BAR is not mapped.
+#[derive(Debug, Error)]
+enum MapError {
+    #[error("it provides no channel (SHMEM needs BACKEND_REQ)")]
+    NoChannel,
+    #[error(transparent)]
+    Refused(#[from] io::Error),
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -120,8 +131,7 @@ impl Bar {
             .as_ref()
             .is_some_and(|requests| requests.send(request).is_ok());
         if !sent {
-            let reason = "it provides no channel (SHMEM needs BACKEND_REQ)".to_owned();
-            self.handle_reply(request, Err(reason));
+            self.handle_reply(request, Err(MapError::NoChannel));
         }
     }
 
@@ -144,7 +154,7 @@ impl Bar {
         lock(&self.state).latest += 1;
     }
 
-    fn send_map(&self, channel: &BackendChannel) -> Result<(), String> {
+    fn send_map(&self, channel: &BackendChannel) -> Result<(), MapError> {
         let memory = self.session.device().memory();
         let region = VhostUserMMap {
             shmid: SHMEM_ID_DEVICE_MEMORY,
@@ -154,13 +164,11 @@ impl Bar {
             len: memory.size(),
             flags: VhostUserMMapFlags::WRITABLE.bits(),
         };
-        channel
-            .shmem_map(&region, memory.file())
-            .map(drop)
-            .map_err(|e| e.to_string())
+        channel.shmem_map(&region, memory.file())?;
+        Ok(())
     }
 
-    fn handle_reply(&self, request: u64, reply: Result<(), String>) {
+    fn handle_reply(&self, request: u64, reply: Result<(), MapError>) {
         {
             let mut state = lock(&self.state);
             if request != state.latest {

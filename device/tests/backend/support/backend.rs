@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::DEADLINE;
+use super::deadline::DEADLINE;
 
 /// A running backend and its directory; dropping it ends both.
 pub struct Backend {

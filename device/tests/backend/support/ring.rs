@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::Guest;
+use super::guest::Guest;
 
 /// The memory of one descriptor.
 #[derive(Clone, Copy, Debug)]
