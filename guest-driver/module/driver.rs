@@ -80,7 +80,7 @@ fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<Observer>) -> 
     let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(queues.len())?;
     let count = virtqueues.len();
     for (queue, mut virtqueue) in queues.iter().zip(virtqueues) {
-        // SAFETY: The queue is boxed and pinned, and whoever drops it has called `stop` before.
+        // SAFETY: The queue is boxed and pinned, and it is dropped only after `stop`.
         unsafe { device.attach_handler(&mut virtqueue, &**queue) };
         virtqueue.spread_interrupts(count);
         queue.open(virtqueue);
@@ -132,7 +132,7 @@ struct Recovery {
 
 // SAFETY: The device may be used from any task; that it is still there is up to the owner.
 unsafe impl Send for Recovery {}
-// SAFETY: As above.
+// SAFETY: `&Recovery` gives access to nothing that several tasks may not use at once.
 unsafe impl Sync for Recovery {}
 
 impl Ward for Recovery {
@@ -146,8 +146,8 @@ impl Ward for Recovery {
         }
         // SAFETY: The leash of the watchdog is dropped before the device goes.
         let device = unsafe { self.device.as_ref() };
-        // Removal, suspend and others who restart the device hold the locks; the queues are checked
-        // again afterwards.
+        // Removal, suspend and resets by others hold the locks; the queues are checked again by the next
+        // check.
         if let Some(_lock) = device.try_lock() {
             self.recover(device);
         }

@@ -7,12 +7,12 @@ use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
 use crate::{
     io::{
         busy_poll::BusyPoll,
-        queue::{Queue, Queues},
+        queue::{self, Queues},
     },
     linux::{
         bounce::Reach,
         chardev::{Poll, Readiness},
-        compat, cpu,
+        compat,
         vma::{Fault, FaultResult, Mappable, NewMapping, SharedSpace},
     },
     memory::{bar::Bar, explain},
@@ -128,24 +128,13 @@ impl Vdma {
         }
     }
 
-    /// The queue of this CPU, so that CPUs share as few as they can. The interrupts of a queue go to
-    /// the CPUs that it belongs to.
-    pub(crate) fn queue(&self) -> Result<&Queue> {
-        // The task may move to another CPU at once, which costs locality and nothing else.
-        let count = self.queues.len().max(1);
-        self.queues
-            .get(cpu::current_number() % count)
-            .map(|queue| &**queue)
-            .ok_or(ENODEV)
-    }
-
     /// Whether reads and writes can be submitted without waiting.
     pub(crate) fn poll(&self, poll: &Poll<'_>) -> Readiness {
         // One for all queues: io_uring waits at two places at most, and libaio at one.
         if let Some(queue) = self.queues.first() {
             poll.wait_for(queue.poll_waiters());
         }
-        let Ok(queue) = self.queue() else {
+        let Ok(queue) = queue::of_current_cpu(&self.queues) else {
             return Readiness::Dead;
         };
         if queue.is_closed() {
@@ -161,7 +150,7 @@ impl Vdma {
     pub(crate) fn explain(&self, argument: usize) -> Result<isize> {
         explain::explain(
             argument,
-            self.queue()?,
+            queue::of_current_cpu(&self.queues)?,
             self.reach,
             self.limits.max_segment_size,
         )

@@ -290,7 +290,7 @@ impl FileOperations for OpenFile {
             .map(drop)
     }
 
-    fn look(&self) -> usize {
+    fn iopoll(&self) -> usize {
         let completions = self.device.poll_completions();
         self.observer
             .count(|counters| counters.polled.add(completions));

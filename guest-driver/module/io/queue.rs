@@ -16,7 +16,7 @@ use kernel::{
 use crate::{
     io::request::Request,
     linux::{
-        delay,
+        cpu, delay,
         list::Stack,
         slab::SlabBox,
         spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
@@ -188,6 +188,16 @@ impl Ring {
 
 /// The queues of a device. They outlive the virtqueues in them.
 pub(crate) type Queues = KVec<Pin<KBox<Queue>>>;
+
+/// The queue of this CPU, so that CPUs share as few as they can. The interrupts of a queue go to the
+/// CPUs that it belongs to.
+pub(crate) fn of_current_cpu(queues: &Queues) -> Result<&Queue> {
+    // The task may move to another CPU at once, which costs locality and nothing else.
+    queues
+        .get(cpu::current_number() % queues.len().max(1))
+        .map(|queue| &**queue)
+        .ok_or(ENODEV)
+}
 
 /// Where poll(2) waiters of a device wait for free descriptors in any of its queues.
 pub(crate) fn poll_waiters() -> impl PinInit<PollCondVar> {

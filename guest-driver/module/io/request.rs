@@ -17,7 +17,7 @@
 //! | created | the submitter's task (`SlabBox`) | held by the request; dirtied if the device will write |
 //! | submitted | the virtqueue; only the device touches it | held; the device reads and writes them |
 //! | used | the virtqueue still; the device has finished with it | held; the device is done with them |
-//! | completed | who took it off the ring: the interrupt, or a task that polls | released before the target completes |
+//! | completed | the interrupt handler, or the polling task, that took it off the ring | released before the target completes |
 //! | abandoned | `Queue::drain`, after the reset of the device | released before the target completes |
 
 use core::{
@@ -65,8 +65,8 @@ pub(crate) enum RequestTarget {
 #[repr(C, align(64))]
 struct DeviceWritable(Response);
 
-/// A request and all that it holds until it completes. The states in the description of this file
-/// say who owns it when.
+/// A request and all that it holds until it completes. The table at the head of this file says who owns
+/// it in which state.
 #[pin_data]
 #[repr(C)]
 pub(crate) struct Request {
@@ -179,9 +179,9 @@ impl SlabBox<Request> {
         let request = self.fields();
         request.header = header;
         // SAFETY: Header and response are in the request's slab object, which stays in place, and
-        // which nobody touches while it is in a queue.
+        // which only the device touches while it is in a queue.
         unsafe { request.header_sg.set(&request.header) };
-        // SAFETY: As above.
+        // SAFETY: Likewise for the response.
         unsafe { request.response_sg.set(&request.response.0) };
     }
 
@@ -269,7 +269,7 @@ impl Request {
 }
 
 // SAFETY: The lists name the header, the response and the held pages: all of them are part of the slab
-// object or kept by it. The box is the only owner, so nobody touches them while it is a raw pointer.
+// object or kept by it. The box is the only owner, so they are not touched while it is a raw pointer.
 unsafe impl Buffer for SlabBox<Request> {
     fn sg_lists(&mut self) -> SgLists {
         // SAFETY: Nothing is moved out of the request.

@@ -13,7 +13,7 @@ use crate::{
         busy_poll::Budget,
         device::{Limits, Vdma},
         inline_copy, plug,
-        queue::{BusyPollGuard, Queue, WhenFull},
+        queue::{self, BusyPollGuard, Queue, WhenFull},
         request::{Request, RequestTarget},
         transfer::{Combine, Transfer, TransferTarget},
     },
@@ -349,8 +349,7 @@ impl Vdma {
             .div_ceil(max_segments)
             .max(buffers.len().div_ceil(self.limits.max_bytes));
         let fit = requests <= MAX_NOWAIT_REQUESTS
-            && self
-                .queue()
+            && queue::of_current_cpu(&self.queues)
                 .is_ok_and(|queue| queue.has_free_descriptors(requests));
         if fit { Ok(()) } else { Err(EAGAIN) }
     }
@@ -395,7 +394,7 @@ impl Vdma {
         pages: usize,
         (mode, when_full): (Mode, WhenFull),
     ) -> Result {
-        let queue = self.queue()?;
+        let queue = queue::of_current_cpu(&self.queues)?;
         let (operation, verified) = self.read_write_code(direction);
         let polled = matches!(mode, Mode::IoPoll);
         let mut request = SlabBox::<Request>::create(target, observer.clone(), polled, verified)?;
@@ -431,7 +430,7 @@ impl Vdma {
     ) -> Result<Submitted<'_>> {
         let (combine, value) = operation.combination();
         let transfer = Transfer::new(target, observer.clone(), combine, value)?;
-        let queue = self.queue()?;
+        let queue = queue::of_current_cpu(&self.queues)?;
         // More requests need more descriptors, for which a non-blocking caller does not wait.
         let pipelined = !mode.is_asynchronous() && when_full == WhenFull::Wait;
         let submitter = Submitter {
@@ -474,9 +473,14 @@ impl Vdma {
         if self.info.operations & Operation::Flush.bit() == 0 {
             return Err(compat::not_supported());
         }
-        submit_empty(self.queue()?, Operation::Flush, observer, WhenFull::Wait)?
-            .wait_interruptible()
-            .map(|_| ())
+        submit_empty(
+            queue::of_current_cpu(&self.queues)?,
+            Operation::Flush,
+            observer,
+            WhenFull::Wait,
+        )?
+        .wait_interruptible()
+        .map(|_| ())
     }
 
     /// Whether the device completes any request now. May sleep.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One call of read or write, one command, or an internal operation, made of one or more requests.
+//! The completion of one call of read or write, one command, or an internal operation, made of one or
+//! more requests.
 //!
 //! A transfer longer than a request is split; its requests complete in any order. When the last of
 //! them has completed, and the caller has submitted all, the transfer completes once: into the caller's
@@ -30,14 +31,14 @@ use crate::{
     protocol::crc32c,
 };
 
-/// How the values of a transfer's requests make that of the transfer.
+/// How the values of a transfer's requests are combined.
 #[derive(Clone, Copy)]
 pub(crate) enum Combine {
     /// There is one request.
     Only,
-    /// Each value is the index of the first difference in its part, or the length of the part.
+    /// Each value is the index of the first difference in its request, or the length of the request.
     FirstDifference,
-    /// Each value is the CRC32C of its part, of this many bytes in all.
+    /// Each value is the CRC32C of its request's data; all have this many bytes together.
     Crc32c(u64),
 }
 
@@ -128,7 +129,7 @@ impl Cached for Transfer {
     }
 }
 
-// SAFETY: The count is atomic, and the object goes with the last reference.
+// SAFETY: The count is atomic, and the object is freed with the last reference.
 unsafe impl AlwaysRefCounted for Transfer {
     fn inc_ref(&self) {
         self.references.add(1, Relaxed);
@@ -255,7 +256,7 @@ impl Transfer {
         self.result()
     }
 
-    /// Waits for the completion; a signal ends the wait with `EINTR`, and the transfer goes on by itself.
+    /// Waits for the completion; a signal ends the wait with `EINTR`, and the transfer continues by itself.
     pub(crate) fn wait_interruptible(&self) -> Result<usize> {
         self.done.wait_interruptible()?;
         self.result()
@@ -266,7 +267,7 @@ impl Transfer {
         self.done.wait_killable()
     }
 
-    /// Waits for up to `milliseconds`: `ETIMEDOUT`, and the transfer goes on by itself.
+    /// Waits for up to `milliseconds`: `ETIMEDOUT`, and the transfer continues by itself.
     pub(crate) fn wait_milliseconds(&self, milliseconds: u32) -> Result<usize> {
         self.done.wait_milliseconds(milliseconds)?;
         self.result()

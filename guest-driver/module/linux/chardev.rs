@@ -172,9 +172,9 @@ pub(crate) trait FileOperations: Mmap {
     /// A command of io_uring. `Ok` when it was queued.
     fn command(&self, submission: &Submission) -> Result;
 
-    /// Completes what the device has done, and returns how much that was. Called again and again by a
+    /// Completes requests that the device has used, and returns how many. Called again and again by a
     /// task that waits.
-    fn look(&self) -> usize;
+    fn iopoll(&self) -> usize;
 
     /// Whether reads and writes would have to wait.
     fn poll(&self, poll: &Poll<'_>) -> Readiness;
@@ -421,7 +421,7 @@ unsafe extern "C" fn iopoll<T: FileOperations>(
 ) -> c_int {
     // SAFETY: The kernel calls operations on open files, with valid arguments.
     let file = unsafe { operations::<T>((*iocb).ki_filp) };
-    file.look().try_into().unwrap_or(c_int::MAX)
+    file.iopoll().try_into().unwrap_or(c_int::MAX)
 }
 
 unsafe extern "C" fn uring_cmd<T: FileOperations>(
