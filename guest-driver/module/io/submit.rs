@@ -85,9 +85,9 @@ impl DmaMemory<'_> {
         } = limits;
         match self {
             Self::None => Ok(()),
-            Self::Caller(buffers) => {
-                let entries = buffers.page_bound(max_segments);
-                pages.take(buffers, max_bytes, entries, max_segment_size)
+            Self::Caller(iter) => {
+                let entries = iter.page_bound(max_segments);
+                pages.take(iter, max_bytes, entries, max_segment_size)
             }
             Self::Buffer(buffer, offset) => pages.share(
                 buffer,
@@ -101,8 +101,8 @@ impl DmaMemory<'_> {
 
     /// Gives the last `bytes` that were taken back, after a failure.
     fn revert(&mut self, bytes: usize) {
-        if let Self::Caller(buffers) = self {
-            buffers.revert(bytes);
+        if let Self::Caller(iter) = self {
+            iter.revert(bytes);
         }
     }
 }
@@ -164,6 +164,28 @@ impl DmaOperation<'_> {
     }
 }
 
+/// A call of read or write.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    observer: &'a Arc<Observer>,
+    direction: Direction,
+    /// Byte of device memory at which it begins.
+    position: u64,
+    when_full: WhenFull,
+    /// The caller polls for the completion (`IOCB_HIPRI`).
+    polled: bool,
+}
+
+impl Call<'_> {
+    fn asynchronous_mode(&self) -> Mode {
+        if self.polled {
+            Mode::IoPoll
+        } else {
+            Mode::Asynchronous
+        }
+    }
+}
+
 /// An operation that has been submitted.
 pub(crate) struct Submitted<'a> {
     pub(crate) transfer: ARef<Transfer>,
@@ -181,11 +203,11 @@ impl Vdma {
         observer: &Arc<Observer>,
         direction: Direction,
         kiocb: Kiocb<'_>,
-        mut buffers: IovIter<'_>,
+        mut iter: IovIter<'_>,
     ) -> Result<Io> {
         let position = kiocb.position();
         let left = self.info.memory_size.saturating_sub(position);
-        let length = buffers.len();
+        let length = iter.len();
         if length == 0 {
             return Ok(Io::Done(0));
         }
@@ -196,11 +218,11 @@ impl Vdma {
             };
         }
         if length as u64 > left {
-            buffers.truncate(left as usize);
+            iter.truncate(left as usize);
         }
-        if buffers.len() <= self.inline_bytes {
+        if iter.len() <= self.inline_bytes {
             let bar = self.bar.as_deref();
-            if let Some(copied) = inline_copy::copy(bar, direction, position, &mut buffers) {
+            if let Some(copied) = inline_copy::copy(bar, direction, position, &mut iter) {
                 let bytes = copied?;
                 observer.count(|counters| {
                     counters.inline_copies.add(1);
@@ -209,55 +231,45 @@ impl Vdma {
                 return Ok(Io::Done(bytes));
             }
         }
+        let call = Call {
+            observer,
+            direction,
+            position,
+            when_full: WhenFull::of_caller(kiocb.no_wait()),
+            polled: kiocb.polled(),
+        };
         match kiocb.asynchronous() {
             Some(caller) => self
-                .read_write_asynchronously(observer, direction, &kiocb, caller, buffers)
+                .submit_asynchronous(call, caller, iter)
                 .map(|()| Io::Queued),
-            None => self
-                .read_write_and_wait(observer, direction, &kiocb, buffers)
-                .map(Io::Done),
+            None => self.submit_and_wait(call, iter).map(Io::Done),
         }
     }
 
     /// Submits a read or write that completes into the caller's `kiocb`.
-    fn read_write_asynchronously(
+    fn submit_asynchronous(
         &self,
-        observer: &Arc<Observer>,
-        direction: Direction,
-        kiocb: &Kiocb<'_>,
+        call: Call<'_>,
         caller: AsyncKiocb,
-        mut buffers: IovIter<'_>,
+        mut iter: IovIter<'_>,
     ) -> Result {
-        let mode = if kiocb.polled() {
-            Mode::IoPoll
-        } else {
-            Mode::Asynchronous
-        };
-        let when_full = WhenFull::of_caller(kiocb.no_wait());
-        if let Some(pages) = self.pages_of_one_request(&buffers) {
-            let target = RequestTarget::Kiocb(caller);
-            let at = (direction, kiocb.position());
-            return self.submit_whole(observer, at, target, &mut buffers, pages, (mode, when_full));
+        if let Some(pages) = self.pages_of_one_request(&iter) {
+            return self.submit_whole(call, caller, &mut iter, pages);
         }
-        self.check_free_descriptors(&buffers, when_full)?;
-        let operation = self.read_write_operation(direction, kiocb.position(), buffers);
+        self.check_free_descriptors(&iter, call.when_full)?;
+        let operation = self.read_write_operation(call, iter);
         let target = Some(TransferTarget::Kiocb(caller));
-        self.submit(observer, operation, target, mode, when_full)
+        let mode = call.asynchronous_mode();
+        self.submit(call.observer, operation, target, mode, call.when_full)
             .map(drop)
     }
 
-    /// Runs a read or write whose caller waits for it.
-    fn read_write_and_wait(
-        &self,
-        observer: &Arc<Observer>,
-        direction: Direction,
-        kiocb: &Kiocb<'_>,
-        buffers: IovIter<'_>,
-    ) -> Result<usize> {
+    /// Submits a read or write and waits for it.
+    fn submit_and_wait(&self, call: Call<'_>, iter: IovIter<'_>) -> Result<usize> {
         // Lent pages stay with their owner only until the call ends, so a signal must not end it
         // before the device is done with them.
-        let interruptible = buffers.will_pin();
-        let budget = if kiocb.polled() {
+        let interruptible = iter.will_pin();
+        let budget = if call.polled {
             Budget::Unlimited
         } else {
             Budget::Adaptive
@@ -267,20 +279,20 @@ impl Vdma {
         } else {
             Mode::Sleep
         };
-        let when_full = WhenFull::of_caller(kiocb.no_wait());
-        if self.pages_of_one_request(&buffers).is_none() {
-            self.check_free_descriptors(&buffers, when_full)?;
+        if self.pages_of_one_request(&iter).is_none() {
+            self.check_free_descriptors(&iter, call.when_full)?;
         }
-        let operation = self.read_write_operation(direction, kiocb.position(), buffers);
+        let operation = self.read_write_operation(call, iter);
         let length = operation.length;
         let Submitted {
             transfer,
             busy_poll,
-        } = self.submit(observer, operation, None, mode, when_full)?;
+        } = self.submit(call.observer, operation, None, mode, call.when_full)?;
         if let Some(guard) = busy_poll {
             let poll = || self.poll_completions();
             let completions = self.busy_poll.run(&transfer, length, budget, guard, poll);
-            observer.count(|counters| counters.polled.add(completions));
+            call.observer
+                .count(|counters| counters.polled.add(completions));
         }
         if interruptible {
             transfer.wait_interruptible()
@@ -300,23 +312,18 @@ impl Vdma {
         (if verified { checked } else { plain }, verified)
     }
 
-    /// The operation that moves `buffers` to or from byte `position` of device memory.
-    fn read_write_operation<'a>(
-        &self,
-        direction: Direction,
-        position: u64,
-        buffers: IovIter<'a>,
-    ) -> DmaOperation<'a> {
-        let (operation, verified) = self.read_write_code(direction);
-        let length = buffers.len() as u64;
-        let data = DmaMemory::Caller(buffers);
-        let (outgoing, incoming) = match direction {
+    /// The operation that moves the caller's buffers as `call` says.
+    fn read_write_operation<'a>(&self, call: Call<'_>, iter: IovIter<'a>) -> DmaOperation<'a> {
+        let (operation, verified) = self.read_write_code(call.direction);
+        let length = iter.len() as u64;
+        let data = DmaMemory::Caller(iter);
+        let (outgoing, incoming) = match call.direction {
             Direction::Write => (data, DmaMemory::None),
             _ => (DmaMemory::None, data),
         };
         DmaOperation {
             operation,
-            offset: position,
+            offset: call.position,
             length,
             argument: 0,
             verified,
@@ -325,29 +332,29 @@ impl Vdma {
         }
     }
 
-    /// Upper bound for the pages of `buffers`, if they are certain to fit into one request.
-    fn pages_of_one_request(&self, buffers: &IovIter<'_>) -> Option<usize> {
+    /// Upper bound for the pages of `iter`, if they are certain to fit into one request.
+    fn pages_of_one_request(&self, iter: &IovIter<'_>) -> Option<usize> {
         let Limits {
             max_bytes,
             max_segments,
             ..
         } = self.limits;
-        let pages = buffers.page_bound(max_segments + 1);
-        (pages <= max_segments && buffers.len() <= max_bytes).then_some(pages)
+        let pages = iter.page_bound(max_segments + 1);
+        (pages <= max_segments && iter.len() <= max_bytes).then_some(pages)
     }
 
-    /// `EAGAIN` for a non-blocking caller, unless descriptors are free for all requests that `buffers`
+    /// `EAGAIN` for a non-blocking caller, unless descriptors are free for all requests that `iter`
     /// may need, and these are few. Others may take the descriptors first: then the caller waits after
     /// all, rather than stop half-way.
-    fn check_free_descriptors(&self, buffers: &IovIter<'_>, when_full: WhenFull) -> Result {
+    fn check_free_descriptors(&self, iter: &IovIter<'_>, when_full: WhenFull) -> Result {
         if when_full == WhenFull::Wait {
             return Ok(());
         }
         let max_segments = self.limits.max_segments;
-        let pages = buffers.page_bound(MAX_NOWAIT_REQUESTS * max_segments + 1);
+        let pages = iter.page_bound(MAX_NOWAIT_REQUESTS * max_segments + 1);
         let requests = pages
             .div_ceil(max_segments)
-            .max(buffers.len().div_ceil(self.limits.max_bytes));
+            .max(iter.len().div_ceil(self.limits.max_bytes));
         let fit = requests <= MAX_NOWAIT_REQUESTS
             && queue::of_current_cpu(&self.queues)
                 .is_ok_and(|queue| queue.has_free_descriptors(requests));
@@ -387,33 +394,37 @@ impl Vdma {
     /// ([`Self::pages_of_one_request`]), which completes right into the caller's `kiocb`.
     fn submit_whole(
         &self,
-        observer: &Arc<Observer>,
-        (direction, position): (Direction, u64),
-        target: RequestTarget,
-        buffers: &mut IovIter<'_>,
+        call: Call<'_>,
+        caller: AsyncKiocb,
+        iter: &mut IovIter<'_>,
         pages: usize,
-        (mode, when_full): (Mode, WhenFull),
     ) -> Result {
         let queue = queue::of_current_cpu(&self.queues)?;
-        let (operation, verified) = self.read_write_code(direction);
-        let polled = matches!(mode, Mode::IoPoll);
-        let mut request = SlabBox::<Request>::create(target, observer.clone(), polled, verified)?;
+        let (operation, verified) = self.read_write_code(call.direction);
+        let target = RequestTarget::Kiocb(caller);
+        let mut request =
+            SlabBox::<Request>::create(target, call.observer.clone(), call.polled, verified)?;
         let (outgoing, incoming) = request.data();
-        let is_write = direction == Direction::Write;
+        let is_write = call.direction == Direction::Write;
         let held = if is_write { outgoing } else { incoming };
         held.take(
-            buffers,
+            iter,
             self.limits.max_bytes,
             pages,
             self.limits.max_segment_size,
         )?;
         held.bring_within(self.reach, is_write)?;
         let bytes = held.bytes();
-        request.prepare(RequestHeader::new(operation, position, bytes as u64, 0));
+        request.prepare(RequestHeader::new(
+            operation,
+            call.position,
+            bytes as u64,
+            0,
+        ));
         let kick = !plug::defer_kick(&self.queues, queue);
         queue
-            .submit(request, when_full, kick)
-            .inspect_err(|_| buffers.revert(bytes))
+            .submit(request, call.when_full, kick)
+            .inspect_err(|_| iter.revert(bytes))
     }
 
     /// Submits requests for all of `operation`.
