@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The whole pipeline: what a change has to pass, on a developer's machine and on a server alike.
+# The checks that every change has to pass, on a developer's machine and on a server alike.
 #
-# usage: ci/pipeline.sh [STAGE ...]   (default: those below, in order; another is "sanitizers")
+# usage: ci/pipeline.sh [STAGE ...]   (default: the stages below, in order; also: "sanitizers")
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${CARGO_TARGET_DIR:-$PWD/target}
 
 stages=(packages format clippy docs coverage fuzz test other-kernel debug-kernel)
 
-# Host packages that building and testing need. As an ordinary user: only say what is missing.
+# Installs the host packages that builds and tests need. As an ordinary user, only lists them.
 run_packages() {
     local wanted=(gcc g++ libc6-dev mmdebstrap bubblewrap gpgv) missing=()
     [ "$(id -u)" = 0 ] || wanted+=(uidmap)
@@ -27,8 +27,9 @@ run_packages() {
         { apt-get update && apt-get install --yes --no-install-recommends "${missing[@]}"; }
 }
 
-# The kernel module is no package. Import style is an unstable option of rustfmt, checked by a nightly
-# one; without it the stage counts as passed by the stable one, and says so.
+# The kernel module is not a package, so it is formatted separately. The options for the style of
+# imports are unstable and need a nightly rustfmt; without one this check is left out, which a
+# message reports.
 run_format() {
     local imports=(--config 'imports_granularity=Crate,group_imports=StdExternalCrate')
     local module=(--edition 2021 --check guest-driver/module/main.rs)
@@ -45,7 +46,7 @@ run_clippy() { cargo clippy --workspace --all-targets -- --deny warnings; }
 
 run_docs() { RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --no-deps; }
 
-# cargo_tool NAME VERSION [ARGUMENT ...]: a cargo command, installed once for each version.
+# cargo_tool NAME VERSION [ARGUMENT ...]: adds a cargo command to PATH, installed once per version.
 cargo_tool() {
     local root=${XDG_CACHE_HOME:-$HOME/.cache}/vdma/tools/$1-$2
     [ -x "$root/bin/$1" ] || cargo install --locked --root "$root" "$1" --version "$2" "${@:3}" ||
@@ -53,8 +54,8 @@ cargo_tool() {
     PATH=$root/bin:$PATH
 }
 
-# Lines that the tests of device and protocol reach, daemons included: those have no sandbox here, for
-# it would keep them from writing down what they reached.
+# Line coverage of device and protocol by their tests, backend processes included. Their sandbox is
+# off because it would prevent them from writing their profiles.
 run_coverage() {
     cargo_tool cargo-tarpaulin 0.37.5 --no-default-features || return
     local output=$build/coverage
@@ -66,21 +67,21 @@ run_coverage() {
         --timeout 300 --out Stdout --fail-under 90
 }
 
-# Whether there is a nightly tool chain; if not, the stage counts as skipped.
+# Succeeds if there is a nightly tool chain; otherwise marks the stage as skipped.
 nightly() {
     cargo +nightly --version 2>/dev/null && return
     skipped="no nightly tool chain; run: rustup toolchain install nightly --profile minimal"
     return 1
 }
 
-# Each fuzz target for FUZZ_SECONDS (60) on the kept corpus, which stays as it is.
+# Runs each fuzz target for FUZZ_SECONDS (60) on the stored corpus, which is not modified.
 run_fuzz() {
     nightly || return 0
     cargo_tool cargo-fuzz 0.13.2 || return
     local corpus target leaks
     corpus=$(mktemp -d) || return
     for target in ring messages parsers; do
-        # Its server runs on: a thread that is just being started looks like a leak.
+        # The server of this target keeps running; a thread that is just starting looks like a leak.
         leaks=1 && [ "$target" != messages ] || leaks=0
         mkdir "$corpus/$target" &&
             ASAN_OPTIONS=detect_leaks=$leaks \
@@ -92,8 +93,8 @@ run_fuzz() {
     rm -r "$corpus"
 }
 
-# The tests of device and protocol with the address sanitizer, daemons included: without their sandbox,
-# for the sanitizer makes mappings of its own.
+# The tests of device and protocol with the address sanitizer, backend processes included. Their
+# sandbox is off because the sanitizer needs further mappings.
 run_sanitizers() {
     nightly || return 0
     VDMA_TEST_SANDBOX=off RUSTFLAGS=-Zsanitizer=address \
@@ -102,17 +103,18 @@ run_sanitizers() {
         --package vdma-protocol --package vhost-device-dma --lib --bins --tests
 }
 
-# The README's command. VM_TEST_ARGUMENTS, for instance "--partition 1/2 --junit junit.xml".
-# shellcheck disable=SC2086 # several arguments are meant
+# All unit tests (the check of the documents among them), suites and scenarios. VM_TEST_ARGUMENTS is
+# for instance "--partition 1/2 --junit junit.xml".
+# shellcheck disable=SC2086 # split on purpose
 run_test() { cargo vm test ${VM_TEST_ARGUMENTS:-}; }
 
-# The driver's suites on the other kernel series that it is built for.
+# The suites on the other kernel series that the module supports.
 run_other-kernel() { cargo vm test --kernel "${OTHER_KERNEL:-7.2}" --only suites; }
 
-# Suites, devices that go and come, and sleep, on the kernel with KASAN, lockdep and kmemleak, which is
-# built first if it is not in the cache: ten minutes on two processors. Any complaint of that kernel
-# fails the stage. DEBUG_TEST_ARGUMENTS as VM_TEST_ARGUMENTS.
-# shellcheck disable=SC2086 # several arguments are meant
+# Suites, hotplug and suspend on the kernel with KASAN, lockdep and kmemleak. Unless the cache has
+# it, this kernel is built first, in about ten minutes on two processors. Any complaint of that
+# kernel fails the stage. DEBUG_TEST_ARGUMENTS is like VM_TEST_ARGUMENTS.
+# shellcheck disable=SC2086 # split on purpose
 run_debug-kernel() {
     cargo vm test --kernel debug --only suites ${DEBUG_TEST_ARGUMENTS:-} &&
         cargo vm test --kernel debug --only scenarios hotplug:: &&

@@ -9,7 +9,7 @@ use crate::{
     test::select::Partition,
 };
 
-/// Boots guests with the vdma device and driver, and runs things in them.
+/// Boot guests with the vdma device and driver, and run commands and tests in them.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo vm",
@@ -22,10 +22,10 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What to do.
+/// A subcommand.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Boot a guest with device and driver, and show every part at work on real data
+    /// Boot a guest with device and driver, and demonstrate every part on real data
     Demo(Demo),
     /// Run a command in a fresh guest with the driver loaded
     ///
@@ -39,12 +39,12 @@ pub(crate) enum Command {
     ///
     /// Exit status: 0 if nothing failed, 1 if something did, 2 on wrong usage.
     Test(Test),
-    /// Measure the device beside virtio-blk in one guest; print a table, write JSON and SVG
+    /// Compare the device with virtio-blk in one guest; print a table, write JSON and SVG
     ///
-    /// Times depend on what else the machine does. With --instructions the guest's instructions are
-    /// counted instead, which hardly do, and which say where they go.
+    /// Times depend on the load of the machine. With --instructions the guest's instructions are
+    /// counted instead, by function; these counts hardly depend on it.
     Bench(BenchOptions),
-    /// Say what this machine has and lacks, each with its remedy
+    /// Report what this machine has and lacks, with a remedy for each
     Doctor,
     /// Remove everything that the other commands cached
     Clean,
@@ -87,14 +87,14 @@ pub(crate) struct Shell {
     pub(crate) timeout: Option<u64>,
 }
 
-/// Where a test runs.
+/// The kinds of tests, by where they run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum TestKind {
     /// Unit tests, on the host
     Units,
     /// Suites, in guests
     Suites,
-    /// Scenarios, which act on the host while a guest runs
+    /// Scenarios, on the host while a guest runs
     Scenarios,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct Test {
     #[arg(long)]
     pub(crate) list: bool,
 
-    /// Also write the results to this file in JUnit's format
+    /// Also write the results to this file, in JUnit format
     #[arg(long, value_name = "FILE")]
     pub(crate) junit: Option<PathBuf>,
 
@@ -131,17 +131,17 @@ pub(crate) struct Test {
 /// `cargo vm bench`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
-    /// Run each job this many times; jobs take turns
+    /// Number of runs of each job; jobs alternate
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,
 
-    /// Seconds for each run of a job
+    /// Duration of each run of a job, in seconds
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub(crate) seconds: u32,
 
-    /// Count the guest's instructions for each request, instead of measuring times (TCG only)
+    /// Count the guest's instructions per request instead of measuring times (TCG only)
     #[arg(long, conflicts_with = "seconds")]
     pub(crate) instructions: bool,
 
@@ -157,43 +157,44 @@ pub(crate) struct BenchOptions {
     pub(crate) verbose: bool,
 }
 
-/// Options of guests that run one command.
+/// Options of the commands that boot one guest.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GuestOptions {
     #[command(flatten)]
     pub(crate) environment: EnvironmentOptions,
 
-    /// Copy a file or directory of the host into the guest (default target: /root/NAME)
+    /// Copy a file or directory of the host into the guest (default target: /root/NAME;
+    /// repeatable)
     #[arg(long, value_name = "HOST_PATH[:GUEST_PATH]", value_parser = parse_copy)]
     pub(crate) copy: Vec<(PathBuf, PathBuf)>,
 
-    /// Have this Debian package in the guest
+    /// Install this Debian package in the guest (repeatable)
     #[arg(long, value_name = "DEBIAN_PACKAGE", value_parser = parse_package)]
     pub(crate) package: Vec<String>,
 
-    /// Hand this argument to each device's backend
+    /// Pass this argument to each device's backend (repeatable)
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) device_arg: Vec<String>,
 
-    /// Hand this argument to QEMU
+    /// Pass this argument to QEMU (repeatable)
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) qemu_arg: Vec<String>,
 
-    /// How many devices the guest has
+    /// Number of devices
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(0..=8))]
     pub(crate) devices: u32,
 
-    /// How many processors the guest has
+    /// Number of processors
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) cpus: u32,
 
-    /// How much memory the guest has (suffixes M and G)
+    /// Memory of the guest (suffixes M and G)
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
     pub(crate) memory: u64,
 
-    /// Neither devices nor driver: the bare guest
+    /// Boot a guest without devices and driver
     #[arg(long)]
     pub(crate) no_driver: bool,
 
@@ -202,24 +203,24 @@ pub(crate) struct GuestOptions {
     pub(crate) verbose: bool,
 }
 
-/// Options of everything that builds or uses the environment.
+/// Options of the commands that boot guests.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EnvironmentOptions {
-    /// The guest's kernel: stock (the newest), debug (KASAN, lockdep, kmemleak; built once, which
-    /// takes ten minutes), a series (7.2), a version, a release, or the path of a tree in which a
-    /// kernel was built (a path has a slash in it)
+    /// Kernel of the guest: stock (the newest), debug (KASAN, lockdep, kmemleak; built once, in
+    /// about ten minutes), a series (7.2), a version, a release, or the path (with a slash) of a
+    /// tree in which a kernel has been built
     #[arg(long, value_name = "KERNEL", default_value = "stock")]
     pub(crate) kernel: String,
 
-    /// How the guest is run
+    /// Accelerator
     #[arg(long, value_enum, default_value_t)]
     pub(crate) accel: AccelChoice,
 
-    /// Take packages from this Debian mirror (default: the one that this host uses)
+    /// Debian mirror for all packages (default: the one that this host uses)
     #[arg(long, value_name = "URL", env = MIRROR_VARIABLE)]
     pub(crate) mirror: Option<String>,
 
-    /// Look for newer packages and kernels on the mirror
+    /// Check the mirror for newer packages and kernels
     #[arg(long)]
     pub(crate) refresh: bool,
 }

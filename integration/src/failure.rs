@@ -16,7 +16,7 @@ pub(crate) const TIMED_OUT: u8 = 124;
 /// Exit status of wrong usage.
 pub(crate) const USAGE: u8 = 2;
 
-/// What ended a guest before its time.
+/// Why a guest ended prematurely.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum GuestFailure {
     /// Its kernel panicked.
@@ -27,13 +27,13 @@ pub(crate) enum GuestFailure {
     QemuEnded {
         /// How it ended.
         status: String,
-        /// What it said, on lines of its own.
+        /// The end of its output, on lines of its own.
         detail: String,
     },
-    /// QEMU no longer runs the guest, though nobody asked it to stop.
+    /// QEMU stopped the guest without being asked to.
     #[error("QEMU stopped the guest{detail}")]
     Stopped {
-        /// What it said, on lines of its own.
+        /// The end of its output, on lines of its own.
         detail: String,
     },
     /// A backend ended.
@@ -43,27 +43,27 @@ pub(crate) enum GuestFailure {
         device: u32,
         /// How it ended.
         status: String,
-        /// What it said, on lines of its own.
+        /// The end of its output, on lines of its own.
         detail: String,
     },
     /// The guest did not come up in time.
     #[error(
         "the guest did not come up within {0} s; `-v` shows its console, and on a slow machine \
-         VDMA_BOOT_SECONDS gives it longer"
+         VDMA_BOOT_SECONDS extends the limit"
     )]
     BootTimeout(u64),
-    /// The guest says that it cannot go on.
+    /// The guest reported that it cannot continue.
     #[error("the guest could not be brought up: {0}")]
     Fatal(String),
     /// The agent's connection broke.
     #[error("the connection to the guest's agent broke: {0}")]
     AgentLost(String),
-    /// The guest no longer answers.
-    #[error("the guest no longer answers: {0}")]
+    /// The guest no longer responds.
+    #[error("the guest no longer responds: {0}")]
     Silent(String),
 }
 
-/// A guest's death with what its console said last.
+/// A guest that died, with the last lines of its console.
 #[derive(Debug)]
 pub(crate) struct GuestDeath {
     pub(crate) failure: GuestFailure,
@@ -86,7 +86,7 @@ impl Display for GuestDeath {
     }
 }
 
-/// A failure whose exit status is its own.
+/// A failure with an exit status of its own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunFailure {
     /// The guest died.
@@ -95,9 +95,9 @@ pub(crate) enum RunFailure {
     /// The guest's kernel complained about itself.
     #[error("the guest's kernel complained {count} time(s):{text}\n  the full log: {}", log.display())]
     Splat {
-        /// How often.
+        /// Number of complaints.
         count: usize,
-        /// What it said, each line on a line of its own.
+        /// The complaints, on lines of their own.
         text: String,
         /// The console's log.
         log: PathBuf,
@@ -105,12 +105,12 @@ pub(crate) enum RunFailure {
     /// The command took too long.
     #[error("the command did not end within {0} s (--timeout) and was killed")]
     TimedOut(u64),
-    /// The arguments make no sense.
+    /// The arguments are invalid.
     #[error("{0}")]
     Usage(String),
 }
 
-/// The exit status that `error` stands for.
+/// Returns the exit status for `error`.
 pub(crate) fn exit_status(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
         if let Some(Interrupted(signal)) = cause.downcast_ref() {

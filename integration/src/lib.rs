@@ -1,5 +1,5 @@
 //! The VM harness behind `cargo vm`: it builds the environment that guests run in, boots them with
-//! backend and driver, runs commands and suites in them, and notices every way in which that can
+//! backend and driver, runs commands and suites in them, and reports every way in which that can
 //! fail.
 
 mod cli;
@@ -17,11 +17,11 @@ use clap::Parser as _;
 
 use crate::host::{interrupt, progress};
 
-/// Runs `cargo vm` with this process's arguments; gives the exit status.
+/// Runs `cargo vm` with this process's arguments and returns the exit status.
 #[must_use]
 pub fn run() -> u8 {
     let mut arguments: Vec<_> = std::env::args_os().collect();
-    // Started by cargo as a subcommand of its own, not through the alias.
+    // cargo passes `vm` when it runs this as a subcommand rather than through the alias.
     if arguments.get(1).is_some_and(|argument| argument == "vm") {
         arguments.remove(1);
     }

@@ -1,6 +1,6 @@
 //! `cargo vm`: see the library.
 
 fn main() -> ! {
-    // Not an ordinary return: threads that wait for input must not keep the process.
+    // An ordinary return would wait for threads that block on input.
     std::process::exit(integration::run().into())
 }

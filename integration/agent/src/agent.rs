@@ -1,4 +1,4 @@
-//! The agent: receives the harness's messages and does what they ask for.
+//! The agent: receives and executes the harness's messages.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ struct Agent {
     next_call: AtomicU32,
 }
 
-/// Serves the harness until it hangs up; gives the reason why that is not possible.
+/// Serves the harness until it disconnects; returns an error when that is impossible.
 pub(crate) fn serve() -> Result<(), String> {
     let path = port().ok_or_else(|| format!("no virtio-serial port named {PORT_NAME}"))?;
     let open = || {
@@ -42,7 +42,7 @@ pub(crate) fn serve() -> Result<(), String> {
             .open(&path)
             .map_err(|error| format!("{}: {error}", path.display()))
     };
-    // The port can be opened only once; reader and writer share the open file.
+    // The port can be opened only once, so reader and writer share the open file.
     let port = open()?;
     let mut reader = port
         .try_clone()
@@ -63,13 +63,13 @@ pub(crate) fn serve() -> Result<(), String> {
     while let Some(message) = read_frame(&mut reader).map_err(|error| error.to_string())? {
         handle(&agent, message);
     }
-    Err("the harness hung up".to_owned())
+    Err("the harness disconnected".to_owned())
 }
 
 fn handle(agent: &Arc<Agent>, message: ToGuest) {
     match message {
         ToGuest::Run { id, command } => {
-            // The entry has to be there before the command can end.
+            // The entry has to exist before the command can end.
             let mut commands = lock(&agent.commands);
             let on_end = {
                 let agent = Arc::clone(agent);
@@ -110,8 +110,8 @@ fn handle(agent: &Arc<Agent>, message: ToGuest) {
                 kernel_log::fatal(&format!("cannot write to the kernel log: {error}"));
             }
         }
-        ToGuest::Blocked => {
-            // Tells of blocked tasks; where that is switched off, there is nothing to tell.
+        ToGuest::ShowBlockedTasks => {
+            // The file is missing in kernels without sysrq.
             let _ = fs::write("/proc/sysrq-trigger", "w");
         }
         ToGuest::FindLeaks => {
@@ -120,7 +120,7 @@ fn handle(agent: &Arc<Agent>, message: ToGuest) {
         }
         ToGuest::Reply { id, reply } => {
             if let Some(mut caller) = lock(&agent.calls).remove(&id) {
-                // A caller that no longer waits needs no answer.
+                // The caller may have ended meanwhile.
                 let _ = write_frame(&mut caller, &reply);
             }
         }
@@ -131,7 +131,7 @@ fn handle(agent: &Arc<Agent>, message: ToGuest) {
     }
 }
 
-/// Listens for programs that want to ask the harness.
+/// Listens for calls of programs in the guest.
 fn take_host_calls(agent: &Arc<Agent>) -> Result<(), String> {
     let listener =
         UnixListener::bind(HOST_SOCKET).map_err(|error| format!("{HOST_SOCKET}: {error}"))?;
@@ -147,7 +147,7 @@ fn take_host_calls(agent: &Arc<Agent>) -> Result<(), String> {
                 Ok(None) => {}
                 Err(error) => {
                     let refusal = HostReply::Refused(error.to_string());
-                    // The caller may be gone, which ends the matter.
+                    // The caller may have ended meanwhile.
                     let _ = write_frame(&mut stream, &refusal);
                 }
             }
@@ -167,7 +167,7 @@ fn port() -> Option<PathBuf> {
     None
 }
 
-/// Locks also what a panicking thread held: every value here stays whole between statements.
+/// Locks a mutex even if a thread panicked while holding it: all values stay consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

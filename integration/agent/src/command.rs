@@ -1,4 +1,4 @@
-//! Commands that run in the guest: on pipes or on a terminal, their output sent as it comes.
+//! Commands in the guest, on pipes or on a terminal; their output is sent as it arrives.
 
 use std::{
     fs::File,
@@ -26,14 +26,14 @@ use rustix::{
 
 use crate::link::Link;
 
-/// Bytes that are read from a command at once.
+/// Maximum number of bytes of output in one message.
 const CHUNK: usize = 64 << 10;
 
-/// How often a stream is read after the command's end: enough for any pipe's content, and an end
-/// to it where a child left in the background goes on writing.
+/// Number of reads after the command's end: enough for the content of any pipe, and a limit if a
+/// background process continues to write.
 const DRAIN_ROUNDS: u32 = 32;
 
-/// Where guests' programs are looked for.
+/// Search path for programs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// A command that has been started.
@@ -44,16 +44,16 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Hands over bytes for the command's standard input; none stand for its end.
+    /// Passes bytes to the command's standard input; an empty vector is its end.
     pub(crate) fn input(&self, data: Vec<u8>) {
-        // A command that has closed its input does not want it.
+        // The command may have closed its input.
         let _ = self.input.send(data);
     }
 
-    /// Gives the command's terminal a new size.
+    /// Sets the size of the command's terminal.
     pub(crate) fn resize(&self, size: WindowSize) {
         if let Some(terminal) = &self.terminal {
-            // Nothing depends on it: the size is a wish.
+            // A command with a wrong terminal size still works.
             let _ = rustix::termios::tcsetwinsize(terminal, winsize(size));
         }
     }
@@ -207,7 +207,8 @@ fn feed(link: &Link, id: CommandId, mut writer: File, inputs: &Receiver<Vec<u8>>
             return;
         }
         if writer.write_all(&data).is_err() {
-            // The command reads no more. What follows is taken, so that nobody waits for it.
+            // The command reads no more. Further input is acknowledged and discarded, so that the
+            // harness does not wait.
             drop(writer);
             for data in inputs {
                 taken(link, id, data.len());
@@ -223,7 +224,7 @@ fn taken(link: &Link, id: CommandId, bytes: usize) {
     link.send(&ToHost::InputTaken { id, bytes });
 }
 
-/// Sends the command's output until it has ended and all it wrote has been sent.
+/// Sends the command's output until the command has ended and all of it has been sent.
 fn run_to_end(link: &Arc<Link>, id: CommandId, started: Started) -> CommandEnd {
     let mut child = started.child;
     let Ok((ended, on_end)) = io::pipe() else {
@@ -238,8 +239,8 @@ fn run_to_end(link: &Arc<Link>, id: CommandId, started: Started) -> CommandEnd {
         std::thread::spawn(move || forward(&link, id, outputs, &ended))
     };
     let status = child.wait();
-    // From here on only what is already in the pipes counts: a child left in the background may
-    // hold them open for ever.
+    // From here on only what is in the pipes already is sent: a background process may hold them
+    // open indefinitely.
     drop(on_end);
     let forwarded = reader.join();
     match (status, forwarded) {
@@ -258,7 +259,7 @@ fn run_to_end(link: &Arc<Link>, id: CommandId, started: Started) -> CommandEnd {
     }
 }
 
-/// Sends what comes out of `outputs`; once `ended` hangs up, only what is there already.
+/// Sends the content of `outputs`; once `ended` hangs up, only what they contain already.
 fn forward(
     link: &Link,
     id: CommandId,
@@ -296,7 +297,7 @@ fn forward(
     }
 }
 
-/// Sends one piece of output; false at its end.
+/// Sends one chunk of output; returns false at its end.
 fn send_some(link: &Link, id: CommandId, stream: Stream, fd: &OwnedFd, buffer: &mut [u8]) -> bool {
     match rustix::io::read(fd, &mut *buffer) {
         Ok(0) => false,
@@ -309,7 +310,7 @@ fn send_some(link: &Link, id: CommandId, stream: Stream, fd: &OwnedFd, buffer: &
             true
         }
         Err(Errno::INTR | Errno::AGAIN) => true,
-        // A terminal's master says EIO once its last slave is closed.
+        // The master of a terminal returns EIO once its last slave is closed.
         Err(_) => false,
     }
 }

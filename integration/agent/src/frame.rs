@@ -4,10 +4,10 @@ use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Most bytes that the body of one frame may have: 4 MiB.
+/// Maximum size of a frame's body: 4 MiB.
 pub const MAX_FRAME: usize = 4 << 20;
 
-/// Why a frame could not be sent or received.
+/// Error of sending or receiving a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The connection failed.
@@ -16,7 +16,7 @@ pub enum FrameError {
     /// A frame is longer than [`MAX_FRAME`].
     #[error("frame of {0} bytes between guest and harness is longer than {MAX_FRAME}")]
     TooLong(usize),
-    /// A frame's content is not a message.
+    /// The content of a frame is not a message.
     #[error("malformed message between guest and harness: {0}")]
     Malformed(#[from] postcard::Error),
 }
@@ -39,11 +39,11 @@ pub fn write_frame<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(),
     Ok(())
 }
 
-/// Receives one message; `None` when the connection ended between two frames.
+/// Receives one message; returns `None` if the connection ended between two frames.
 ///
 /// # Errors
 ///
-/// When the connection fails or ends within a frame, or the frame is no message.
+/// When the connection fails or ends within a frame, or the frame is not a message.
 pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> Result<Option<T>, FrameError> {
     let mut prefix = [0; 4];
     let first = loop {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_frame_is_an_error() {
+    fn a_truncated_frame_is_an_error() {
         let mut wire = Vec::new();
         write_frame(&mut wire, &ToHost::Pong).unwrap();
         for length in 1..wire.len() {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_checked_before_memory_is_taken() {
+    fn a_length_is_checked_before_memory_is_allocated() {
         let wire = u32::MAX.to_le_bytes();
         assert!(matches!(
             read_frame::<ToHost>(&mut wire.as_slice()),

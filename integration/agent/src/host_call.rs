@@ -1,13 +1,13 @@
-//! Asking the harness from a program in the guest.
+//! Calls from a program in the guest to the harness.
 
 use std::os::unix::net::UnixStream;
 
 use crate::{FrameError, HostCall, HostReply, read_frame, write_frame};
 
-/// Where the agent takes calls.
+/// Socket on which the agent accepts calls.
 pub const HOST_SOCKET: &str = "/run/vdma-host.sock";
 
-/// Why a call failed.
+/// Error of a call.
 #[derive(Debug, thiserror::Error)]
 pub enum HostCallError {
     /// The agent cannot be reached.
@@ -16,15 +16,15 @@ pub enum HostCallError {
     /// The connection failed.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The harness is gone.
-    #[error("the harness ended before it answered")]
-    NoAnswer,
+    /// The harness has ended.
+    #[error("the harness ended before it replied")]
+    NoReply,
     /// The harness refused.
     #[error("the harness refused: {0}")]
     Refused(String),
 }
 
-/// Asks the harness; gives what it answered.
+/// Calls the harness and returns its reply.
 ///
 /// # Errors
 ///
@@ -35,6 +35,6 @@ pub fn call_host(call: &HostCall) -> Result<Vec<u8>, HostCallError> {
     match read_frame(&mut stream)? {
         Some(HostReply::Done(data)) => Ok(data),
         Some(HostReply::Refused(reason)) => Err(HostCallError::Refused(reason)),
-        None => Err(HostCallError::NoAnswer),
+        None => Err(HostCallError::NoReply),
     }
 }

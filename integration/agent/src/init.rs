@@ -1,4 +1,4 @@
-//! Process 1: from the initial file system to a guest that takes commands.
+//! Process 1: from the initial file system to a guest that accepts commands.
 
 use std::{
     fs::{self, File},
@@ -17,13 +17,13 @@ use rustix::{
 
 use crate::loopback;
 
-/// How long a device may take to appear after what makes it appear has been done.
+/// Limit on the time until a device appears.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Device nodes are looked for this often.
+/// Interval between checks for a device.
 const DEVICE_POLL: Duration = Duration::from_millis(5);
 
-/// Brings the guest up and stays until the agent ends; gives the reason why it cannot go on.
+/// Boots the guest and waits until the agent ends; returns why the guest cannot continue.
 pub(crate) fn run() -> String {
     match bring_up() {
         Ok(agent) => collect_orphans(agent),
@@ -31,7 +31,7 @@ pub(crate) fn run() -> String {
     }
 }
 
-/// Switches the machine off.
+/// Powers the machine off.
 pub(crate) fn power_off() -> ExitCode {
     let error = rustix::system::reboot(RebootCommand::PowerOff);
     eprintln!("vdma-agent: cannot power off: {error:?}");
@@ -57,7 +57,7 @@ fn bring_up() -> Result<Pid, String> {
     enter_root()?;
     rustix::system::sethostname(config.hostname.as_bytes())
         .map_err(|error| format!("cannot set the host name: {error}"))?;
-    // A guest without a network still wants to talk to itself.
+    // Programs may use the loopback interface even without a network.
     loopback::up().map_err(|error| format!("cannot bring the loopback interface up: {error}"))?;
     if let Some(driver) = &config.driver {
         load_module(driver)?;
@@ -74,7 +74,7 @@ fn bring_up() -> Result<Pid, String> {
     Ok(Pid::from_child(&agent))
 }
 
-/// Waits for children, those of others included, until the agent ends.
+/// Reaps children, orphans included, until the agent ends.
 fn collect_orphans(agent: Pid) -> String {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
@@ -87,7 +87,7 @@ fn collect_orphans(agent: Pid) -> String {
     }
 }
 
-/// Makes the disk's file system, with the run's files and a writable layer above, the root.
+/// Makes an overlay of the disk, the run's files and a writable layer the root file system.
 fn enter_root() -> Result<(), String> {
     let disk = wait_for("the root disk", root_disk)?;
     for directory in ["/lower", "/upper", "/root"] {
@@ -119,7 +119,7 @@ fn enter_root() -> Result<(), String> {
         ("debugfs", "/sys/kernel/debug", ""),
         ("tracefs", "/sys/kernel/tracing", ""),
     ] {
-        // A small kernel has no debugfs, tracefs or directories for them.
+        // A small kernel may have no debugfs and tracefs.
         if target.starts_with("/sys") && !Path::new(target).exists() {
             continue;
         }
@@ -141,10 +141,10 @@ fn root_disk() -> Option<String> {
     None
 }
 
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, String> {
+fn wait_for<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> Result<T, String> {
     let deadline = Instant::now() + DEVICE_DEADLINE;
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = find() {
             return Ok(found);
         }
         if Instant::now() >= deadline {

@@ -1,4 +1,4 @@
-//! Lines in the kernel log: they reach the console whole, in order with the kernel's own.
+//! Lines for the kernel log: they reach the console complete, and in order with the kernel's own.
 
 use std::{fs::File, io::Write as _};
 
@@ -10,17 +10,17 @@ pub(crate) fn mark(text: &str) -> std::io::Result<()> {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    // One write is one record; level 1 is above every console log level in use.
+    // One write is one record; level 1 reaches the console at every log level in use.
     File::options()
         .write(true)
         .open("/dev/kmsg")?
         .write_all(format!("<1>{line}\n").as_bytes())
 }
 
-/// Tells the harness that the guest cannot go on.
+/// Reports to the harness that the guest cannot continue.
 pub(crate) fn fatal(message: &str) {
     if mark(&format!("{FATAL_PREFIX}{message}")).is_err() {
-        // No kernel log yet: the console is what is left.
+        // There is no kernel log yet.
         eprintln!("{FATAL_PREFIX}{message}");
     }
 }

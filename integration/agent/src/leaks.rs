@@ -2,13 +2,13 @@
 
 use std::{fs, io, time::Duration};
 
-/// Where the detector is, in kernels that have one.
+/// The detector's file, in kernels that have one.
 const DETECTOR: &str = "/sys/kernel/debug/kmemleak";
 
-/// The detector passes over what was allocated within this time.
+/// The detector ignores objects that are younger than this.
 const MINIMUM_AGE: Duration = Duration::from_secs(5);
 
-/// What the detector reports after a scan; empty for nothing, or where there is no detector.
+/// Scans and returns the detector's report; empty if it found nothing or does not exist.
 pub(crate) fn find() -> String {
     match scan() {
         Ok(report) => report,
@@ -20,7 +20,7 @@ pub(crate) fn find() -> String {
 fn scan() -> io::Result<String> {
     fs::metadata(DETECTOR)?;
     std::thread::sleep(MINIMUM_AGE);
-    // An object's checksum has to be the same in two scans before it is reported.
+    // An object is reported only if its checksum is the same in two scans.
     fs::write(DETECTOR, "scan")?;
     fs::write(DETECTOR, "scan")?;
     fs::read_to_string(DETECTOR)

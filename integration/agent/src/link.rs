@@ -1,4 +1,4 @@
-//! The connection to the harness, which every thread of the agent may send on.
+//! The connection to the harness, on which all threads of the agent send.
 
 use std::{
     fs::File,

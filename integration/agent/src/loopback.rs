@@ -5,7 +5,7 @@ use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
 /// `IFF_UP | IFF_RUNNING`, in the width that the request has.
 const FLAGS: libc::c_short = 0x41;
 
-/// Switches the interface `lo` on.
+/// Brings up the interface `lo`.
 pub(crate) fn up() -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.

@@ -1,7 +1,7 @@
-//! The guest's first process: brings the guest up, then runs what the harness asks for.
+//! The guest's first process: boots the guest, then runs commands for the harness.
 //!
-//! Process 1 mounts, loads and starts a second copy of itself as the agent; from then on it only
-//! collects orphans.
+//! Process 1 mounts file systems, loads modules and starts a second copy of itself as the agent;
+//! after that it only reaps orphans.
 
 mod agent;
 mod command;

@@ -1,45 +1,45 @@
-//! What guest and harness say to each other.
+//! The messages between guest and harness.
 
 use serde::{Deserialize, Serialize};
 
-/// Name of the virtio-serial port that the messages go over.
+/// Name of the virtio-serial port that carries the messages.
 pub const PORT_NAME: &str = "vdma.agent";
 
 /// Serial number of the disk that holds the guest's root file system.
 pub const ROOT_SERIAL: &str = "vdma-root";
 
-/// Begins the line in the kernel log that says why a guest cannot be brought up or go on.
+/// Prefix of the line in the kernel log that says why a guest cannot boot or continue.
 pub const FATAL_PREFIX: &str = "vdma-agent: fatal: ";
 
 /// Path of the encoded [`InitConfig`] in the initial file system.
 pub const INIT_CONFIG: &str = "/init.config";
 
-/// Directory of the initial file system that is laid over the guest's root file system.
+/// Directory of the initial file system that becomes an overlay on the guest's root file system.
 pub const LAYER: &str = "/layer";
 
-/// What the first process is told through a file in the initial file system.
+/// Configuration of the first process, a file in the initial file system.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct InitConfig {
     /// Name of the guest.
     pub hostname: String,
     /// Kernel modules that the root file system needs, in the order of loading.
     pub modules: Vec<String>,
-    /// The driver's module, to be loaded once the root file system is there.
+    /// The driver's module, to be loaded once the root file system is mounted.
     pub driver: Option<String>,
-    /// How many `/dev/vdmaN` have to appear.
+    /// Number of nodes `/dev/vdmaN` that have to appear.
     pub devices: u32,
 }
 
-/// Tells apart the commands of one guest.
+/// Identifies a command of one guest.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct CommandId(pub u32);
 
 /// Size of a terminal, in characters.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub struct WindowSize {
-    /// Lines.
+    /// Number of lines.
     pub rows: u16,
-    /// Characters a line.
+    /// Number of characters per line.
     pub columns: u16,
 }
 
@@ -48,13 +48,13 @@ pub struct WindowSize {
 pub struct Command {
     /// The program and its arguments.
     pub arguments: Vec<String>,
-    /// Environment variables beside the guest's own.
+    /// Environment variables in addition to the guest's own.
     pub environment: Vec<(String, String)>,
     /// Run it on a new terminal of this size; its standard error then goes to standard output.
     pub terminal: Option<WindowSize>,
 }
 
-/// Where output came from.
+/// Source of output.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub enum Stream {
     /// Standard output.
@@ -70,16 +70,16 @@ pub enum CommandEnd {
     Exited(i32),
     /// This signal killed it.
     Killed(i32),
-    /// It could not be started, and why; `missing` when there is no such program.
+    /// It could not be started.
     NotStarted {
-        /// Why, in one line.
+        /// Reason, in one line.
         reason: String,
         /// The program does not exist.
         missing: bool,
     },
 }
 
-/// What a program in the guest can ask of the harness.
+/// A call of a program in the guest to the harness.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum HostCall {
     /// Read the memory of device number `device` as its backend sees it.
@@ -88,26 +88,26 @@ pub enum HostCall {
         device: u32,
         /// First byte.
         offset: u64,
-        /// Bytes, at most 1 MiB.
+        /// Number of bytes, at most 1 MiB.
         length: u32,
     },
-    /// Write to the memory of device number `device` behind the guest's back.
+    /// Write to the memory of device number `device` without the guest's involvement.
     WriteMemory {
         /// Number of the device, from 0.
         device: u32,
         /// First byte.
         offset: u64,
-        /// What to write, at most 1 MiB.
+        /// The bytes to write, at most 1 MiB.
         data: Vec<u8>,
     },
 }
 
-/// The answer to a [`HostCall`].
+/// The reply to a [`HostCall`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum HostReply {
-    /// Done; what was read, if anything.
+    /// Done, with the bytes that were read, if any.
     Done(Vec<u8>),
-    /// Not done, and why.
+    /// Refused, with a reason.
     Refused(String),
 }
 
@@ -121,7 +121,7 @@ pub enum ToGuest {
         /// What to run.
         command: Command,
     },
-    /// Bytes for a command's standard input; none stand for its end.
+    /// Bytes for a command's standard input; an empty vector is its end.
     Input {
         /// Which command.
         id: CommandId,
@@ -142,29 +142,29 @@ pub enum ToGuest {
         /// Signal number.
         signal: i32,
     },
-    /// Write a line to the kernel log, where it tells what came before from what comes after.
+    /// Write a line to the kernel log, to separate earlier messages from later ones.
     Mark(String),
-    /// Report what every process does, in the kernel log.
-    Blocked,
-    /// Have the kernel look for memory that nothing refers to; answer with [`ToHost::Leaks`].
+    /// Print the stacks of blocked tasks to the kernel log.
+    ShowBlockedTasks,
+    /// Run the kernel's leak detector and reply with [`ToHost::Leaks`].
     FindLeaks,
-    /// Answer to [`ToHost::Call`].
+    /// Reply to [`ToHost::Call`].
     Reply {
         /// Number of the call.
         id: u32,
-        /// The answer.
+        /// The reply.
         reply: HostReply,
     },
-    /// Answer with [`ToHost::Pong`].
+    /// Reply with [`ToHost::Pong`].
     Ping,
-    /// Switch the machine off.
+    /// Power the machine off.
     PowerOff,
 }
 
 /// From the guest to the harness.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum ToHost {
-    /// The guest is up and takes commands.
+    /// The guest is up and accepts commands.
     Ready {
         /// The kernel's release.
         kernel: String,
@@ -178,11 +178,11 @@ pub enum ToHost {
         /// The bytes.
         data: Vec<u8>,
     },
-    /// A command has taken this many bytes of input.
+    /// A command has read input.
     InputTaken {
         /// Which command.
         id: CommandId,
-        /// How many bytes.
+        /// Number of bytes.
         bytes: u32,
     },
     /// A command ended, and its output has been sent.
@@ -192,15 +192,15 @@ pub enum ToHost {
         /// How it ended.
         end: CommandEnd,
     },
-    /// What the kernel's leak detector found; empty when it found nothing or there is none.
+    /// Report of the kernel's leak detector; empty if it found nothing or does not exist.
     Leaks(String),
-    /// A program in the guest asks something.
+    /// A program in the guest calls the harness.
     Call {
         /// Number of the call.
         id: u32,
-        /// What it asks.
+        /// The call.
         call: HostCall,
     },
-    /// Answer to [`ToGuest::Ping`].
+    /// Reply to [`ToGuest::Ping`].
     Pong,
 }

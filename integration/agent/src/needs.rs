@@ -1,14 +1,14 @@
-//! What a test asks of the guest that it runs in: the guest-side test program states it, the
-//! harness provides it.
+//! The needs of a test: the suites' program lists them, and the harness provides a guest that meets
+//! them.
 
 use serde::{Deserialize, Serialize};
 
-/// Exit status of a test program whose test cannot run in this guest; its last line says why.
+/// Exit status of a skipped test; the last line of its output is the reason.
 pub const SKIPPED: u8 = 77;
 
 /// Configuration of a guest, as far as programs in it can tell the difference.
 ///
-/// Tests that ask for equal guests share one.
+/// Tests with equal configurations share a guest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct GuestConfig {
     /// Number of devices, each with its `/dev/vdmaN`.
@@ -20,7 +20,7 @@ pub struct GuestConfig {
     /// Devices reach memory through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`), which they always do
     /// on the debug kernel.
     pub dma_api: bool,
-    /// Debian packages beside those that every guest has.
+    /// Debian packages in addition to those of every guest.
     pub packages: Vec<String>,
     /// Memory in MiB.
     pub memory_mib: u64,
@@ -70,56 +70,56 @@ impl Default for Needs {
 }
 
 impl Needs {
-    /// Asks for this number of devices.
+    /// Requires this number of devices.
     #[must_use]
     pub fn devices(mut self, devices: u32) -> Self {
         self.guest.devices = devices;
         self
     }
 
-    /// Asks for backends with these arguments.
+    /// Requires backends with these arguments.
     #[must_use]
     pub fn device_arguments(mut self, arguments: &[&str]) -> Self {
         self.guest.device_arguments = owned(arguments);
         self
     }
 
-    /// Asks for these parameters on the kernel's command line.
+    /// Requires these parameters on the kernel's command line.
     #[must_use]
     pub fn kernel_parameters(mut self, parameters: &[&str]) -> Self {
         self.guest.kernel_parameters = owned(parameters);
         self
     }
 
-    /// Asks for devices that reach memory through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`).
+    /// Requires devices that reach memory through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`).
     #[must_use]
     pub fn dma_api(mut self) -> Self {
         self.guest.dma_api = true;
         self
     }
 
-    /// Asks for these Debian packages in the guest.
+    /// Requires these Debian packages in the guest.
     #[must_use]
     pub fn packages(mut self, packages: &[&str]) -> Self {
         self.guest.packages = owned(packages);
         self
     }
 
-    /// Asks for this much memory, in MiB.
+    /// Requires this much memory, in MiB.
     #[must_use]
     pub fn memory_mib(mut self, mib: u64) -> Self {
         self.guest.memory_mib = mib;
         self
     }
 
-    /// Asks for this number of processors.
+    /// Requires this number of processors.
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.guest.cpus = cpus;
         self
     }
 
-    /// Asks for device memory that the harness can read and write, through
+    /// Requires device memory that the harness can read and write, through
     /// [`call_host`](crate::call_host).
     #[must_use]
     pub fn visible_memory(mut self) -> Self {
@@ -127,14 +127,14 @@ impl Needs {
         self
     }
 
-    /// Asks for hardware virtualization.
+    /// Requires hardware virtualization.
     #[must_use]
     pub fn kvm(mut self) -> Self {
         self.kvm = true;
         self
     }
 
-    /// Asks for this many seconds instead of 60.
+    /// Requires this many seconds instead of 60.
     #[must_use]
     pub fn timeout(mut self, seconds: u64) -> Self {
         self.timeout = seconds;
@@ -142,7 +142,7 @@ impl Needs {
     }
 }
 
-/// A test as the guest-side test program lists it: the program prints a JSON array of these.
+/// A test as the suites' program lists it: it prints a JSON array of these.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ListedTest {
     /// `SUITE::TEST`.

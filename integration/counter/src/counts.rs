@@ -13,12 +13,12 @@ impl Counts {
     ///
     /// # Errors
     ///
-    /// [`LayoutError`] when there is no such file, or another one.
+    /// [`LayoutError`] if there is no such file or it has another format.
     pub fn open(path: &Path) -> Result<Self, LayoutError> {
         Shared::open(path).map(Self)
     }
 
-    /// What was counted until now. Not all of one moment: the guest runs on meanwhile.
+    /// Reads the current counts. They are not a consistent snapshot: the guest continues to run.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let mut blocks = HashMap::new();
@@ -32,7 +32,7 @@ impl Counts {
     }
 }
 
-/// Instructions executed, by the block that they are in.
+/// Executed instructions, by block.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     blocks: HashMap<u64, u64>,
@@ -40,7 +40,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What came after `earlier`.
+    /// Returns the difference to `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let since = |(address, count): (&u64, &u64)| {
@@ -53,7 +53,7 @@ impl Snapshot {
         }
     }
 
-    /// Guest virtual addresses of blocks, and the instructions executed in each.
+    /// Iterates over the guest virtual addresses of blocks and the instructions executed in each.
     pub fn blocks(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.blocks
             .iter()
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_plugin_records_is_read() {
+    fn recorded_counts_are_read() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("counts");
         assert!(matches!(Counts::open(&path), Err(LayoutError::System(_))));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_file_says_so() {
+    fn a_full_file_counts_lost_blocks() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("counts");
         let mut recorder = Recorder::create(&path).unwrap();

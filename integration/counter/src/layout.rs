@@ -13,20 +13,20 @@ use rustix::{
     mm::{MapFlags, ProtFlags},
 };
 
-/// Blocks that the file has room for; those of a guest that has more are counted as lost.
+/// Capacity of the file in blocks; further blocks are counted as lost.
 const CAPACITY: usize = 1 << 20;
 
-/// What the file begins with.
+/// First bytes of the file.
 const MAGIC: u64 = u64::from_le_bytes(*b"vdmacnt1");
 
-/// Before the records.
+/// The header, before the records.
 #[repr(C)]
 #[derive(Debug)]
 struct Header {
     magic: AtomicU64,
-    /// Records that are filled in.
+    /// Number of records in use.
     used: AtomicU64,
-    /// Blocks that found no record.
+    /// Number of blocks without a record.
     lost: AtomicU64,
 }
 
@@ -45,12 +45,12 @@ impl Record {
         self.address.load(Ordering::Relaxed)
     }
 
-    /// Instructions executed in it, the block taken as whole whenever it was entered.
+    /// Number of instructions executed in it; every entry counts the whole block.
     pub(crate) fn executed(&self) -> u64 {
         self.executions.load(Ordering::Relaxed) * self.instructions.load(Ordering::Relaxed)
     }
 
-    /// The block is entered once more. Any thread.
+    /// Counts an entry of the block; may be called by any thread.
     pub fn enter(&self) {
         self.executions.fetch_add(1, Ordering::Relaxed);
     }
@@ -58,28 +58,28 @@ impl Record {
 
 const SIZE: usize = size_of::<Header>() + CAPACITY * size_of::<Record>();
 
-/// Why the shared file cannot be used.
+/// Error of opening or creating the shared file.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// The file cannot be opened, made or mapped.
+    /// The file cannot be opened, created or mapped.
     #[error("cannot open and map it: {0}")]
     System(#[from] Errno),
-    /// The file was not made by this version of the plugin.
-    #[error("not a file that this version of the counting plugin has made")]
+    /// The file was not created by this version of the plugin.
+    #[error("not a file of this version of the counting plugin")]
     Foreign,
 }
 
-/// The file, mapped for as long as the process lives: QEMU runs callbacks until its end.
+/// The file, mapped until the process ends: QEMU runs callbacks until its end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shared(NonNull<Header>);
 
-// SAFETY: All that is reached through the pointer is atomic, and is there for good.
+// SAFETY: Everything behind the pointer is atomic and stays mapped until the process ends.
 unsafe impl Send for Shared {}
-// SAFETY: As above.
+// SAFETY: Everything behind the pointer is atomic and stays mapped until the process ends.
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Opens the file that a plugin has made.
+    /// Opens the file that a plugin has created.
     pub(crate) fn open(path: &Path) -> Result<Self, LayoutError> {
         let shared = Self::map(path, OFlags::RDWR, false)?;
         if shared.header().magic.load(Ordering::Acquire) == MAGIC {
@@ -89,16 +89,16 @@ impl Shared {
         }
     }
 
-    fn map(path: &Path, flags: OFlags, make: bool) -> Result<Self, LayoutError> {
+    fn map(path: &Path, flags: OFlags, create: bool) -> Result<Self, LayoutError> {
         let file = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?;
-        if make {
+        if create {
             rustix::fs::ftruncate(&file, SIZE as u64)?;
         }
         if usize::try_from(rustix::fs::fstat(&file)?.st_size) != Ok(SIZE) {
             return Err(LayoutError::Foreign);
         }
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: A new mapping where there is none, of a file that is as long as this.
+        // SAFETY: The kernel chooses an unused address, and the file has `SIZE` bytes.
         let address =
             unsafe { rustix::mm::mmap(null_mut(), SIZE, access, MapFlags::SHARED, &file, 0) }?;
         NonNull::new(address.cast())
@@ -107,45 +107,47 @@ impl Shared {
     }
 
     fn header(&self) -> &'static Header {
-        // SAFETY: The mapping begins with a header, and is never undone; any bytes are integers.
+        // SAFETY: The mapping begins with a header, which is valid for any bytes, and is never
+        // unmapped.
         unsafe { self.0.as_ref() }
     }
 
-    /// All records, filled in or not.
+    /// All records, in use or not.
     fn records(&self) -> &'static [Record] {
-        // SAFETY: The records come behind the header, inside of the mapping.
+        // SAFETY: The records follow the header within the mapping.
         let first = unsafe { self.0.add(1) }.cast();
-        // SAFETY: There are as many, and the mapping is never undone; any bytes are integers.
+        // SAFETY: The mapping has `CAPACITY` records, which are valid for any bytes, and is never
+        // unmapped.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), CAPACITY) }
     }
 
-    /// The records that are filled in.
+    /// The records in use.
     pub(crate) fn used(&self) -> &'static [Record] {
         let used = self.header().used.load(Ordering::Acquire);
         let used = usize::try_from(used).unwrap_or(CAPACITY);
         &self.records()[..used.min(CAPACITY)]
     }
 
-    /// Blocks that found no record, and so are not counted.
+    /// Number of blocks without a record, which are not counted.
     pub(crate) fn lost(&self) -> u64 {
         self.header().lost.load(Ordering::Relaxed)
     }
 }
 
-/// The plugin's end of the file.
+/// The plugin's side of the file.
 #[derive(Debug)]
 pub struct Recorder {
     shared: Shared,
-    /// Blocks that were translated before: QEMU forgets them now and then.
+    /// Blocks that were translated before: QEMU discards translations from time to time.
     known: HashMap<(u64, u64), &'static Record>,
 }
 
 impl Recorder {
-    /// Makes the file, empty.
+    /// Creates an empty file.
     ///
     /// # Errors
     ///
-    /// [`LayoutError::System`] when that fails.
+    /// [`LayoutError::System`] if that fails.
     pub fn create(path: &Path) -> Result<Self, LayoutError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
         let shared = Shared::map(path, flags, true)?;
@@ -156,8 +158,8 @@ impl Recorder {
         })
     }
 
-    /// The record of a block of so many `instructions` at `address`; `None` when the file is full, which
-    /// is counted.
+    /// Returns the record of a block of `instructions` instructions at `address`. If the file is
+    /// full, it counts the block as lost and returns `None`.
     pub fn record(&mut self, address: u64, instructions: u64) -> Option<&'static Record> {
         if let Some(record) = self.known.get(&(address, instructions)) {
             return Some(record);

@@ -1,8 +1,8 @@
 //! Counts of the instructions that a guest executes.
 //!
-//! A plugin of QEMU (`plugin/`, TCG only) counts how often each translated block is entered, in a file
-//! that it shares with whoever wants to know: [`Recorder`] is its end, [`Counts`] the reader's, while the
-//! guest runs. Instructions are counted by block, so one that faults half-way counts as whole.
+//! A QEMU plugin (`plugin/`, TCG only) counts how often each translated block is entered, in a file
+//! that it shares with a reader while the guest runs: [`Recorder`] is the plugin's side, [`Counts`]
+//! the reader's. Instructions are counted by block; a block that faults counts as a whole.
 
 #![deny(missing_docs)]
 
@@ -13,4 +13,4 @@ pub use counts::{Counts, Snapshot};
 pub use layout::{LayoutError, Record, Recorder};
 
 /// The plugin's argument that names the file: `-plugin PATH,counts=FILE`.
-pub const FILE_ARGUMENT: &str = "counts"; // QEMU keeps `file` for itself.
+pub const FILE_ARGUMENT: &str = "counts"; // QEMU reserves `file`.

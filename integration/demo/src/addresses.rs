@@ -1,10 +1,10 @@
-//! What memory is called on its way to the device.
+//! The addresses of memory on its way to the device.
 
 use anyhow::{Result, ensure};
 
 use crate::demo::Demo;
 
-/// Shows every kind of address of a few pages.
+/// Prints every kind of address of a few pages.
 pub(crate) fn show(demo: &Demo) -> Result<()> {
     let mut memory = vec![1_u8; 3 * 4096];
     let pages = demo.device.explain(&mut memory, 1 << 20)?;

@@ -6,12 +6,12 @@ use anyhow::{Result, ensure};
 
 use crate::{demo::Demo, holdings::Holdings};
 
-/// How long the kernel may take to give back what it frees in the background.
-const LET_GO: Duration = Duration::from_secs(5);
+/// Limit on the time until the kernel has freed what it frees in the background.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Compares with the beginning.
+/// Compares with the state at the beginning.
 pub(crate) fn show(demo: &Demo) -> Result<()> {
-    let deadline = Instant::now() + LET_GO;
+    let deadline = Instant::now() + RELEASE_DEADLINE;
     let mut now = Holdings::now()?;
     while now != demo.before && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));

@@ -1,7 +1,7 @@
-//! The mapped BAR: guest and backend look at the same bytes.
+//! The mapped BAR: guest and backend access the same bytes.
 //!
-//! The harness reads and writes the backend's memory on the host, so what is shown here has really
-//! left the guest.
+//! The harness reads and writes the backend's memory on the host, so the data shown here has left
+//! the guest.
 
 use std::fs;
 
@@ -13,10 +13,10 @@ use crate::demo::Demo;
 /// Where the demo writes, in bytes from the start of device memory.
 const OFFSET: u64 = 1 << 20;
 
-/// Bytes that are mapped.
+/// Length of the mapping, in bytes.
 const LENGTH: usize = 4096;
 
-/// Stores through the mapping; asks the harness what the backend has.
+/// Stores through the mapping, and has the harness read the backend's memory.
 pub(crate) fn guest_to_backend(demo: &Demo) -> Result<()> {
     let device = &demo.device;
     let memory = device.map(OFFSET, LENGTH)?;
@@ -39,7 +39,7 @@ pub(crate) fn guest_to_backend(demo: &Demo) -> Result<()> {
     Ok(())
 }
 
-/// Has the harness write to the backend's memory; loads through the mapping.
+/// Has the harness write to the backend's memory, and loads through the mapping.
 pub(crate) fn backend_to_guest(demo: &Demo) -> Result<()> {
     let device = &demo.device;
     let memory = device.map(OFFSET, LENGTH)?;

@@ -1,4 +1,4 @@
-//! Memory to pin: pages of the process's own.
+//! Memory to pin: private pages of the process.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
@@ -6,8 +6,8 @@ use std::{
     ptr::NonNull,
 };
 
-/// Alignment of buffers. Huge pages begin at such addresses, so that the kernel may back a buffer
-/// with them, and then its pages are neighbours in physical memory as well.
+/// Alignment of buffers: that of huge pages, so that the kernel may back a buffer with them, which
+/// makes it physically contiguous.
 const ALIGNMENT: usize = 2 << 20;
 
 /// Zeroed bytes at an aligned address.
@@ -33,21 +33,22 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: The allocation has so many initialized bytes and belongs to the buffer.
+        // SAFETY: The allocation has `layout.size()` initialized bytes and belongs to the buffer.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: As above; `&mut self` makes the reference the only one.
+        // SAFETY: The allocation has `layout.size()` initialized bytes and belongs to the buffer,
+        // and `&mut self` makes the reference unique.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: Allocated with this layout, and not used any more.
+        // SAFETY: `start` was allocated with this layout and is not used after this.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }

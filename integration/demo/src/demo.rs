@@ -7,8 +7,8 @@ use crate::holdings::Holdings;
 /// What the steps work with.
 pub(crate) struct Demo {
     pub(crate) device: vdma::Device,
-    /// A real file to move.
+    /// A real file to transfer.
     pub(crate) file: PathBuf,
-    /// What was held when the demo began.
+    /// What the driver held when the demo began.
     pub(crate) before: Holdings,
 }

@@ -1,14 +1,14 @@
-//! Device memory mapped when it is touched.
+//! Device memory that is mapped on first access.
 
 use anyhow::{Result, ensure};
 use vdma::{Device, MapMode};
 
 use crate::demo::Demo;
 
-/// Bytes that are mapped.
+/// Length of the mapping, in bytes.
 const LENGTH: usize = 16 << 20;
 
-/// Touches every page of a lazy mapping, and shows how many faults that took.
+/// Accesses every page of a lazy mapping, and prints the number of faults.
 pub(crate) fn show(demo: &Demo) -> Result<()> {
     let device = Device::open(demo.device.path())?;
     device.set_map_mode(MapMode::Lazy)?;
@@ -25,7 +25,7 @@ pub(crate) fn show(demo: &Demo) -> Result<()> {
     );
     ensure!(
         statistics.huge_faults + statistics.faults > 0,
-        "nothing was mapped by a fault"
+        "no page was mapped by a fault"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The PCI function as the kernel presents it.
+//! The PCI function in sysfs.
 
 use std::{fs, path::Path};
 
@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::demo::Demo;
 
-/// Lines of a PCI function's `resource` file that are BARs.
+/// Number of lines of a PCI function's `resource` file that describe BARs.
 const BARS: usize = 6;
 
-/// Shows identity, BARs and driver of the function behind `/dev/vdma0`.
+/// Prints identity, BARs and driver of the function of `/dev/vdma0`.
 pub(crate) fn show(_: &Demo) -> Result<()> {
     let nodes = vdma::nodes()?;
     let node = nodes.first().context("the driver has no device")?;
@@ -49,7 +49,7 @@ pub(crate) fn show(_: &Demo) -> Result<()> {
     Ok(())
 }
 
-/// First address and size of a BAR from its line (first, last, flags); none for an unused one.
+/// Parses first address and size of a BAR from its line (first, last, flags); `None` if unused.
 fn bar(line: &str) -> Option<(u64, u64)> {
     let mut numbers = line
         .split_whitespace()

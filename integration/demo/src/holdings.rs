@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::MetadataExt};
 
 use anyhow::{Context, Result};
 
-/// What is held at a moment.
+/// What is held at one point in time.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Holdings {
     /// Pages pinned and not released.
@@ -17,9 +17,9 @@ pub(crate) struct Holdings {
 }
 
 impl Holdings {
-    /// The state now.
+    /// Reads the current state.
     pub(crate) fn now() -> Result<Self> {
-        // Counters are kept for each CPU; this adds them up.
+        // The counters are per CPU; this sums them.
         fs::write("/proc/sys/vm/stat_refresh", "1").context("/proc/sys/vm/stat_refresh")?;
         let vmstat = fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
         let count = |name: &str| -> Result<i64> {
@@ -43,11 +43,11 @@ impl Holdings {
 /// Objects in use in a slab cache.
 fn objects(cache: &str) -> Result<u64> {
     let directory = format!("/sys/kernel/slab/{cache}");
-    // Free objects that CPUs keep for themselves count as used until they are given back.
+    // Free objects in per-CPU caches count as used until the cache is shrunk.
     fs::write(format!("{directory}/shrink"), "1").with_context(|| directory.clone())?;
     let path = format!("{directory}/objects");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // "COUNT N0=COUNT ...": in all, then for each memory node.
+    // "COUNT N0=COUNT ...": the total, then the count of each memory node.
     let total = text.split_whitespace().next().unwrap_or_default();
     total.parse().with_context(|| format!("{path}: {text:?}"))
 }

@@ -1,5 +1,5 @@
-//! The guest's side of `cargo vm demo`: shows every part at work, on real data, and ends with a
-//! failure if any of it is not as it should be.
+//! The guest's part of `cargo vm demo`: demonstrates every part on real data, and fails if any of
+//! them does not work.
 
 mod addresses;
 mod balance;
@@ -18,10 +18,10 @@ use anyhow::{Context as _, Result};
 use demo::Demo;
 use holdings::Holdings;
 
-/// One thing that the demo shows.
+/// Title and function of a step.
 type Step = (&'static str, fn(&Demo) -> Result<()>);
 
-/// Everything that it shows, in order.
+/// The steps, in order.
 const STEPS: &[Step] = &[
     ("the PCI function and its driver", function::show),
     (
@@ -33,11 +33,11 @@ const STEPS: &[Step] = &[
         bar::backend_to_guest,
     ),
     (
-        "device memory is mapped when it is touched, in huge pages where that is possible",
+        "device memory is mapped on first access, in huge pages where possible",
         fault::show,
     ),
     (
-        "what memory of this program is called on its way to the device",
+        "the addresses of this program's memory on its way to the device",
         addresses::show,
     ),
     (
@@ -45,10 +45,10 @@ const STEPS: &[Step] = &[
         transfer::show,
     ),
     (
-        "operations on buffers that are made ready for DMA once",
+        "operations on buffers that are mapped for DMA once",
         operations::show,
     ),
-    ("everything is back to what it was", balance::show),
+    ("the driver has released everything", balance::show),
 ];
 
 fn main() -> ExitCode {

@@ -1,20 +1,20 @@
-//! Buffers that are made ready for DMA once, and what the device does with them.
+//! Operations on buffers that are mapped for DMA once.
 
 use anyhow::{Result, ensure};
 
 use crate::demo::Demo;
 
-/// Bytes of each buffer.
+/// Length of each buffer, in bytes.
 const LENGTH: usize = 1 << 20;
 
-/// Sends data from a registered buffer by way of the device to an allocated one.
+/// Transfers data from a registered buffer through the device to an allocated one.
 pub(crate) fn show(demo: &Demo) -> Result<()> {
     let device = &demo.device;
     let mut memory: Vec<u8> = (0_u8..=250).cycle().take(LENGTH).collect();
     let registered = device.register(&mut memory)?;
     let allocated = device.allocate(LENGTH)?;
     println!(
-        "   1 MiB of this program's memory is pinned for good; 1 MiB of the driver's has {} run(s) of pages",
+        "   1 MiB of this program's memory is pinned long-term; 1 MiB of the driver's has {} run(s) of pages",
         allocated.runs()
     );
     let before = device.file_statistics()?;

@@ -1,4 +1,4 @@
-//! A file on its way through device memory.
+//! The transfer of a file through device memory.
 
 use std::{
     fs, io,
@@ -12,16 +12,16 @@ use sha2::{Digest, Sha256};
 
 use crate::{buffer::Buffer, demo::Demo};
 
-/// Bytes of one request.
+/// Length of one request, in bytes.
 const CHUNK: usize = 64 << 10;
 
-/// Requests that are kept in flight.
+/// Number of requests in flight.
 const DEPTH: usize = 32;
 
-/// Where the file goes, in bytes from the start of device memory: not aligned, for it need not be.
+/// Offset of the file in device memory, unaligned on purpose.
 const OFFSET: u64 = (8 << 20) + 123;
 
-/// Sends the file to device memory and back, and compares.
+/// Writes the file to device memory, reads it back, and compares.
 pub(crate) fn show(demo: &Demo) -> Result<()> {
     let name = demo.file.display();
     let content = fs::read(&demo.file).with_context(|| name.to_string())?;
@@ -32,34 +32,34 @@ pub(crate) fn show(demo: &Demo) -> Result<()> {
     source[..content.len()].copy_from_slice(&content);
     let mut back = Buffer::new(content.len())?;
 
-    // The source is only read by the kernel, but io_uring wants one kind of pointer for both ways.
-    let written = run(demo, Way::ToDevice, &mut source[..content.len()])?;
+    // The kernel only reads the source, but `run` takes one kind of slice for both directions.
+    let written = run(demo, Direction::ToDevice, &mut source[..content.len()])?;
     print(demo, "written", &written, content.len());
-    let read = run(demo, Way::FromDevice, &mut back[..content.len()])?;
+    let read = run(demo, Direction::FromDevice, &mut back[..content.len()])?;
     print(demo, "read back", &read, content.len());
 
     let received = Sha256::digest(&back[..content.len()]);
-    println!("   what came back has SHA-256 {}", hex(&received));
-    ensure!(sent == received, "the file changed on its way");
+    println!("   what was read has SHA-256 {}", hex(&received));
+    ensure!(sent == received, "the file changed in the transfer");
     Ok(())
 }
 
 #[derive(Clone, Copy)]
-enum Way {
+enum Direction {
     ToDevice,
     FromDevice,
 }
 
-/// What one way through the device came to.
-struct Account {
+/// The result of one direction.
+struct Summary {
     completions: usize,
     in_flight_max: usize,
     time: Duration,
     statistics: vdma::Statistics,
 }
 
-/// Moves `memory` chunk by chunk, with [`DEPTH`] requests in flight.
-fn run(demo: &Demo, way: Way, memory: &mut [u8]) -> Result<Account> {
+/// Transfers `memory` chunk by chunk, with [`DEPTH`] requests in flight.
+fn run(demo: &Demo, direction: Direction, memory: &mut [u8]) -> Result<Summary> {
     let device = vdma::Device::open(demo.device.path())?;
     let file = types::Fd(device.file().as_raw_fd());
     let mut ring = IoUring::new(u32::try_from(DEPTH)?).context("io_uring")?;
@@ -74,13 +74,13 @@ fn run(demo: &Demo, way: Way, memory: &mut [u8]) -> Result<Account> {
             && let Some((index, chunk)) = chunks.next()
         {
             let at = OFFSET + (index * CHUNK) as u64;
-            // A chunk is no longer than CHUNK.
+            // A chunk has at most CHUNK bytes.
             let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
             lengths.push(length);
-            let entry = entry(way, file, chunk.as_mut_ptr(), length, at);
+            let entry = entry(direction, file, chunk.as_mut_ptr(), length, at);
             let entry = entry.user_data(index as u64);
-            // SAFETY: The chunk is borrowed, and by nobody else, until this function returns, and
-            // that it does only when no request is in flight.
+            // SAFETY: The chunk is exclusively borrowed until this function returns, which it does
+            // only when no request is in flight.
             match unsafe { ring.submission().push(&entry) } {
                 Ok(()) => in_flight += 1,
                 Err(error) => failure = Some(error.into()),
@@ -107,7 +107,7 @@ fn run(demo: &Demo, way: Way, memory: &mut [u8]) -> Result<Account> {
     if let Some(failure) = failure {
         return Err(failure);
     }
-    Ok(Account {
+    Ok(Summary {
         completions,
         in_flight_max,
         time: begin.elapsed(),
@@ -115,8 +115,8 @@ fn run(demo: &Demo, way: Way, memory: &mut [u8]) -> Result<Account> {
     })
 }
 
-/// Submits what is queued and waits for a completion. Ends the program when that is impossible:
-/// requests may be in flight, and their memory must not be used for anything else.
+/// Submits queued requests and waits for a completion. Exits on failure: requests may be in flight,
+/// and their memory must not be reused.
 fn wait_for_one(ring: &mut IoUring) {
     loop {
         match ring.submit_and_wait(1) {
@@ -130,29 +130,35 @@ fn wait_for_one(ring: &mut IoUring) {
     }
 }
 
-fn entry(way: Way, file: types::Fd, memory: *mut u8, length: u32, at: u64) -> squeue::Entry {
-    match way {
-        Way::ToDevice => opcode::Write::new(file, memory, length).offset(at).build(),
-        Way::FromDevice => opcode::Read::new(file, memory, length).offset(at).build(),
+fn entry(
+    direction: Direction,
+    file: types::Fd,
+    memory: *mut u8,
+    length: u32,
+    at: u64,
+) -> squeue::Entry {
+    match direction {
+        Direction::ToDevice => opcode::Write::new(file, memory, length).offset(at).build(),
+        Direction::FromDevice => opcode::Read::new(file, memory, length).offset(at).build(),
     }
 }
 
-fn print(demo: &Demo, what: &str, account: &Account, bytes: usize) {
-    let statistics = &account.statistics;
-    let seconds = account.time.as_secs_f64();
-    #[allow(clippy::cast_precision_loss)] // A rate for people.
+fn print(demo: &Demo, what: &str, summary: &Summary, bytes: usize) {
+    let statistics = &summary.statistics;
+    let seconds = summary.time.as_secs_f64();
+    #[allow(clippy::cast_precision_loss)] // Only printed.
     let rate = bytes as f64 / seconds / f64::from(1 << 20);
     println!(
         "   {what}: {} pages pinned, {} scatter-gather entries after coalescing,",
         statistics.pages_pinned, statistics.segments
     );
     println!(
-        "      {} requests, up to {} in flight ({} seen by {}), {} completions, {:.1} ms, {rate:.0} MiB/s",
+        "      {} requests, up to {} in flight ({} counted by {}), {} completions, {:.1} ms, {rate:.0} MiB/s",
         statistics.submitted,
-        account.in_flight_max,
+        summary.in_flight_max,
         statistics.in_flight_max,
         demo.device.path().display(),
-        account.completions,
+        summary.completions,
         seconds * 1e3,
     );
 }

@@ -1,4 +1,4 @@
-//! `cargo vm bench`: the device beside virtio-blk, as a table, JSON and SVG.
+//! `cargo vm bench`: the device compared with virtio-blk, as a table, JSON and SVG.
 
 use std::{
     fs::{self, File},
@@ -16,12 +16,12 @@ use crate::{
     testbed::{boot::Testbed, provide::Wanted},
 };
 
-/// Measures; gives the exit status.
+/// Measures and returns the exit status.
 pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
     let cache = Cache::open()?;
     let accel = match (arguments.instructions, arguments.environment.accel) {
         (true, AccelChoice::Kvm) => {
-            let why = "--instructions works with TCG only: leave --accel kvm out";
+            let why = "--instructions works with TCG only; omit --accel kvm";
             return Err(RunFailure::Usage(why.to_owned()).into());
         }
         (true, _) => AccelChoice::Tcg,
@@ -65,7 +65,8 @@ pub(crate) fn run(arguments: &BenchOptions) -> Result<u8> {
     print(&table::of(&measurements), &[report.path, svg])
 }
 
-/// The file with everything that was measured. It is made before, so that nothing is measured in vain.
+/// The file with the results. It is created first, so that a failure to do so wastes no
+/// measurement.
 struct Report {
     path: PathBuf,
     file: File,
@@ -93,6 +94,6 @@ fn print(table: &str, files: &[PathBuf]) -> Result<u8> {
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    progress::say(&format!("vdma: the same as {}", files.join(" and ")));
+    progress::say(&format!("vdma: results are in {}", files.join(" and ")));
     Ok(0)
 }

@@ -1,4 +1,4 @@
-//! `cargo vm demo`: a guest in which every part is shown at work.
+//! `cargo vm demo`: a guest in which every part is demonstrated.
 
 use std::path::PathBuf;
 
@@ -13,16 +13,16 @@ use crate::{
     testbed::{boot::Testbed, guest::GuestSpec, provide::Wanted},
 };
 
-/// The guest's side of the demo.
+/// The guest's part of the demo.
 const PROGRAM: &str = "vdma-demo";
 
-/// Where the demo finds a real file to move: the guest's own kernel image.
+/// A real file for the demo to transfer: the guest's own kernel image.
 const FILE: &str = "/root/vmlinuz";
 
-/// How long the demo may take.
+/// Time limit of the demo.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
 
-/// Runs the demo; gives its exit status.
+/// Runs the demo and returns its exit status.
 pub(crate) fn run(arguments: &Demo) -> Result<u8> {
     let cache = Cache::open()?;
     let testbed = Testbed::provide(

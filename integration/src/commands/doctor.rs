@@ -1,4 +1,4 @@
-//! `cargo vm doctor`: what this machine has and lacks, each with its remedy.
+//! `cargo vm doctor`: what this machine has and lacks, with a remedy for each.
 
 use std::{fs, process::Command};
 
@@ -6,24 +6,24 @@ use anyhow::Result;
 
 use crate::host::{accel, cache::Cache, cargo, mirror, process, requirements};
 
-/// Free space that a cold run needs, in bytes.
+/// Free space for a first run, in bytes.
 const SPACE: u64 = 6 << 30;
 
-/// What a check found.
+/// The result of a check.
 enum Finding {
-    /// All is well; what there is.
+    /// Present; what was found.
     Good(String),
-    /// Works, but not as well as it could; what to do about it.
+    /// Works with a limitation; the limitation and its remedy.
     Limited(String, String),
-    /// Nothing works; what to do about it.
+    /// Essential and missing; what is missing and its remedy.
     Missing(String, String),
 }
 
 /// Prints the findings; fails when something essential is missing.
 pub(crate) fn run() -> Result<u8> {
     let mut checks: Vec<(&str, Finding)> = vec![("system", system())];
-    for (need, met) in requirements::needs() {
-        checks.push((need.program, program(need, met)));
+    for (requirement, met) in requirements::all() {
+        checks.push((requirement.program, program(requirement, met)));
     }
     checks.push(("libc.a", static_libc()));
     checks.push(("sandbox", sandbox()));
@@ -52,7 +52,7 @@ pub(crate) fn run() -> Result<u8> {
         }
     }
     if missing == 0 {
-        println!("everything that `cargo vm` needs is here");
+        println!("this machine has everything that `cargo vm` needs");
         Ok(0)
     } else {
         println!("{missing} of {} checks failed", checks.len());
@@ -72,31 +72,32 @@ fn system() -> Finding {
     if machine.machine().to_bytes() != b"x86_64" {
         return Finding::Missing(
             format!("{name} on {}", machine.machine().to_string_lossy()),
-            "guests are x86_64 and so must be the host".to_owned(),
+            "guests are x86_64, so the host has to be as well".to_owned(),
         );
     }
     match field("ID").as_deref() {
         Some("debian") => Finding::Good(name),
         _ => Finding::Limited(
             name,
-            "made for Debian 12 and 13; others need apt, dpkg and the programs below".to_owned(),
+            "made for Debian 12 and 13; other systems need apt, dpkg and the programs below"
+                .to_owned(),
         ),
     }
 }
 
-fn program(need: &requirements::Need, met: bool) -> Finding {
+fn program(requirement: &requirements::Requirement, met: bool) -> Finding {
     if met {
-        return Finding::Good(need.purpose.to_owned());
+        return Finding::Good(requirement.purpose.to_owned());
     }
-    let command = format!("apt-get install --yes {}", need.package);
+    let command = format!("apt-get install --yes {}", requirement.package);
     if rustix::process::geteuid().is_root() {
         Finding::Limited(
-            format!("not installed; {}", need.purpose),
+            format!("not installed; {}", requirement.purpose),
             format!("installed when first needed, or now: {command}"),
         )
     } else {
         Finding::Missing(
-            format!("not installed; {}", need.purpose),
+            format!("not installed; {}", requirement.purpose),
             format!("sudo {command}"),
         )
     }
@@ -105,18 +106,18 @@ fn program(need: &requirements::Need, met: bool) -> Finding {
 fn static_libc() -> Finding {
     if requirements::missing_packages().contains(&"libc6-dev") {
         Finding::Missing(
-            "no static C library; guests' programs are linked statically".to_owned(),
+            "no static C library, to link the guest's programs".to_owned(),
             "sudo apt-get install --yes libc6-dev".to_owned(),
         )
     } else {
-        Finding::Good("links guests' programs".to_owned())
+        Finding::Good("links the guest's programs".to_owned())
     }
 }
 
 fn sandbox() -> Finding {
     if requirements::find_program("bwrap").is_none() {
         return Finding::Limited(
-            "cannot be tried without bwrap".to_owned(),
+            "cannot be tested without bwrap".to_owned(),
             "install bubblewrap first".to_owned(),
         );
     }
@@ -133,9 +134,9 @@ fn sandbox() -> Finding {
         "bwrap",
     );
     match tried {
-        Ok(_) => Finding::Good("bubblewrap can make one".to_owned()),
+        Ok(_) => Finding::Good("bubblewrap works".to_owned()),
         Err(error) => Finding::Missing(
-            format!("bubblewrap cannot make one: {error}"),
+            format!("bubblewrap does not work: {error}"),
             "allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 \
              user.max_user_namespaces=10000, or run as root"
                 .to_owned(),
@@ -154,7 +155,7 @@ fn memfd() -> Finding {
 }
 
 fn kvm() -> Finding {
-    let slower = "guests run under TCG, some ten times slower".to_owned();
+    let slower = "guests run under TCG, about ten times slower".to_owned();
     if let Some(reason) = accel::kvm_unusable() {
         return Finding::Limited(
             format!("{reason}; {slower}"),
@@ -165,11 +166,11 @@ fn kvm() -> Finding {
         Some(true) => Finding::Good("a guest has booted with it".to_owned()),
         Some(false) => Finding::Limited(
             format!("/dev/kvm opens, but no guest boots with it; {slower}"),
-            "nested virtualization has to be enabled on the machine below this one".to_owned(),
+            "enable nested virtualization on the hypervisor of this machine".to_owned(),
         ),
         None => Finding::Limited(
             "/dev/kvm opens, but no guest has been booted with it yet".to_owned(),
-            "`cargo vm exec -- true` finds out".to_owned(),
+            "`cargo vm exec -- true` tests it".to_owned(),
         ),
     }
 }
@@ -199,7 +200,7 @@ fn cache() -> Finding {
         Err(error) => {
             return Finding::Missing(
                 format!("{error:#}"),
-                "name a directory that can be written to with VDMA_CACHE".to_owned(),
+                "set VDMA_CACHE to a writable directory".to_owned(),
             );
         }
     };
@@ -216,7 +217,7 @@ fn cache() -> Finding {
                 (space.f_bavail * space.f_frsize) >> 20
             ),
             format!(
-                "a cold run needs {} GiB; VDMA_CACHE names another place",
+                "a first run needs {} GiB; VDMA_CACHE sets another directory",
                 SPACE >> 30
             ),
         ),

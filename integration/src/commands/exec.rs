@@ -1,4 +1,4 @@
-//! `cargo vm exec`: one command in a fresh guest, as if it ran here.
+//! `cargo vm exec`: one command in a fresh guest, with this process's standard streams.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     testbed::boot::Testbed,
 };
 
-/// Runs the command; gives its exit status.
+/// Runs the command and returns its exit status.
 pub(crate) fn run(arguments: Exec) -> Result<u8> {
     let cache = Cache::open()?;
     let testbed = Testbed::provide(&cache, &wanted(&arguments.guest))?;

@@ -1,4 +1,4 @@
-//! The guest that the options ask for, and what its command's end means for this process.
+//! From options to a guest, and from the end of its command to an exit status.
 
 use guest_agent::{CommandEnd, GuestConfig};
 
@@ -40,7 +40,7 @@ pub(super) fn guest_spec(options: &GuestOptions) -> GuestSpec {
     }
 }
 
-/// The exit status that a shell would give for `end`.
+/// Returns the exit status that a shell would have for `end`.
 pub(super) fn status_of(end: &CommandEnd) -> u8 {
     match end {
         CommandEnd::Exited(code) => u8::try_from(code & 0xff).unwrap_or(1),

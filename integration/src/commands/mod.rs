@@ -1,4 +1,4 @@
-//! What each command does.
+//! The commands, one file each.
 
 mod bench;
 mod clean;
@@ -14,7 +14,7 @@ use anyhow::Result;
 
 use crate::cli::Command;
 
-/// Runs `command`; gives the exit status.
+/// Runs `command` and returns the exit status.
 pub(crate) fn run(command: Command) -> Result<u8> {
     match command {
         Command::Demo(arguments) => demo::run(&arguments),

@@ -1,4 +1,4 @@
-//! `cargo vm shell`: a root shell on a terminal of its own in a fresh guest.
+//! `cargo vm shell`: a root shell on a new terminal in a fresh guest.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
     vm::event::Event,
 };
 
-/// Runs the shell; gives its exit status.
+/// Runs the shell and returns its exit status.
 pub(crate) fn run(arguments: Shell) -> Result<u8> {
     let stdin = rustix::stdio::stdin();
     if !rustix::termios::isatty(stdin) {
@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: Shell) -> Result<u8> {
     let mut signals = Signals::new([SIGWINCH]).context("cannot watch the terminal's size")?;
     std::thread::spawn(move || {
         for _ in &mut signals {
-            // Nobody listens once the run is over.
+            // The receiver is gone once the run is over.
             let _ = events.send(Event::Resized(size()));
         }
     });
@@ -76,7 +76,7 @@ fn size() -> WindowSize {
     }
 }
 
-/// The terminal hands every key to the guest; dropping this gives it back as it was.
+/// The terminal in raw mode, so that every key reaches the guest; dropping this restores its mode.
 struct RawTerminal {
     before: Termios,
 }
@@ -96,7 +96,7 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // There is nobody left to tell.
+        // A failure cannot be handled here.
         let _ = rustix::termios::tcsetattr(
             rustix::stdio::stdin(),
             OptionalActions::Drain,

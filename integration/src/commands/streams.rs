@@ -1,4 +1,4 @@
-//! This process's standard streams, joined to those of a command in a guest.
+//! This process's standard streams, connected to those of a command in a guest.
 
 use std::{
     io::{Read as _, Write as _},
@@ -10,21 +10,21 @@ use guest_agent::Stream;
 
 use crate::vm::{command_io::CommandIo, event::Event};
 
-/// Bytes of input that are sent at once.
+/// Maximum number of bytes of input in one message.
 const CHUNK: usize = 32 << 10;
 
-/// This process's own standard streams.
+/// This process's standard streams.
 pub(crate) struct Inherited {
     more_input: Option<Sender<()>>,
 }
 
 impl Inherited {
-    /// Leaves standard input alone.
+    /// Does not read standard input.
     pub(crate) fn output_only() -> Self {
         Self { more_input: None }
     }
 
-    /// Begins to send standard input as events.
+    /// Starts a thread that sends standard input as events.
     pub(crate) fn new(events: Sender<Event>) -> Self {
         let (more_input, wanted) = channel();
         std::thread::spawn(move || {
@@ -34,14 +34,14 @@ impl Inherited {
                 let data = match stdin.read(&mut buffer) {
                     Ok(count) => buffer[..count].to_vec(),
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                    // No input, as for one that has been closed.
+                    // An unreadable input is treated as a closed one.
                     Err(_) => Vec::new(),
                 };
                 let end = data.is_empty();
                 if events.send(Event::Input(data)).is_err() || end {
                     return;
                 }
-                // The guest takes one piece at a time, so that input cannot pile up there.
+                // Only one message is in flight, so that input cannot accumulate in the guest.
                 if wanted.recv().is_err() {
                     return;
                 }
@@ -72,7 +72,7 @@ impl CommandIo for Inherited {
 
     fn input_taken(&mut self) {
         if let Some(more_input) = &self.more_input {
-            // The reader may have seen the end of input already.
+            // The reading thread ends with the input.
             let _ = more_input.send(());
         }
     }

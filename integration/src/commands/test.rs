@@ -39,17 +39,17 @@ impl AnyTest {
     }
 }
 
-/// Runs or lists the tests; gives the exit status.
+/// Runs or lists the tests and returns the exit status.
 pub(crate) fn run(arguments: &Test) -> Result<u8> {
     let cache = Cache::open()?;
     let selection = Selection {
         filter: arguments.filter.clone(),
         partition: arguments.partition,
     };
-    let chosen = selection.of(all(&arguments.only)?, AnyTest::name);
+    let chosen = selection.select(all(&arguments.only)?, AnyTest::name);
     if arguments.list {
         for test in &chosen {
-            // A reader that has gone away is not a failure.
+            // A closed pipe is not a failure.
             let _ = writeln!(std::io::stdout(), "{}", test.name());
         }
         return Ok(0);
@@ -88,20 +88,20 @@ pub(crate) fn run(arguments: &Test) -> Result<u8> {
     Ok(u8::from(!passed))
 }
 
-/// The tests of these kinds, or of all.
+/// Returns the tests of these kinds, or all tests.
 fn all(kinds: &[TestKind]) -> Result<Vec<AnyTest>> {
-    let wants = |kind| kinds.is_empty() || kinds.contains(&kind);
+    let selected = |kind| kinds.is_empty() || kinds.contains(&kind);
     let workspace = cargo::workspace()?;
     requirements::provide_packages()?;
     let mut tests = Vec::new();
-    if wants(TestKind::Units) {
+    if selected(TestKind::Units) {
         tests.extend(units::list(&workspace)?.into_iter().map(AnyTest::Unit));
     }
-    if wants(TestKind::Suites) {
+    if selected(TestKind::Suites) {
         let listed = guests::list(&programs::for_guests(&workspace)?.suites)?;
         tests.extend(listed.into_iter().map(AnyTest::Guest));
     }
-    if wants(TestKind::Scenarios) {
+    if selected(TestKind::Scenarios) {
         tests.extend(scenarios::all::all().into_iter().map(AnyTest::Scenario));
     }
     Ok(tests)

@@ -1,4 +1,5 @@
-//! Which accelerator to use. `/dev/kvm` can be there and useless, so a guest is really booted.
+//! The choice of an accelerator. `/dev/kvm` may exist and still be useless, so KVM is tested by
+//! booting a guest.
 
 use std::{
     collections::BTreeMap,
@@ -10,23 +11,23 @@ use clap::ValueEnum;
 
 use crate::host::{cache, cache::Cache, progress};
 
-/// What was found out, by host kernel and QEMU version.
+/// File in the cache with the results of tests, by host kernel and QEMU version.
 const RECORD: &str = "accel.json";
 
-/// What a record says where there was no reason not to try.
+/// Marks a result of a machine on which `/dev/kvm` could be opened.
 const OPENS: &str = "opens";
 
 /// Which accelerator runs the guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Accel {
-    /// The host's own virtualization.
+    /// Hardware virtualization.
     Kvm,
     /// Emulation, on any machine.
     Tcg,
 }
 
 impl Accel {
-    /// The name that QEMU and `--accel` have for it.
+    /// Returns its name in QEMU's options and in `--accel`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
@@ -35,20 +36,20 @@ impl Accel {
     }
 }
 
-/// What `--accel` says.
+/// The values of `--accel`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum AccelChoice {
-    /// KVM where it really boots a guest, else TCG.
+    /// KVM if a guest boots with it, else TCG.
     #[default]
     Auto,
-    /// KVM, or fail.
+    /// KVM; fail without it.
     Kvm,
-    /// QEMU's emulation.
+    /// Emulation by QEMU.
     Tcg,
 }
 
-/// Decides; `boots` says whether a guest comes up with KVM, and is asked once per host kernel and
-/// QEMU version.
+/// Chooses the accelerator. `boots` tells whether a guest comes up with KVM; it is called once for
+/// each host kernel and QEMU version.
 pub(crate) fn decide(
     choice: AccelChoice,
     cache: &Cache,
@@ -99,8 +100,8 @@ fn host_kernel() -> String {
     format!("host kernel {}", host.release().to_string_lossy())
 }
 
-/// Whether a guest has booted with KVM where it could be tried with this host kernel: `None` if it never
-/// was.
+/// Returns whether a guest has booted with KVM under this host kernel; `None` if it was never
+/// tried.
 pub(crate) fn tried(cache: &Cache) -> Option<bool> {
     let (begin, end) = (format!("{},", host_kernel()), format!("/dev/kvm {OPENS}"));
     recorded(cache)
@@ -110,7 +111,7 @@ pub(crate) fn tried(cache: &Cache) -> Option<bool> {
         .next_back()
 }
 
-/// Everything that has been found out on this machine.
+/// All results recorded on this machine.
 fn recorded(cache: &Cache) -> BTreeMap<String, bool> {
     fs::read(cache.path(RECORD))
         .ok()
@@ -118,7 +119,7 @@ fn recorded(cache: &Cache) -> BTreeMap<String, bool> {
         .unwrap_or_default()
 }
 
-/// Why KVM cannot even be tried.
+/// Returns the reason why KVM cannot be tried, if there is one.
 pub(crate) fn kvm_unusable() -> Option<String> {
     match File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => None,

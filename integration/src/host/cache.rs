@@ -1,7 +1,7 @@
-//! The cache: everything that is expensive to make, keyed by what it was made from.
+//! The cache: everything that is expensive to build, keyed by what it was built from.
 //!
 //! An entry is built in a scratch directory under a file lock and renamed into place, so it is
-//! either absent or whole, and two runs at once build it once.
+//! either absent or complete, and concurrent runs build it once.
 
 use std::{
     fmt::Write as _,
@@ -39,7 +39,7 @@ impl Cache {
         std::path::absolute(&path).with_context(|| format!("cache path {}", path.display()))
     }
 
-    /// Opens the cache and keeps [`Cache::remove`] away from it.
+    /// Opens the cache; [`Cache::remove`] refuses while it is open.
     pub(crate) fn open() -> Result<Self> {
         let root = Self::location()?;
         fs::create_dir_all(root.join("locks"))
@@ -63,7 +63,7 @@ impl Cache {
         })
     }
 
-    /// Deletes the whole cache; false when there was none.
+    /// Deletes the whole cache; returns false if there was none.
     pub(crate) fn remove() -> Result<bool> {
         let root = Self::location()?;
         if !root.exists() {
@@ -99,7 +99,8 @@ impl Cache {
         Ok(path)
     }
 
-    /// The directory `kind/key`, made by `build` in a scratch directory if it does not exist yet.
+    /// Returns the directory `kind/key`; if it does not exist, `build` fills a scratch directory
+    /// that becomes it.
     pub(crate) fn entry(
         &self,
         kind: &str,
@@ -114,7 +115,7 @@ impl Cache {
         if entry.exists() {
             return Ok(entry);
         }
-        // The lock is ours, so whatever is at this path was left by a run that was killed.
+        // This run holds the lock, so a directory at this path was left by a run that was killed.
         let scratch = self.directory("scratch")?.join(format!("{kind}-{key}"));
         if scratch.exists() {
             remove_tree(&scratch)?;
@@ -122,7 +123,7 @@ impl Cache {
         fs::create_dir(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
         let built = build(&scratch);
         if let Err(error) = built {
-            // The first error is the one to report; what is left here is removed by the next run.
+            // The build's error is the one to report; the next run removes what remains here.
             let _ = remove_tree(&scratch);
             return Err(error);
         }

@@ -32,7 +32,7 @@ pub(crate) fn cargo(workspace: &Path) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(workspace).stdin(Stdio::null());
-    // What `cargo run` sets for this program is not meant for the builds it starts.
+    // `cargo run` sets these for this program; the builds it starts must not inherit them.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -42,16 +42,16 @@ pub(crate) fn cargo(workspace: &Path) -> Command {
     command
 }
 
-/// A program that cargo has made.
+/// A program that cargo has built.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Artifact {
     /// Name of its target.
     pub(crate) name: String,
-    /// A shared library for one that QEMU loads.
+    /// For a QEMU plugin, a shared library.
     pub(crate) executable: PathBuf,
     /// The manifest of its package.
     pub(crate) manifest: PathBuf,
-    /// Whether it holds tests, rather than what the target is for.
+    /// Whether this is the target's test program.
     pub(crate) is_test: bool,
 }
 
@@ -76,7 +76,7 @@ struct Profile {
     test: bool,
 }
 
-/// Runs a cargo build; gives the programs it made. Compiler messages go to standard error.
+/// Runs a cargo build and returns the programs it built. Compiler messages go to standard error.
 pub(crate) fn build(command: &mut Command, what: &str) -> Result<Vec<Artifact>> {
     command
         .args(["--quiet", "--message-format=json-render-diagnostics"])
@@ -96,7 +96,7 @@ pub(crate) fn build(command: &mut Command, what: &str) -> Result<Vec<Artifact>> 
     Ok(text.lines().filter_map(artifact).collect())
 }
 
-/// The program that a line of cargo's tells of.
+/// Parses a line of cargo's JSON output; `None` unless it reports a program.
 fn artifact(line: &str) -> Option<Artifact> {
     let message: Message = serde_json::from_str(line).ok()?;
     (message.reason == "compiler-artifact").then_some(())?;
@@ -111,7 +111,7 @@ fn artifact(line: &str) -> Option<Artifact> {
     })
 }
 
-/// The program called `name` among those that were built.
+/// Returns the program called `name` among those that were built.
 pub(crate) fn named(built: &[Artifact], name: &str) -> Result<PathBuf> {
     built
         .iter()

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP: every child is ended, then the run ends with 128 + signal.
+//! SIGINT, SIGTERM and SIGHUP: all children are terminated, then the run ends with 128 + signal.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -17,7 +17,7 @@ use crate::host::process_groups;
 static RECEIVED: AtomicI32 = AtomicI32::new(0);
 static LISTENER: Mutex<Option<Box<dyn Fn() + Send>>> = Mutex::new(None);
 
-/// The error of a run that a signal ended.
+/// The error of a run that was ended by a signal.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted by signal {0}")]
 pub(crate) struct Interrupted(pub(crate) i32);
@@ -41,7 +41,7 @@ pub(crate) fn install() -> Result<()> {
     Ok(())
 }
 
-/// Fails once a signal has been received.
+/// Returns an error once a signal has been received.
 pub(crate) fn check() -> Result<(), Interrupted> {
     match RECEIVED.load(Ordering::SeqCst) {
         0 => Ok(()),
@@ -49,7 +49,7 @@ pub(crate) fn check() -> Result<(), Interrupted> {
     }
 }
 
-/// Has `listener` called from the signal thread whenever a signal arrives, in place of any before.
+/// Replaces the listener that the signal thread calls for each signal.
 pub(crate) fn listen(listener: impl Fn() + Send + 'static) {
     *LISTENER.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(listener));
 }

@@ -1,4 +1,4 @@
-//! Which package mirror to use: the one that this machine uses itself.
+//! The package mirror: by default the one that this machine uses itself.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 /// Environment variable that overrides the mirror.
 pub(crate) const MIRROR_VARIABLE: &str = "VDMA_MIRROR";
 
-/// The mirror to use: `chosen` (from `--mirror` or the environment), or the host's own.
+/// Returns the mirror to use: `chosen` (from `--mirror` or the environment), or the host's own.
 pub(crate) fn find(chosen: Option<&str>) -> Result<String> {
     if let Some(mirror) = chosen {
         return Ok(mirror.trim_end_matches('/').to_owned());

@@ -2,7 +2,7 @@
 //! and unpacked from it.
 //!
 //! apt does the work, with directories of its own, so that the host's state is neither used nor
-//! changed and no privileges are needed. A snapshot stays as it is until it is refreshed.
+//! changed and no privileges are needed. A snapshot does not change until it is refreshed.
 
 use std::{
     fs,
@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{cache, cache::Cache, interrupt, process, progress};
 
-/// The release that guests and tools are made of.
+/// The Debian release of guests and tools.
 pub(crate) const SUITE: &str = "trixie";
 
-/// Where kernels and QEMU come from.
+/// The suite that kernels and QEMU come from.
 const BACKPORTS: &str = "trixie-backports";
 
-/// Prefers backports for what has to be new; everything else stays with the release.
+/// Prefers backports for kernels and QEMU; everything else comes from the release.
 const PREFERENCES: &str = "Package: linux-* qemu-* seabios ipxe-qemu\n\
                            Pin: release n=trixie-backports\n\
                            Pin-Priority: 900\n";
@@ -44,7 +44,7 @@ impl Package {
     }
 }
 
-/// Package lists of one moment.
+/// The mirror's package lists at one point in time.
 pub(crate) struct Snapshot<'a> {
     cache: &'a Cache,
     directory: PathBuf,
@@ -98,7 +98,7 @@ impl<'a> Snapshot<'a> {
             Ok(())
         })?;
         let snapshot = Self::open(cache, &directory, mirror);
-        // Makes every later look-up in these lists faster by seconds.
+        // Each later query of these lists becomes faster by seconds.
         process::output(
             snapshot.apt("apt-cache").arg("gencaches"),
             "indexing the package lists",
@@ -122,7 +122,7 @@ impl<'a> Snapshot<'a> {
         }
     }
 
-    /// `program` of apt, looking at this snapshot only.
+    /// Returns a command for `program` of apt that uses this snapshot only.
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let at = |name: &str| self.directory.join(name).display().to_string();
@@ -138,7 +138,7 @@ impl<'a> Snapshot<'a> {
             "APT::Architecture=amd64".to_owned(),
             "APT::Architectures=amd64".to_owned(),
             "APT::Install-Recommends=false".to_owned(),
-            // The cache may be where apt's own user cannot look.
+            // The cache may be in a directory that apt's own user cannot access.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
@@ -150,7 +150,7 @@ impl<'a> Snapshot<'a> {
         command
     }
 
-    /// `wanted` with everything they depend on, as apt would install them on an empty system.
+    /// Resolves `wanted` and all dependencies, as apt would install them on an empty system.
     pub(crate) fn closure(&self, wanted: &[&str]) -> Result<Vec<Package>> {
         let memo = self.directory.join(format!(
             "closure-{}.json",
@@ -204,7 +204,8 @@ impl<'a> Snapshot<'a> {
         Ok(parse_list(&text))
     }
 
-    /// Downloads what is not yet in the cache; gives the path of each package's file, in order.
+    /// Downloads what is not yet in the cache and returns the path of each package's file, in
+    /// order.
     pub(crate) fn download(&self, packages: &[Package]) -> Result<Vec<PathBuf>> {
         let pool = self.cache.directory("debs")?;
         let missing: Vec<&Package> = packages
@@ -230,7 +231,7 @@ impl<'a> Snapshot<'a> {
             )
             .with_context(|| {
                 format!(
-                    "{} may no longer have these versions; `--refresh` resolves them anew",
+                    "{} may no longer have these versions; `--refresh` resolves them again",
                     self.mirror
                 )
             })?;
@@ -246,7 +247,7 @@ impl<'a> Snapshot<'a> {
             .collect())
     }
 
-    /// The lists' directory, for tools that run an apt of their own.
+    /// The directory of the lists, for tools that run apt themselves.
     pub(crate) fn lists(&self) -> PathBuf {
         self.directory.join("lists")
     }
@@ -271,9 +272,9 @@ fn sources(mirror: &str) -> String {
 
 /// Unpacks package files over each other into `root`, several at a time.
 ///
-/// Files belong to whoever runs this; nothing is configured.
+/// The files belong to the calling user; nothing is configured.
 pub(crate) fn unpack(files: &[PathBuf], root: &Path) -> Result<()> {
-    // base-files brings the links from /bin to /usr/bin and so on: they have to be there first.
+    // base-files holds the links from /bin to /usr/bin and so on, which have to exist first.
     let is_base = |path: &&PathBuf| {
         path.file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("base-files_"))
@@ -318,7 +319,7 @@ fn unpack_one(file: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The package that apt said it could not locate.
+/// Returns the package that apt could not locate, if that is what its message says.
 fn missing_package(message: &str) -> Option<&str> {
     message
         .lines()

@@ -1,4 +1,4 @@
-//! Work that runs side by side.
+//! Independent steps in parallel.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 
 use crate::host::process_groups;
 
-/// Steps that run side by side; when one fails, the others' processes are ended.
+/// Steps that run in parallel; when one fails, the processes of the others are terminated.
 pub(crate) struct Steps {
     cause: Mutex<Option<anyhow::Error>>,
     end_others: fn(),
@@ -21,38 +21,38 @@ impl Default for Steps {
     }
 }
 
-/// Stands for a failure that [`Steps`] holds.
+/// A failure whose cause is kept in [`Steps`].
 #[derive(Debug, thiserror::Error)]
 #[error("a step failed")]
-struct Noted;
+struct Recorded;
 
 impl Steps {
-    /// Runs both; may be nested.
+    /// Runs both in parallel; calls may be nested.
     pub(crate) fn both<A: Send, B: Send>(
         &self,
         first: impl FnOnce() -> Result<A> + Send,
         second: impl FnOnce() -> Result<B> + Send,
     ) -> Result<(A, B)> {
         let (first, second) = std::thread::scope(|scope| {
-            let first = scope.spawn(|| first().map_err(|error| self.note(error)));
-            let second = second().map_err(|error| self.note(error));
+            let first = scope.spawn(|| first().map_err(|error| self.record(error)));
+            let second = second().map_err(|error| self.record(error));
             (first.join(), second)
         });
         let first = first.map_err(|_| anyhow!("a thread of the harness panicked"))?;
         Ok((first?, second?))
     }
 
-    /// Keeps the first failure: those that follow are its consequences.
-    fn note(&self, error: anyhow::Error) -> anyhow::Error {
+    /// Records the first failure; later ones are its consequences.
+    fn record(&self, error: anyhow::Error) -> anyhow::Error {
         let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
-        if cause.is_none() && !error.is::<Noted>() {
+        if cause.is_none() && !error.is::<Recorded>() {
             *cause = Some(error);
             (self.end_others)();
         }
-        Noted.into()
+        Recorded.into()
     }
 
-    /// What made `result` fail.
+    /// Replaces the error of `result` by the first failure.
     pub(crate) fn explain<T>(self, result: Result<T>) -> Result<T> {
         let cause = self
             .cause
@@ -66,7 +66,7 @@ impl Steps {
 mod tests {
     use super::*;
 
-    /// Steps that leave the processes of other tests alone.
+    /// Steps that do not terminate the processes of other tests.
     fn steps() -> Steps {
         Steps {
             end_others: || {},

@@ -1,4 +1,4 @@
-//! Child processes: each in a process group of its own, none of which outlives this program.
+//! Child processes: each has its own process group, and none outlives this program.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ use crate::host::{interrupt, process_groups};
 /// How long a child may take to end after SIGTERM before it gets SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A running child. Dropping it ends the child's whole process group.
+/// A running child. Dropping it terminates the child's whole process group.
 pub(crate) struct Process {
     child: Child,
     group: Pid,
@@ -25,7 +25,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` in a new process group; the kernel kills it should this thread die.
+    /// Starts `command` in a new process group; the kernel kills it if this thread dies.
     pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
         interrupt::check()?;
         command.process_group(0);
@@ -100,12 +100,12 @@ impl Process {
     /// Sends `signal` to the child's process group.
     pub(crate) fn signal(&mut self, signal: Signal) {
         if self.ended.is_none() {
-            // It may have ended a moment ago, which is as good.
+            // A group that has just ended needs no signal.
             let _ = rustix::process::kill_process_group(self.group, signal);
         }
     }
 
-    /// Ends the child: SIGTERM, then SIGKILL for what is left of its group.
+    /// Terminates the child: SIGTERM, and SIGKILL for what remains of its group.
     pub(crate) fn end(&mut self) {
         if self.ended.is_some() {
             return;
@@ -118,7 +118,7 @@ impl Process {
     }
 
     fn note_end(&mut self, status: ExitStatus) {
-        // Whoever is left of the group has lost its leader; a shell pipeline, for instance.
+        // Other processes of the group may remain, those of a shell pipeline for instance.
         let _ = rustix::process::kill_process_group(self.group, Signal::KILL);
         process_groups::remove(self.group);
         self.ended = Some(status);
@@ -131,7 +131,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs `command` to its end with its output in `log`; failing, the error shows the log's end.
+/// Runs `command` with its output in `log`; the error of a failure shows the end of the log.
 pub(crate) fn run_logged(command: &mut Command, what: &str, log: &Path) -> Result<()> {
     let file = open_log(log)?;
     let start = fs::metadata(log).map_or(0, |metadata| metadata.len());
@@ -152,7 +152,7 @@ pub(crate) fn run_logged(command: &mut Command, what: &str, log: &Path) -> Resul
     Ok(())
 }
 
-/// Runs `command` to its end and gives its standard output.
+/// Runs `command` and returns its standard output.
 pub(crate) fn output(command: &mut Command, what: &str) -> Result<String> {
     let mut stdout = tempfile::tempfile().context("cannot create a temporary file")?;
     let mut stderr = tempfile::tempfile().context("cannot create a temporary file")?;
@@ -225,7 +225,7 @@ mod tests {
             assert_eq!(process.try_wait().unwrap(), None, "the shell has ended");
         };
         drop(process);
-        // The signal has been sent; the kernel delivers it when the child runs next.
+        // The signal is pending; the kernel delivers it when the child runs next.
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

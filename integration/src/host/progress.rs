@@ -1,4 +1,4 @@
-//! What the user sees while something takes long: a spinner on a terminal, plain lines elsewhere.
+//! Progress messages for slow steps: a spinner on a terminal, plain lines elsewhere.
 //!
 //! A step that ends within [`QUIET_FOR`] is never shown, so a warm run prints nothing.
 
@@ -10,16 +10,17 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+/// Steps are reported after this time.
 const QUIET_FOR: Duration = Duration::from_secs(2);
 
-/// What every run does is told of only when it takes this long.
+/// Steps of every run are reported only after this time.
 const QUIET_FOR_PASSING: Duration = Duration::from_secs(10);
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 static STEPS: Mutex<Vec<Shown>> = Mutex::new(Vec::new());
 static CHANGED: Condvar = Condvar::new();
 static TICKER: LazyLock<()> = LazyLock::new(|| {
-    std::thread::spawn(show_what_takes_long);
+    std::thread::spawn(report_slow_steps);
 });
 
 struct Shown {
@@ -31,14 +32,14 @@ struct Shown {
     announced: bool,
 }
 
-/// One piece of work; its time is printed when it is dropped.
+/// A step in progress; dropping it prints the time it took.
 #[must_use]
 pub(crate) struct Step {
     id: u64,
 }
 
 impl Shown {
-    /// When the step is to be shown.
+    /// The time at which the step is to be reported.
     fn due(&self, terminal: bool) -> Instant {
         if self.passing && !terminal {
             self.since + QUIET_FOR_PASSING
@@ -53,8 +54,8 @@ pub(crate) fn step(text: impl Into<String>) -> Step {
     begin(text.into(), false)
 }
 
-/// Begins a step that is part of every run: a terminal shows it while it lasts, and nothing of it
-/// stays.
+/// Begins a step that is part of every run: a terminal shows it while it lasts, and nothing
+/// remains of it.
 pub(crate) fn passing(text: impl Into<String>) -> Step {
     begin(text.into(), true)
 }
@@ -75,7 +76,7 @@ fn begin(text: String, passing: bool) -> Step {
     Step { id }
 }
 
-/// Prints a line of its own, above any spinner.
+/// Prints a line, above any spinner.
 pub(crate) fn say(text: &str) {
     BARS.suspend(|| eprintln!("{text}"));
 }
@@ -103,7 +104,7 @@ fn steps() -> MutexGuard<'static, Vec<Shown>> {
     STEPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn show_what_takes_long() {
+fn report_slow_steps() {
     let terminal = std::io::stderr().is_terminal();
     let mut guard = steps();
     loop {

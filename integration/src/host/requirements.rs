@@ -1,4 +1,4 @@
-//! Packages that the host itself needs, few as they are: all else runs from the tools' tree.
+//! The few packages that the host itself needs; everything else runs from the tools' tree.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,41 +9,41 @@ use anyhow::{Context, Result, bail};
 
 use crate::host::{process, progress};
 
-/// A program that has to be on the host, and the package that brings it.
-pub(crate) struct Need {
+/// A program that the host must have, and the package that contains it.
+pub(crate) struct Requirement {
     pub(crate) program: &'static str,
     pub(crate) package: &'static str,
     pub(crate) purpose: &'static str,
     only_as_user: bool,
 }
 
-/// Everything that is needed.
-const NEEDS: [Need; 5] = [
-    Need {
+/// All required programs.
+const REQUIREMENTS: [Requirement; 5] = [
+    Requirement {
         program: "mmdebstrap",
         package: "mmdebstrap",
         purpose: "builds the guest image",
         only_as_user: false,
     },
-    Need {
+    Requirement {
         program: "bwrap",
         package: "bubblewrap",
         purpose: "runs QEMU and the kernel tool chain without installing them",
         only_as_user: false,
     },
-    Need {
+    Requirement {
         program: "gcc",
         package: "gcc",
         purpose: "links Rust programs",
         only_as_user: false,
     },
-    Need {
+    Requirement {
         program: "gpgv",
         package: "gpgv",
         purpose: "verifies package lists",
         only_as_user: false,
     },
-    Need {
+    Requirement {
         program: "newuidmap",
         package: "uidmap",
         purpose: "lets an ordinary user build the guest image",
@@ -51,23 +51,23 @@ const NEEDS: [Need; 5] = [
     },
 ];
 
-/// A file that has to be on the host.
+/// A file that the host must have, and the package that contains it.
 const LIBC_ARCHIVE: (&str, &str) = ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev");
 
-/// The needs that apply to this user, each with whether it is met.
-pub(crate) fn needs() -> impl Iterator<Item = (&'static Need, bool)> {
+/// Returns the requirements that apply to this user, and whether each is met.
+pub(crate) fn all() -> impl Iterator<Item = (&'static Requirement, bool)> {
     let root = rustix::process::geteuid().is_root();
-    NEEDS
+    REQUIREMENTS
         .iter()
-        .filter(move |need| !(need.only_as_user && root))
-        .map(|need| (need, find_program(need.program).is_some()))
+        .filter(move |one| !(one.only_as_user && root))
+        .map(|one| (one, find_program(one.program).is_some()))
 }
 
-/// Packages that are missing.
+/// Returns the packages that are missing.
 pub(crate) fn missing_packages() -> Vec<&'static str> {
-    let mut missing: Vec<&str> = needs()
+    let mut missing: Vec<&str> = all()
         .filter(|(_, met)| !met)
-        .map(|(need, _)| need.package)
+        .map(|(one, _)| one.package)
         .collect();
     if !Path::new(LIBC_ARCHIVE.0).exists() {
         missing.push(LIBC_ARCHIVE.1);
@@ -75,7 +75,7 @@ pub(crate) fn missing_packages() -> Vec<&'static str> {
     missing
 }
 
-/// Installs what is missing when run as root; otherwise says how to.
+/// Installs missing packages when run as root; otherwise the error says how to.
 pub(crate) fn provide_packages() -> Result<()> {
     let missing = missing_packages();
     if missing.is_empty() {
@@ -96,7 +96,7 @@ pub(crate) fn provide_packages() -> Result<()> {
     };
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
     install.extend(&missing);
-    // The lists of a fresh machine are often missing or stale.
+    // On a fresh machine the package lists are often missing or stale.
     if apt(&install).is_err() {
         apt(&["update"])?;
         apt(&install).context("the host's own packages could not be installed")?;
@@ -104,7 +104,7 @@ pub(crate) fn provide_packages() -> Result<()> {
     Ok(())
 }
 
-/// Where `program` is in `$PATH`, or in the directories that an ordinary user's `$PATH` lacks.
+/// Finds `program` in `$PATH`, or in the directories that an ordinary user's `$PATH` lacks.
 pub(crate) fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,7 +1,7 @@
-//! The tools: a directory tree of Debian packages that programs are run in, through bubblewrap.
+//! The tools: a tree of Debian packages that serves as the root directory of bubblewrap sandboxes.
 //!
-//! It brings the QEMU and the kernel tool chain that the host may not have, and changes nothing
-//! on the host. Nothing in it is configured; it is only unpacked.
+//! It contains the QEMU and the kernel tool chain that the host may lack, and changes nothing on
+//! the host. Its packages are unpacked, not configured.
 
 use std::{
     fs,
@@ -20,18 +20,18 @@ use crate::host::{
     progress,
 };
 
-/// What the tools are made of.
+/// Packages of the tools.
 const PACKAGES: &str = include_str!("../../../ci/image/tools.packages");
 
-/// What is added to build kernels and modules with clang.
+/// Further packages, to build kernels and modules with clang.
 const CLANG_PACKAGES: &str = include_str!("../../../ci/image/debug-tools.packages");
 
-/// Packages whose versions show in what is compiled for a kernel.
+/// Packages whose versions affect what is compiled for a kernel.
 const COMPILERS: [&str; 6] = [
     "bindgen", "binutils", "gcc-14", "pahole", "rust-src", "rustc",
 ];
 
-/// Bumped when the way the tree is made changes.
+/// Incremented when the construction of the tree changes.
 const RECIPE: &str = "1";
 
 /// The tools' directory tree.
@@ -47,7 +47,7 @@ impl Tools {
         Self::of(cache, snapshot, &names(PACKAGES))
     }
 
-    /// The same with clang.
+    /// As [`Tools::provide`], with clang.
     pub(crate) fn with_clang(cache: &Cache, snapshot: &Snapshot<'_>) -> Result<Self> {
         let mut wanted = names(PACKAGES);
         wanted.extend(names(CLANG_PACKAGES));
@@ -68,7 +68,7 @@ impl Tools {
         })
     }
 
-    /// Version of QEMU among the packages that the tools are made of.
+    /// Returns the version of QEMU in the tools.
     pub(crate) fn qemu_version(snapshot: &Snapshot<'_>) -> Result<String> {
         snapshot
             .closure(&names(PACKAGES))?
@@ -78,7 +78,7 @@ impl Tools {
             .context("the tools hold no qemu-system-x86")
     }
 
-    /// A sandbox in which the tools are the root directory.
+    /// Returns a sandbox with the tools as its root directory.
     pub(crate) fn sandbox(&self) -> Sandbox {
         let mut command = Command::new("bwrap");
         command
@@ -109,35 +109,35 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Shows the host's `path` read-only as `inside`, which lies below `/mnt` or `/tmp`.
+    /// Mounts the host's `path` read-only at `inside`, which is below `/mnt` or `/tmp`.
     #[must_use]
     pub(crate) fn read(mut self, path: &Path, inside: &str) -> Self {
         self.command.arg("--ro-bind").arg(path).arg(inside);
         self
     }
 
-    /// Shows the host's `path` as `inside`, writable.
+    /// Mounts the host's `path` writable at `inside`.
     #[must_use]
     pub(crate) fn write(mut self, path: &Path, inside: &str) -> Self {
         self.command.arg("--bind").arg(path).arg(inside);
         self
     }
 
-    /// Cuts the sandbox off from the network.
+    /// Removes network access.
     #[must_use]
     pub(crate) fn without_network(mut self) -> Self {
         self.command.arg("--unshare-net");
         self
     }
 
-    /// The directory that the program starts in.
+    /// Sets the working directory.
     #[must_use]
     pub(crate) fn directory(mut self, inside: &str) -> Self {
         self.command.args(["--chdir", inside]);
         self
     }
 
-    /// The finished command: `program` in the sandbox, for arguments to be added.
+    /// Returns the command that runs `program` in the sandbox; the caller adds its arguments.
     #[must_use]
     pub(crate) fn command(mut self, program: &str) -> Command {
         self.command.arg("--").arg(program);
@@ -145,12 +145,12 @@ impl Sandbox {
     }
 }
 
-/// What the packages' own scripts would have made, as far as it is needed.
+/// Creates those files of the packages' maintainer scripts that are needed.
 fn complete(root: &Path) -> Result<()> {
     for (link, target) in [("usr/bin/awk", "mawk"), ("usr/bin/cc", "gcc-14")] {
         symlink(target, root.join(link)).with_context(|| format!("cannot make the link {link}"))?;
     }
-    // Mount points, and files that programs expect to exist.
+    // Mount points, and files that programs expect.
     for directory in ["dev", "proc", "tmp", "mnt", "run"] {
         fs::create_dir_all(root.join(directory))
             .with_context(|| format!("cannot create {directory}"))?;

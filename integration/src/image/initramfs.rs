@@ -17,7 +17,7 @@ const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// Links at the top of the guest's file system: a file that is laid over it must not hide them.
+/// Links at the top of the guest's file system, which the overlay must not hide.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
 /// An archive under construction.
@@ -28,7 +28,7 @@ pub(crate) struct Initramfs<W: Write> {
 }
 
 impl Initramfs<BufWriter<File>> {
-    /// Begins the archive `path` with what every run has: the agent and its configuration.
+    /// Begins the archive `path` with the agent and its configuration.
     pub(crate) fn create(path: &Path, agent: &Path, config: &InitConfig) -> Result<Self> {
         let file =
             File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -46,7 +46,7 @@ impl<W: Write> Initramfs<W> {
         for directory in ["dev", "proc", "sys", LAYER.trim_start_matches('/')] {
             archive.directory(Path::new(directory))?;
         }
-        // The kernel opens it for process 1 before anything is mounted.
+        // The kernel opens it for process 1 before devtmpfs is mounted.
         archive.entry("dev/console", CHARACTER_DEVICE, Some((5, 1)), &[])?;
         archive.file(agent, Path::new("init"))?;
         let encoded =
@@ -77,10 +77,10 @@ impl<W: Write> Initramfs<W> {
         self.tree(from, &target)
     }
 
-    /// Ends the archive.
+    /// Completes the archive.
     pub(crate) fn finish(mut self) -> Result<W> {
-        let to = self.to.take().context("the archive is ended already")?;
-        let mut to = newc::trailer(to).context("cannot end the initial file system")?;
+        let to = self.to.take().context("the archive is complete already")?;
+        let mut to = newc::trailer(to).context("cannot complete the initial file system")?;
         to.flush().context("cannot write the initial file system")?;
         Ok(to)
     }
@@ -91,7 +91,7 @@ impl<W: Write> Initramfs<W> {
         if !metadata.is_dir() {
             if !metadata.is_file() {
                 bail!(
-                    "cannot copy {}: it is neither file nor directory",
+                    "cannot copy {}: it is neither a file nor a directory",
                     from.display()
                 );
             }
@@ -117,7 +117,7 @@ impl<W: Write> Initramfs<W> {
                 self.entry(&name(&inside)?, SYMLINK, None, points_to.as_bytes())?;
             } else if kind.is_socket() || kind.is_fifo() {
                 bail!(
-                    "cannot copy {}: it is neither file nor directory",
+                    "cannot copy {}: it is neither a file nor a directory",
                     path.display()
                 );
             } else {
@@ -142,7 +142,7 @@ impl<W: Write> Initramfs<W> {
         if !self.directories.insert(path.to_owned()) {
             return Ok(());
         }
-        // The upper of two merged directories gives the mode: root's home stays private.
+        // The mode of a merged directory is that of the upper one: root's home stays private.
         let private = path == Path::new(LAYER.trim_start_matches('/')).join("root");
         let mode = if private {
             DIRECTORY & !0o055
@@ -171,7 +171,7 @@ impl<W: Write> Initramfs<W> {
             builder = builder.rdev_major(major).rdev_minor(minor);
         }
         self.inode += 1;
-        let to = self.to.take().context("the archive is ended already")?;
+        let to = self.to.take().context("the archive is complete already")?;
         let mut writer = builder.write(to, size);
         writer
             .write_all(content)
@@ -184,7 +184,7 @@ impl<W: Write> Initramfs<W> {
     }
 }
 
-/// Where `target` of the guest is in the initial file system.
+/// Maps the guest's path `target` to its path in the initial file system.
 fn below_layer(target: &Path) -> Result<PathBuf> {
     let mut inside = PathBuf::from(LAYER.trim_start_matches('/'));
     let mut first = true;
@@ -216,7 +216,7 @@ fn name(path: &Path) -> Result<String> {
     }
 }
 
-/// Total size of the regular files in `path`, in bytes; the guest's memory has to hold them.
+/// Returns the total size of the regular files in `path`, in bytes.
 pub(crate) fn size_of(path: &Path) -> Result<u64> {
     let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if !metadata.is_dir() {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_what_was_added_under_the_guests_names() {
+    fn files_are_stored_under_the_guests_paths() {
         let dir = tempfile::tempdir().unwrap();
         let agent = dir.path().join("agent");
         fs::write(&agent, "agent").unwrap();

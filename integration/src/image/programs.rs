@@ -1,4 +1,4 @@
-//! The workspace's own programs: built by cargo, for the host and for guests.
+//! The workspace's own programs, built by cargo for the host and for guests.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +6,10 @@ use anyhow::Result;
 
 use crate::host::cargo::{build, cargo, named};
 
-/// What guests' programs are compiled for. Linked statically, they run in any guest.
+/// Target of the guest's programs. They are linked statically, so they run in any guest.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The workspace's programs, by name.
+/// The guest's programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
     pub(crate) agent: PathBuf,
@@ -47,10 +47,11 @@ pub(crate) fn for_guests(workspace: &Path) -> Result<Programs> {
         .args(["build", "--release", "--target", GUEST_TARGET])
         .args(["--package", "guest-agent", "--package", "guest-suites"])
         .args(["--package", "guest-demo", "--package", "vdma"])
-        // A guest's memory holds them twice; function names are kept for backtraces.
+        // The initial file system holds them in memory twice, so only function names are kept, for
+        // backtraces.
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
-        // These would take the place of the flags for the target.
+        // These would override the flags for the target.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env(

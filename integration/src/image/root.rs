@@ -16,13 +16,13 @@ use crate::host::{
     tools::Tools,
 };
 
-/// What every guest has.
+/// Packages of every guest.
 const PACKAGES: &str = include_str!("../../../ci/image/guest.packages");
 
-/// Bumped when the way the image is made changes.
+/// Incremented when the construction of the image changes.
 const RECIPE: &str = "1";
 
-/// Files that no guest reads.
+/// Files that are left out of the image.
 const LEFT_OUT: [&str; 4] = [
     "/usr/share/doc/*",
     "/usr/share/man/*",
@@ -30,7 +30,7 @@ const LEFT_OUT: [&str; 4] = [
     "/usr/share/info/*",
 ];
 
-/// The image with [`PACKAGES`] and the `extra` ones, built unless it is in the cache.
+/// Returns the image with [`PACKAGES`] and `extra`, built unless it is in the cache.
 pub(crate) fn provide(
     cache: &Cache,
     snapshot: &Snapshot<'_>,
@@ -103,7 +103,7 @@ fn mmdebstrap(
         .args(["--variant=essential", "--format=tar", "--skip=update"])
         .arg(format!("--include={}", include.join(",")))
         .args(["--aptopt=APT::Install-Recommends \"false\""])
-        // Nothing in the image has to survive a power failure while it is built.
+        // dpkg need not sync: the image is discarded if its build fails.
         .arg("--dpkgopt=force-unsafe-io");
     for path in LEFT_OUT {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
@@ -128,7 +128,7 @@ fn mmdebstrap(
     command
 }
 
-/// `path` as one word of mmdebstrap's hook language, which splits as a shell does.
+/// Quotes `path` as one word for mmdebstrap's hooks, which are split as a shell does.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
 }

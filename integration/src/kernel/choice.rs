@@ -1,4 +1,4 @@
-//! Which kernel `--kernel` means, and how to come by it.
+//! The kernel that `--kernel` selects, and how it is obtained.
 
 use std::path::{Path, PathBuf};
 
@@ -10,13 +10,13 @@ use crate::{
     kernel::{debug, files::KernelFiles, stock, stock::StockKernel, tree::KernelTree},
 };
 
-/// Which kernel `--kernel` means.
+/// The kernel that `--kernel` selects.
 pub(crate) enum Choice<'a> {
-    /// One that the mirror offers.
+    /// A kernel that the mirror offers.
     Stock(&'a StockKernel),
-    /// The one that finds mistakes, of the newest version that the mirror offers.
+    /// The debug kernel, of the newest version that the mirror offers.
     Debug(&'a StockKernel),
-    /// One that the user has built in this tree.
+    /// A kernel that the user has built in this tree.
     Built(PathBuf),
 }
 
@@ -67,16 +67,16 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Whether the kernel watches the DMA API, which is of use where devices go through it.
+    /// Whether the kernel checks the use of the DMA API (`CONFIG_DMA_API_DEBUG`).
     pub(crate) fn checks_dma(&self) -> bool {
         matches!(self, Self::Debug(_))
     }
 
-    /// By what to multiply the time that tests may take.
-    pub(crate) fn patience(&self) -> u32 {
+    /// Factor on the time that booting and tests may take.
+    pub(crate) fn timeout_factor(&self) -> u32 {
         match self {
             Self::Stock(_) => 1,
-            // Its checks make everything several times slower.
+            // Debugging checks make everything several times slower.
             Self::Debug(_) | Self::Built(_) => 5,
         }
     }

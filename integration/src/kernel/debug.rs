@@ -13,15 +13,15 @@ use crate::{
     },
 };
 
-/// What is switched on.
+/// The configuration fragment.
 const FRAGMENT: &str = include_str!("../../../ci/kernel/debug.config");
 
-/// How it is built; run inside the tools.
+/// The build script, run inside the tools.
 const BUILD: &str = include_str!("../../../ci/kernel/build-debug.sh");
 
 /// The tree in which the debug kernel of `kernel`'s version is built, unless it is in the cache.
 ///
-/// `tools` have to hold clang.
+/// `tools` must contain clang.
 pub(crate) fn provide(
     cache: &Cache,
     snapshot: &Snapshot<'_>,

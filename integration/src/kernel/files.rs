@@ -1,4 +1,4 @@
-//! The files that booting a kernel takes: its image, and the modules for its root file system.
+//! The files needed to boot a kernel: its image, and the modules for the root file system.
 
 use std::{
     fs,
@@ -22,13 +22,13 @@ const ROOT_MODULES_IN_TREE: [&str; 3] = [
     "fs/overlayfs/overlay.ko",
 ];
 
-/// Bumped when the way the files are laid out changes.
+/// Incremented when the layout of the files changes.
 const RECIPE: &str = "1";
 
 /// The files of one kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelFiles {
-    /// What `uname -r` will say.
+    /// Release, as `uname -r` reports it.
     pub(crate) release: String,
     /// The bootable image.
     pub(crate) image: PathBuf,
@@ -90,7 +90,7 @@ impl KernelFiles {
         Ok(Self {
             release: read("include/config/kernel.release")?.trim().to_owned(),
             image,
-            // One that is not there is built in.
+            // A missing module is built in.
             root_modules: ROOT_MODULES_IN_TREE
                 .iter()
                 .map(|name| tree.join(name))
@@ -113,7 +113,7 @@ fn either(first: PathBuf, second: PathBuf) -> PathBuf {
     if first.exists() { first } else { second }
 }
 
-/// Writes the `modules.dep` that the packages leave to be made on installation.
+/// Writes `modules.dep`, which the packages would generate on installation.
 fn index_modules(tools: &Tools, directory: &Path, release: &str) -> Result<()> {
     process::output(
         tools
@@ -126,7 +126,7 @@ fn index_modules(tools: &Tools, directory: &Path, release: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts the decompressed module beside the compressed one.
+/// Writes the decompressed module next to the compressed one.
 fn decompress(tools: &Tools, directory: &Path, file: &Path) -> Result<()> {
     if file.extension().is_none_or(|extension| extension != "xz") {
         return Ok(());
@@ -153,7 +153,7 @@ fn root_modules(modules: &Path) -> Result<Vec<PathBuf>> {
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut files = Vec::new();
     for name in ROOT_MODULES {
-        // A module that is not listed is built in.
+        // An unlisted module is built in.
         for file in dependencies_of(&dependencies, name) {
             let file = modules.join(file);
             if !files.contains(&file) {

@@ -15,10 +15,10 @@ use crate::{
 /// The module's file.
 const MODULE: &str = "vdma.ko";
 
-/// What the module is compiled from: its own directory, and the protocol beside it.
+/// Directories with the module's sources: its own, and the protocol's.
 const SOURCES: [&str; 2] = ["guest-driver/module", "protocol/src/wire"];
 
-/// Bumped when the way the module is built changes.
+/// Incremented when the build procedure changes.
 const RECIPE: &str = "2";
 
 /// Directory of the kernel's modules, as guests have it.
@@ -53,7 +53,7 @@ impl InstalledModule {
 
 /// The module built from the sources in `workspace`, from the cache if they have not changed.
 ///
-/// Warnings are errors. What the compilers said is in the error, all of it.
+/// Warnings are errors. The error of a failed build contains all compiler output.
 pub(crate) fn provide(
     cache: &Cache,
     tools: &Tools,
@@ -88,7 +88,7 @@ pub(crate) fn provide(
                 .with_context(|| format!("cannot copy {}", file.display()))?;
         }
         let log = cache.directory("logs")?.join(format!("module-{key}.log"));
-        // A failed build of the same sources may have left one.
+        // A failed build of the same sources may have left a log.
         fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
         let jobs = std::thread::available_parallelism().map_or(2, usize::from);
         let built = process::run_logged(
@@ -126,7 +126,7 @@ pub(crate) fn provide(
     })
 }
 
-/// Puts the module where `make modules_install` does, and writes the index beside it.
+/// Installs the module where `make modules_install` does, and writes the index next to it.
 fn install(tools: &Tools, built: &Path, directory: &Path, release: &str) -> Result<()> {
     let updates = directory.join(MODULES).join(release).join("updates");
     fs::create_dir_all(&updates).with_context(|| format!("cannot create {}", updates.display()))?;
@@ -162,7 +162,7 @@ fn list(base: &Path, directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Sources, as opposed to what a build by hand in that directory leaves there.
+/// Whether `path` is a source, and not a product of a manual build in that directory.
 fn is_source(path: &Path) -> bool {
     let name = path
         .file_name()
@@ -182,7 +182,7 @@ mod tests {
     use super::is_source;
 
     #[test]
-    fn tells_sources_from_what_a_build_leaves() {
+    fn sources_are_distinguished_from_build_products() {
         for name in [
             "main.rs",
             "virtio/queue.rs",

@@ -1,4 +1,4 @@
-//! Kernel trees made from Debian's source package, by a script that runs in the sandbox.
+//! Kernel trees built from Debian's source package, by a script that runs in the sandbox.
 
 use std::{fs, path::Path};
 
@@ -15,29 +15,29 @@ use crate::{
     kernel::stock::StockKernel,
 };
 
-/// Where the script finds what was unpacked and put beside it.
+/// Directory of the script, the unpacked packages and the files, inside the sandbox.
 pub(crate) const PARTS: &str = "/mnt/parts";
 
-/// Where the script makes the tree.
+/// Directory of the tree, inside the sandbox.
 const TREE: &str = "/mnt/kernel";
 
-/// How a tree is made from a kernel's sources.
+/// How a tree is built from a kernel's sources.
 pub(crate) struct Recipe<'a> {
-    /// What is done, for the user.
+    /// Description of the step, for the user.
     pub(crate) what: String,
     /// Name of the log.
     pub(crate) log: String,
-    /// The script; it gets the tarball of sources, `arguments` and the tree's directory.
+    /// The script; its arguments are the source tarball, `arguments` and the tree's directory.
     pub(crate) script: &'a str,
-    /// Packages that it needs beside the sources; unpacked in [`PARTS`].
+    /// Further packages that it needs, unpacked in [`PARTS`].
     pub(crate) packages: Vec<Package>,
-    /// Files that it needs: their names in [`PARTS`], and their contents.
+    /// Files that it needs: names in [`PARTS`], and contents.
     pub(crate) files: Vec<(&'a str, Vec<u8>)>,
-    /// Its arguments.
+    /// Arguments of the script.
     pub(crate) arguments: Vec<String>,
 }
 
-/// Makes the tree of `kernel` in `directory`.
+/// Builds the tree of `kernel` in `directory`.
 pub(crate) fn build(
     cache: &Cache,
     snapshot: &Snapshot<'_>,

@@ -1,4 +1,4 @@
-//! Stock kernels: which there are, and which one is meant.
+//! Stock kernels: those that the mirror offers, and the selection of one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::packages::Package;
 
-/// The flavour of Debian's kernels that guests run: small, with everything a VM needs.
+/// The flavour of Debian's kernels that guests run: small, and complete for a VM.
 const FLAVOUR: &str = "cloud-amd64";
 
 /// The first kernel version whose Rust interfaces the driver can be built on.
@@ -16,7 +16,7 @@ const OLDEST: (u32, u32) = (7, 2);
 /// A kernel that the mirror offers, with sources of exactly the same version.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct StockKernel {
-    /// What `uname -r` says: `7.3.4+deb13-cloud-amd64`.
+    /// As `uname -r` reports it: `7.3.4+deb13-cloud-amd64`.
     pub(crate) release: String,
     /// `7.3`.
     pub(crate) series: String,
@@ -33,7 +33,7 @@ pub(crate) struct StockKernel {
 }
 
 impl StockKernel {
-    /// What follows the version in the release: `+deb13-cloud-amd64`.
+    /// The part of the release after the version: `+deb13-cloud-amd64`.
     pub(crate) fn local_version(&self) -> &str {
         self.release
             .strip_prefix(self.version.as_str())
@@ -41,7 +41,7 @@ impl StockKernel {
     }
 }
 
-/// The kernels among `packages` that guests can run, newest first.
+/// Returns the kernels among `packages` that guests can run, newest first.
 pub(crate) fn offered(packages: &[Package]) -> Vec<StockKernel> {
     let by_name: BTreeMap<&str, Vec<&Package>> =
         packages.iter().fold(BTreeMap::new(), |mut map, package| {
@@ -67,7 +67,7 @@ pub(crate) fn offered(packages: &[Package]) -> Vec<StockKernel> {
         else {
             continue;
         };
-        let Some((major, minor, _)) = numbers(version) else {
+        let Some((major, minor, _)) = parse_version(version) else {
             continue;
         };
         let series = format!("{major}.{minor}");
@@ -94,11 +94,11 @@ pub(crate) fn offered(packages: &[Package]) -> Vec<StockKernel> {
             source,
         });
     }
-    found.sort_by_key(|kernel| std::cmp::Reverse(numbers(&kernel.version)));
+    found.sort_by_key(|kernel| std::cmp::Reverse(parse_version(&kernel.version)));
     found
 }
 
-/// The kernel that `--kernel` names: `stock`, a series, a version or a release.
+/// Selects a kernel by name: `stock`, a series, a version or a release.
 pub(crate) fn choose<'a>(kernels: &'a [StockKernel], wanted: &str) -> Result<&'a StockKernel> {
     let chosen = if wanted == "stock" {
         kernels.first()
@@ -112,7 +112,7 @@ pub(crate) fn choose<'a>(kernels: &'a [StockKernel], wanted: &str) -> Result<&'a
     match chosen {
         Some(kernel) => Ok(kernel),
         None => bail!(
-            "no kernel {wanted:?}: the mirror offers {}; `--refresh` looks again",
+            "no kernel {wanted:?}: the mirror offers {}; `--refresh` checks it again",
             kernels
                 .iter()
                 .map(|kernel| kernel.version.as_str())
@@ -122,8 +122,8 @@ pub(crate) fn choose<'a>(kernels: &'a [StockKernel], wanted: &str) -> Result<&'a
     }
 }
 
-/// `7.3.4` as numbers; `7.3` has patch level 0.
-fn numbers(version: &str) -> Option<(u32, u32, u32)> {
+/// Parses a version such as `7.3.4`; `7.3` has patch level 0.
+fn parse_version(version: &str) -> Option<(u32, u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
     let major = parts.next()??;
     let minor = parts.next()??;
@@ -152,7 +152,7 @@ mod tests {
             ("7.3.4", false),
             ("6.19.1", true),
         ] {
-            let (major, minor, _) = numbers(version).unwrap();
+            let (major, minor, _) = parse_version(version).unwrap();
             let build = format!("{version}-1");
             for part in ["image", "headers", "binary"] {
                 let name = format!("linux-{part}-{version}+deb13-cloud-amd64");

@@ -22,11 +22,11 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct KernelTree {
     pub(crate) directory: PathBuf,
-    /// Variables that `make` needs to build modules for it.
+    /// Variables for `make` when modules are built for it.
     pub(crate) make_arguments: Vec<String>,
 }
 
-/// How the tree is prepared; run inside the tools.
+/// The script that prepares the tree, run inside the tools.
 const PREPARE: &str = include_str!("../../../ci/kernel/prepare-tree.sh");
 
 impl KernelTree {
@@ -77,7 +77,7 @@ impl KernelTree {
         })
     }
 
-    /// The tree in which a kernel has been built, at `directory`.
+    /// Uses the tree `directory`, in which a kernel has been built.
     pub(crate) fn built(directory: &Path) -> Result<Self> {
         let path = directory.join(".config");
         let config = fs::read_to_string(&path)
@@ -93,7 +93,7 @@ impl KernelTree {
         })
     }
 
-    /// What `uname -r` says in a guest with this kernel.
+    /// Returns the release, as `uname -r` reports it.
     pub(crate) fn release(&self) -> Result<String> {
         let path = self.directory.join("include/config/kernel.release");
         let text = fs::read_to_string(&path)
@@ -101,7 +101,7 @@ impl KernelTree {
         Ok(text.trim().to_owned())
     }
 
-    /// Whether building for this tree takes clang.
+    /// Whether modules for this tree are built with clang.
     pub(crate) fn needs_clang(&self) -> bool {
         self.make_arguments
             .iter()

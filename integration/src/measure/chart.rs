@@ -1,4 +1,4 @@
-//! Measurements as a picture: a bar for each ratio.
+//! Measurements as a chart: a bar for each ratio.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use plotters::prelude::*;
 
 use super::times::Measurements;
 
-/// Pixels of a bar and the space around it.
+/// Height of a bar and the space around it, in pixels.
 const ROW: u32 = 26;
-/// Pixels left of the bars, for their names.
+/// Width of the names to the left of the bars, in pixels.
 const NAMES: i32 = 520;
-/// Pixels of the whole picture's width.
+/// Width of the chart, in pixels.
 const WIDTH: u32 = 1100;
 
 /// Draws the ratios of device to peer into the file `path`.
@@ -42,7 +42,7 @@ fn draw_rows(
         .iter()
         .map(|(_, peer)| peer.ratio)
         .fold(2.0_f64, f64::max);
-    #[allow(clippy::cast_possible_truncation)] // Pixels.
+    #[allow(clippy::cast_possible_truncation)] // A number of pixels.
     let x = |ratio: f64| NAMES + (ratio / most * f64::from(WIDTH as i32 - NAMES - 60)) as i32;
     let row = i32::try_from(ROW)?;
     for (line, (comparison, peer)) in (0_i32..).zip(&rows) {

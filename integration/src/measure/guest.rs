@@ -1,4 +1,4 @@
-//! The guest that is measured: the device and its peers in it, and commands run there.
+//! The guest of the measurements, with the device and its peers, and commands in it.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ pub(super) const GUEST: &str = "bench";
 /// The device's node in the guest.
 pub(super) const DEVICE: &str = "/dev/vdma0";
 
-/// Room for fio to start and end, beside the time that it measures.
+/// Time for fio to start and end, in addition to the time that it measures.
 pub(super) const OVERHEAD: Duration = Duration::from_secs(60);
 
-/// Boots the guest; gives it, and the nodes of its peers.
+/// Boots the guest; returns it and the nodes of its peers.
 pub(super) fn boot(testbed: &Testbed, verbose: bool) -> Result<(Vm, Vec<(&'static Peer, String)>)> {
     peers::make_files(&testbed.run.path().join(GUEST), SIZE_MIB)?;
     let mut vm = testbed.boot(&GuestSpec {
@@ -41,7 +41,7 @@ pub(super) fn boot(testbed: &Testbed, verbose: bool) -> Result<(Vm, Vec<(&'stati
         .iter()
         .map(|peer| Ok((peer, find(&mut vm, peer)?)))
         .collect::<Result<Vec<_>>>()?;
-    // Memory that nobody has touched is no fair start.
+    // Memory that was never touched would be allocated during the first job.
     for node in nodes.iter().map(|(_, node)| node.as_str()).chain([DEVICE]) {
         let output = format!("of={node}");
         let size = format!("count={SIZE_MIB}");
@@ -69,7 +69,7 @@ fn find(vm: &mut Vm, peer: &Peer) -> Result<String> {
     Ok(format!("/dev/{name}"))
 }
 
-/// Runs a command in the guest, which has to succeed; gives what it printed.
+/// Runs a command in the guest, which has to succeed, and returns its output.
 pub(super) fn sh(vm: &mut Vm, arguments: &[&str], limit: Duration) -> Result<String> {
     let command = Command {
         arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
@@ -84,7 +84,7 @@ pub(super) fn sh(vm: &mut Vm, arguments: &[&str], limit: Duration) -> Result<Str
     }
 }
 
-/// What a command prints, all of it: the kernel's symbols are many.
+/// The complete output of a command: the list of kernel symbols is long.
 struct Output(Vec<u8>);
 
 impl CommandIo for Output {

@@ -1,7 +1,7 @@
-//! Instructions of the guest for each request, and the functions that they are in.
+//! Instructions of the guest per request, by function.
 //!
-//! Each job runs twice, with few and with many requests: the difference is what the requests cost, and
-//! nothing of what starting and ending costs.
+//! Each job runs twice, with few and with many requests: the difference is the cost of the
+//! requests, without that of start and end.
 
 use std::{collections::HashMap, fmt::Write as _, time::Duration};
 
@@ -20,33 +20,33 @@ use crate::{
     vm::{qemu::COUNTS, running::Vm},
 };
 
-/// Requests of the short run and of the long one.
+/// Numbers of requests of the short and the long run.
 type Requests = (u32, u32);
 
-/// Many small ones, and fewer of many pages each.
+/// Many small requests, and fewer of many pages each.
 const SMALL: Requests = (1_000, 11_000);
 const LARGE: Requests = (100, 1_100);
 
-/// How long a run may take.
+/// Time limit of a run.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Functions that are reported for each job, those with most instructions first.
+/// Number of functions reported for each job, by their instructions.
 const FUNCTIONS: usize = 60;
 
-/// What is run.
+/// A job to be counted.
 struct Job {
     name: &'static str,
-    /// Before the node and the number of requests.
+    /// Arguments before the node and the number of requests.
     words: &'static [&'static str],
     kind: Kind,
     requests: Requests,
-    /// What device divided by virtio-blk must not exceed.
+    /// Upper limit of the ratio of device to virtio-blk.
     target: Option<f64>,
 }
 
 enum Kind {
     Fio,
-    /// The suites' own reader.
+    /// The reader in the suites' program.
     Reader,
 }
 
@@ -89,7 +89,7 @@ const JOBS: &[Job] = &[
 ];
 
 impl Job {
-    /// Has the guest send so many requests to `node`.
+    /// Sends `requests` requests to `node`.
     fn run(&self, vm: &mut Vm, node: &str, requests: u32) -> Result<()> {
         let words = self.command(node, requests);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -111,7 +111,7 @@ impl Job {
             .chain(words)
             .chain([
                 format!("--filename={node}"),
-                // Random offsets, each once, would end after the size.
+                // With a map, each random offset would be used once.
                 "--norandommap".to_owned(),
                 format!("--size={SIZE_MIB}M"),
                 "--io_size=100G".to_owned(),
@@ -132,13 +132,13 @@ impl Job {
 pub(crate) struct Cost {
     /// Each round's total.
     pub(crate) rounds: Vec<f64>,
-    /// Median of the rounds, as are the parts.
+    /// Median of the rounds; the parts below are medians as well.
     pub(crate) total: f64,
-    /// The part of programs.
+    /// Instructions in programs.
     pub(crate) programs: f64,
-    /// That of the kernel without the module.
+    /// Instructions in the kernel without the module.
     pub(crate) kernel: f64,
-    /// That of the module `vdma`.
+    /// Instructions in the module `vdma`.
     pub(crate) module: f64,
     /// Functions with most instructions.
     pub(crate) functions: Vec<Function>,
@@ -148,11 +148,11 @@ pub(crate) struct Cost {
 #[derive(Debug, Serialize)]
 pub(crate) struct Function {
     pub(crate) name: String,
-    /// Instructions in it for each request, without those of functions that it calls.
+    /// Instructions per request in it, without the functions that it calls.
     pub(crate) instructions: f64,
 }
 
-/// What one job costs on either device.
+/// The cost of one job on both devices.
 #[derive(Debug, Serialize)]
 pub(crate) struct Comparison {
     pub(crate) job: &'static str,
@@ -160,7 +160,7 @@ pub(crate) struct Comparison {
     pub(crate) peer: Cost,
     /// The device's total divided by the peer's.
     pub(crate) ratio: f64,
-    /// What the ratio must not exceed, where that is promised.
+    /// Upper limit of the ratio, if there is a target.
     pub(crate) target: Option<f64>,
 }
 
@@ -169,19 +169,19 @@ pub(crate) struct Comparison {
 pub(crate) struct Instructions {
     /// The guest's kernel.
     pub(crate) kernel: String,
-    /// How often each job ran.
+    /// Number of runs of each job.
     pub(crate) rounds: u32,
     pub(crate) comparisons: Vec<Comparison>,
 }
 
-/// Boots the guest and counts all jobs, `rounds` times in turn.
+/// Boots the guest and counts all jobs, `rounds` times each.
 pub(crate) fn run(testbed: &Testbed, rounds: u32, verbose: bool) -> Result<Instructions> {
     let (mut vm, nodes) = boot(testbed, verbose)?;
     let path = testbed.run.path().join(GUEST).join(COUNTS);
     let counts = Counts::open(&path).with_context(|| path.display().to_string())?;
     let symbols = Symbols::read(&mut vm)?;
     let (_, peer) = nodes.first().context("there is no peer")?;
-    // The first run of a program reads it from its disk.
+    // The first run of a program reads it from the root disk.
     for job in JOBS {
         let _step = progress::step(format!("warming up: {}", job.name));
         for node in [DEVICE, peer.as_str()] {
@@ -200,7 +200,7 @@ pub(crate) fn run(testbed: &Testbed, rounds: u32, verbose: bool) -> Result<Instr
                     let spent = counts.snapshot().since(&before);
                     ensure!(
                         spent.lost() == 0,
-                        "{} blocks of code found no room in {}",
+                        "{} blocks of code did not fit into {}",
                         spent.lost(),
                         path.display()
                     );
@@ -232,9 +232,9 @@ pub(crate) fn run(testbed: &Testbed, rounds: u32, verbose: bool) -> Result<Instr
 /// One job on one device, round by round.
 #[derive(Default)]
 struct Rounds {
-    /// Instructions a request in programs, the kernel and the module.
+    /// Instructions per request in programs, the kernel and the module.
     parts: Vec<[f64; 3]>,
-    /// By [`Symbols::index`], the sum over all rounds. Chance can make it negative.
+    /// Sum over all rounds by [`Symbols::index`]; noise can make it negative.
     functions: HashMap<Option<usize>, f64>,
 }
 
@@ -287,7 +287,7 @@ impl Rounds {
 /// A symbol of the guest's kernel.
 struct Symbol {
     address: u64,
-    /// With the module's name in brackets, for one of a module.
+    /// For a symbol of a module, with the module's name in brackets.
     name: String,
 }
 
@@ -332,14 +332,14 @@ impl Symbols {
         Self(symbols)
     }
 
-    /// The symbol that `address` belongs to; none for code of a program.
+    /// Returns the symbol that `address` belongs to; `None` for code of a program.
     fn index(&self, address: u64) -> Option<usize> {
         let behind = self.0.partition_point(|symbol| symbol.address <= address);
         behind.checked_sub(1)
     }
 }
 
-/// A symbol's name; of a mangled one of Rust (`_R…`) the part that a reader knows it by.
+/// Shortens a mangled name of Rust (`_R…`) to its last identifiers.
 fn shorter(name: &str) -> String {
     if !name.starts_with("_R") {
         return name.to_owned();
@@ -370,7 +370,7 @@ fn shorter(name: &str) -> String {
 /// The table, with a line for each job.
 pub(crate) fn table(counts: &Instructions) -> String {
     let mut text = format!(
-        "kernel {}, tcg: instructions of the guest for each request, medians of {} rounds\n\n\
+        "kernel {}, tcg: guest instructions per request, medians of {} rounds\n\n\
          {:<46} {:<10} {:>8} {:>8} {:>8} {:>8} {:>6} {:>9}\n",
         counts.kernel,
         counts.rounds,
@@ -398,7 +398,7 @@ pub(crate) fn table(counts: &Instructions) -> String {
         ] {
             let numbers: String = [cost.total, cost.programs, cost.kernel, cost.module]
                 .iter()
-                // What chance has made negative is nothing.
+                // Noise can make a small number negative.
                 .map(|number| format!(" {:>8.0}", number.max(0.0)))
                 .collect();
             let line = format!("{:<46} {device:<10}{numbers}{end}", comparison.job);
@@ -417,7 +417,7 @@ mod tests {
         ffffffffc0000000 t _RNvMs_NtCs1a_4vdma5queueNtB4_5Queue4reap\t[vdma]\n";
 
     #[test]
-    fn addresses_belong_to_the_symbol_before() {
+    fn addresses_belong_to_the_preceding_symbol() {
         let symbols = Symbols::parse(TEXT);
         let name = |address| {
             symbols
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn the_difference_of_two_runs_is_shared_among_the_requests() {
+    fn the_difference_of_two_runs_is_divided_by_the_requests() {
         let symbols = Symbols::parse(TEXT);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("counts");

@@ -1,4 +1,4 @@
-//! The jobs: what fio is told, and what is read off its report.
+//! The jobs: fio's options, and the evaluation of its report.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -12,18 +12,18 @@ pub(crate) struct Job {
     pub(crate) name: &'static str,
     arguments: &'static [&'static str],
     pub(crate) unit: Unit,
-    /// What device divided by peer has to reach (or, for latencies, must not exceed).
+    /// Lower limit of the ratio of device to peer (for latencies, its upper limit).
     pub(crate) target: Option<f64>,
-    /// Compared with this job on the same device, instead of with itself on the peers.
+    /// The job that it is compared with on the same device, instead of itself on the peers.
     pub(crate) against: Option<&'static Job>,
 }
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
-    /// Requests a second.
+    /// Requests per second.
     Rate,
-    /// Bytes a second.
+    /// Bytes per second.
     Bandwidth,
     /// Median time of a request.
     Latency,
@@ -58,7 +58,7 @@ const fn job(
     }
 }
 
-/// The processor copies device memory through the BAR.
+/// The CPU copies device memory through the BAR.
 const BAR_COPY: Job = job(
     "1 MiB copy by the CPU through the BAR",
     &["--ioengine=mmap", "--rw=read", "--bs=1M"],
@@ -154,11 +154,11 @@ impl Job {
 
     /// The result in fio's report.
     pub(crate) fn result(&self, report: &str) -> Result<f64> {
-        // Notes may come before it.
+        // Notes may precede it.
         let json = report.find('{').map_or("", |start| &report[start..]);
         let report: Value = serde_json::from_str(json).context("fio's report is malformed")?;
         let job = &report["jobs"][0];
-        ensure!(job["error"] == 0, "fio says error {}", job["error"]);
+        ensure!(job["error"] == 0, "fio reports error {}", job["error"]);
         let direction = if job["read"]["total_ios"].as_u64() > Some(0) {
             &job["read"]
         } else {

@@ -16,7 +16,7 @@ mod tests {
     use super::median;
 
     #[test]
-    fn medians_do_not_care_for_outliers() {
+    fn medians_ignore_outliers() {
         assert!((median(vec![3.0, 900.0, 1.0]) - 3.0).abs() < f64::EPSILON);
         assert!((median(vec![4.0, 1.0, 2.0, 100.0]) - 3.0).abs() < f64::EPSILON);
         assert!(median(Vec::new()).is_nan());

@@ -1,4 +1,4 @@
-//! Side-by-side measurements: the device and virtio-blk disks in one guest, the same jobs.
+//! Comparison of the device with virtio-blk disks in one guest, in time and in instructions.
 
 pub(crate) mod chart;
 pub(crate) mod guest;

@@ -1,4 +1,4 @@
-//! What the device is compared with: virtio-blk disks of the same guest.
+//! The peers that the device is compared with: virtio-blk disks of the same guest.
 
 use std::{
     fs::{self, File},
@@ -15,15 +15,15 @@ pub(super) const SIZE_MIB: u64 = 64;
 /// A disk.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// Its name in reports.
+    /// Name in reports.
     pub(crate) name: &'static str,
-    /// The serial number by which the guest finds it.
+    /// Serial number, by which the guest finds it.
     pub(crate) serial: &'static str,
     /// Driver and options of its block device, before its size.
     backing: &'static str,
 }
 
-/// All peers; targets count against the first. Each has a thread of QEMU of its own.
+/// All peers, each with its own I/O thread. Targets apply to the first.
 pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "virtio-blk, file in memory",
@@ -37,7 +37,7 @@ pub(crate) const PEERS: &[Peer] = &[
     },
 ];
 
-/// Makes the files of those peers that have one, in a guest's run directory.
+/// Creates the files of those peers that have one, in a guest's run directory.
 pub(crate) fn make_files(directory: &Path, mib: u64) -> Result<()> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
@@ -50,7 +50,7 @@ pub(crate) fn make_files(directory: &Path, mib: u64) -> Result<()> {
     Ok(())
 }
 
-/// Arguments of QEMU that add the peers, each of `mib` MiB.
+/// Returns QEMU's arguments for the peers, each of `mib` MiB.
 pub(crate) fn qemu_arguments(mib: u64) -> Vec<String> {
     let size = mib << 20;
     PEERS
@@ -58,7 +58,7 @@ pub(crate) fn qemu_arguments(mib: u64) -> Vec<String> {
         .flat_map(|peer| {
             let serial = peer.serial;
             let backing = match peer.backing {
-                // Written to, it stays in the page cache: nothing waits for a disk.
+                // The file stays in the page cache, so that no request waits for a disk.
                 "file" => format!(
                     "driver=raw,file.driver=file,file.filename={RUN}/{serial}.img,cache.no-flush=on"
                 ),

@@ -1,4 +1,4 @@
-//! Side-by-side measurements: the device and virtio-blk disks in one guest, the same jobs.
+//! Measurements of time: the same jobs on the device and on virtio-blk disks, in one guest.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{host::progress, testbed::boot::Testbed, vm::running::Vm};
 
-/// What one job gives on the device and on its peers.
+/// The results of one job on the device and its peers.
 #[derive(Debug, Serialize)]
 pub(crate) struct Comparison {
-    /// What is done.
+    /// Name of the job.
     pub(crate) job: &'static str,
     /// `IOPS`, `MiB/s` or `us`.
     pub(crate) unit: &'static str,
@@ -24,39 +24,39 @@ pub(crate) struct Comparison {
     pub(crate) more_is_better: bool,
     /// Each round's result on the device.
     pub(crate) device: Vec<f64>,
-    /// The same on the peers, in the same order of rounds.
+    /// The results on the peers, in the same order of rounds.
     pub(crate) peers: Vec<PeerResult>,
 }
 
-/// What one job gives on a peer.
+/// The results of one job on a peer.
 #[derive(Debug, Serialize)]
 pub(crate) struct PeerResult {
-    /// Which peer.
+    /// Name of the peer.
     pub(crate) name: &'static str,
     /// Each round's result.
     pub(crate) results: Vec<f64>,
     /// Median over the rounds of the device's result divided by the peer's.
     pub(crate) ratio: f64,
-    /// What the ratio has to reach, where that is promised.
+    /// Limit of the ratio, if there is a target.
     pub(crate) target: Option<f64>,
 }
 
-/// Everything that was measured, and on what.
+/// All measurements, and their conditions.
 #[derive(Debug, Serialize)]
 pub(crate) struct Measurements {
     /// The guest's kernel.
     pub(crate) kernel: String,
     /// `kvm` or `tcg`.
     pub(crate) accelerator: &'static str,
-    /// How often each job ran.
+    /// Number of runs of each job.
     pub(crate) rounds: u32,
-    /// Seconds that each run took.
+    /// Duration of each run, in seconds.
     pub(crate) seconds: u32,
     /// One for each job.
     pub(crate) comparisons: Vec<Comparison>,
 }
 
-/// Boots the guest and runs all jobs, `rounds` times in turn, for `seconds` each.
+/// Boots the guest and runs all jobs, `rounds` times in alternation, for `seconds` each.
 pub(crate) fn run(
     testbed: &Testbed,
     rounds: u32,
@@ -71,7 +71,7 @@ pub(crate) fn run(
             let result = measure(&mut vm, job, DEVICE, seconds)?;
             comparison.device.push(result);
             for (result, (_, node)) in comparison.peers.iter_mut().zip(&nodes) {
-                // The job that the device has no match for runs against its own transfers.
+                // A job that virtio-blk cannot do is compared with the device's own transfers.
                 let (job, node) = match job.against {
                     Some(other) => (other, DEVICE),
                     None => (job, node.as_str()),
@@ -114,7 +114,7 @@ fn empty(job: &'static Job, nodes: &[(&'static Peer, String)]) -> Comparison {
                 name,
                 results: Vec::new(),
                 ratio: f64::NAN,
-                // Promises are made against the peer that moves data as well.
+                // Targets apply to the first peer, which moves data as well.
                 target: job.target.filter(|_| index == 0),
             })
             .collect(),

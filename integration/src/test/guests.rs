@@ -1,5 +1,5 @@
-//! Suites inside guests: tests that need the same guest share one, a test that kills it gets the
-//! blame and the rest a new one.
+//! Suites in guests. Tests that need equal guests share one; when a test fails, the guest is
+//! discarded and the failure attributed to that test, and the next test gets a new guest.
 
 use std::{
     path::Path,
@@ -17,10 +17,10 @@ use crate::{
     vm::{command_io::Collected, running::Vm},
 };
 
-/// The guests' program that holds the suites.
+/// The guest's program that contains the suites.
 const PROGRAM: &str = "guest-suites";
 
-/// Packages beside those of every guest, in the combinations that `tests` need.
+/// Returns the sets of packages that `tests` need in addition to those of every guest.
 pub(crate) fn package_sets(tests: &[ListedTest]) -> Vec<Vec<String>> {
     let mut sets: Vec<Vec<String>> = Vec::new();
     for test in tests {
@@ -31,7 +31,7 @@ pub(crate) fn package_sets(tests: &[ListedTest]) -> Vec<Vec<String>> {
     sets
 }
 
-/// Lists the tests of `program`, the suites' program, which runs on the host as well.
+/// Lists the tests of `program`, the suites' program, which also runs on the host.
 pub(crate) fn list(program: &Path) -> Result<Vec<ListedTest>> {
     let text = process::output(
         std::process::Command::new(program).arg("list"),
@@ -40,7 +40,7 @@ pub(crate) fn list(program: &Path) -> Result<Vec<ListedTest>> {
     serde_json::from_str(&text).context("the guest suites' list is malformed")
 }
 
-/// Runs `tests`; hands each result to `record`.
+/// Runs `tests` and passes each result to `record`.
 pub(crate) fn run(
     testbed: &Testbed,
     tests: &[ListedTest],
@@ -107,7 +107,7 @@ fn run_group(
                 }
             }
         };
-        let limit = Duration::from_secs(test.needs.timeout) * testbed.patience;
+        let limit = Duration::from_secs(test.needs.timeout) * testbed.timeout_factor;
         let (result, survives) = run_one(&mut vm, test, limit)?;
         record(result);
         if survives {
@@ -120,7 +120,7 @@ fn run_group(
     }
 }
 
-/// Lets the kernel look for what all the tests of a guest together have leaked.
+/// Scans for leaks of all tests that ran in this guest.
 fn find_leaks(mut vm: Vm, number: usize, record: &mut impl FnMut(Record)) -> Result<()> {
     let outcome = match vm.leaks() {
         Ok(None) => return Ok(()),
@@ -139,7 +139,7 @@ fn find_leaks(mut vm: Vm, number: usize, record: &mut impl FnMut(Record)) -> Res
     Ok(())
 }
 
-/// Runs one test; also says whether the guest can run another.
+/// Runs one test; also returns whether the guest can run another.
 fn run_one(vm: &mut Vm, test: &ListedTest, limit: Duration) -> Result<(Record, bool)> {
     let started = Instant::now();
     let mut output = Collected::default();
@@ -151,7 +151,7 @@ fn run_one(vm: &mut Vm, test: &ListedTest, limit: Duration) -> Result<(Record, b
     let result = vm
         .mark(&format!("begin {}", test.name))
         .and_then(|()| vm.run(command, Some(limit), &mut output))
-        .and_then(|end| vm.settle().map(|()| end));
+        .and_then(|end| vm.sync_kernel_log().map(|()| end));
     let mut survives = true;
     let mut outcome = match result {
         Ok(CommandEnd::Exited(0)) => Outcome::Passed,
@@ -170,7 +170,7 @@ fn run_one(vm: &mut Vm, test: &ListedTest, limit: Duration) -> Result<(Record, b
     };
     let splats = vm.take_splats();
     if !splats.is_empty() {
-        // A kernel that has complained may be in any state.
+        // After a complaint the kernel may be in any state.
         survives = false;
         let mut text = format!("the kernel complained {} time(s):", splats.len());
         for line in splats.iter().flat_map(|splat| &splat.lines) {
@@ -183,7 +183,7 @@ fn run_one(vm: &mut Vm, test: &ListedTest, limit: Duration) -> Result<(Record, b
         };
     }
     if matches!(outcome, Outcome::Failed(_)) {
-        // A failed test may leave anything behind; the next one is not to suffer from it.
+        // A failed test may leave anything behind, which must not affect the next one.
         survives = false;
     }
     let record = Record {

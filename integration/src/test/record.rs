@@ -1,15 +1,15 @@
-//! What is known of a test that has run.
+//! The result of a test.
 
 use std::time::Duration;
 
 /// How a test ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Outcome {
-    /// As it should.
+    /// It succeeded.
     Passed,
-    /// Not as it should; why.
+    /// It failed, for this reason.
     Failed(String),
-    /// It could not run here; why.
+    /// It could not run here, for this reason.
     Skipped(String),
 }
 
@@ -18,8 +18,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Record {
     pub(crate) name: String,
     pub(crate) outcome: Outcome,
-    /// How long it took, where that is known.
+    /// Its duration, if known.
     pub(crate) time: Option<Duration>,
-    /// What it printed.
+    /// Its output.
     pub(crate) output: String,
 }

@@ -1,4 +1,4 @@
-//! What the user sees of a test run: a line for each test, the failures' output at the end.
+//! The report of a test run: a line for each test, and the output of failed tests at the end.
 
 use std::{
     io::Write as _,
@@ -33,12 +33,12 @@ impl Report {
         &self.records
     }
 
-    /// How long the run has taken up to now.
+    /// Duration of the run up to now.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Prints the failures and the sums; true when nothing failed.
+    /// Prints the failures and the totals; returns true if nothing failed.
     pub(crate) fn finish(&self) -> bool {
         for record in &self.records {
             if let Outcome::Failed(reason) = &record.outcome {
@@ -49,7 +49,7 @@ impl Report {
                 print(reason);
             }
         }
-        let [passed, failed, skipped] = sums(&self.records);
+        let [passed, failed, skipped] = totals(&self.records);
         print(&format!(
             "\n{passed} passed, {failed} failed, {skipped} skipped"
         ));
@@ -73,7 +73,7 @@ fn line(record: &Record) -> String {
     }
 }
 
-fn sums(records: &[Record]) -> [usize; 3] {
+fn totals(records: &[Record]) -> [usize; 3] {
     let count = |wanted: fn(&Outcome) -> bool| {
         records
             .iter()
@@ -88,7 +88,7 @@ fn sums(records: &[Record]) -> [usize; 3] {
 }
 
 fn print(text: &str) {
-    // A reader that has gone away (`| head`) is not a failure of the tests.
+    // A closed pipe (`| head`) is not a failure of the tests.
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_say_name_result_and_time() {
+    fn lines_have_name_result_and_time() {
         assert_eq!(line(&record(Outcome::Passed)), "test a::b ... ok (1.23 s)");
         assert_eq!(
             line(&record(Outcome::Skipped("needs KVM".to_owned()))),
@@ -122,6 +122,6 @@ mod tests {
             record(Outcome::Skipped("y".to_owned())),
             record(Outcome::Passed),
         ];
-        assert_eq!(sums(&records), [2, 1, 1]);
+        assert_eq!(totals(&records), [2, 1, 1]);
     }
 }

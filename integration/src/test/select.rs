@@ -1,4 +1,4 @@
-//! Which tests a run is about: the filter, and one of several equal parts.
+//! The selection of tests: a filter, and one of several equal parts.
 
 /// One of several parts of a run, for machines that share it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,20 +25,20 @@ impl std::str::FromStr for Partition {
     }
 }
 
-/// What a run is about.
+/// The selection of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Selection {
-    /// Part of the tests' names.
+    /// Text that the names of tests have to contain.
     pub(crate) filter: Option<String>,
-    /// One part of the tests.
+    /// The part of the tests to run.
     pub(crate) partition: Option<Partition>,
 }
 
 impl Selection {
-    /// The `tests` that are meant, in the order given.
+    /// Returns the selected `tests`, in the order given.
     ///
-    /// Every machine of a partitioned run has to give the same tests in the same order.
-    pub(crate) fn of<T>(&self, tests: Vec<T>, name: impl Fn(&T) -> &str) -> Vec<T> {
+    /// All machines of a partitioned run have to pass the same tests in the same order.
+    pub(crate) fn select<T>(&self, tests: Vec<T>, name: impl Fn(&T) -> &str) -> Vec<T> {
         let matching = tests.into_iter().filter(|test| {
             self.filter
                 .as_ref()
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn names(selection: &Selection) -> Vec<&'static str> {
-        selection.of(
+        selection.select(
             vec!["a::one", "a::two", "b::one", "b::two", "b::three"],
             |n| n,
         )
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_partitions_are_refused() {
+    fn invalid_partitions_are_refused() {
         for text in ["", "1", "0/2", "3/2", "a/b", "1/0", "-1/2"] {
             assert!(text.parse::<Partition>().is_err(), "{text}");
         }

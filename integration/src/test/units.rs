@@ -1,4 +1,4 @@
-//! The workspace's unit tests, as cargo builds them and libtest runs them.
+//! The workspace's unit tests, built by cargo and run by libtest.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::record::{Outcome, Record};
 use crate::host::{cargo, interrupt, process, process::Process, progress};
 
-/// Begins the names of unit tests.
+/// Prefix of the names of unit tests.
 const PREFIX: &str = "unit";
 
 /// One unit test.
@@ -53,7 +53,7 @@ pub(crate) fn list(workspace: &Path) -> Result<Vec<UnitTest>> {
     Ok(tests)
 }
 
-/// Runs `tests`, those of one program together; hands each result to `record`.
+/// Runs `tests`, those of one program together, and passes each result to `record`.
 pub(crate) fn run(tests: &[UnitTest], mut record: impl FnMut(Record)) -> Result<()> {
     let mut programs: BTreeMap<&Path, Vec<&UnitTest>> = BTreeMap::new();
     for test in tests {
@@ -103,7 +103,8 @@ fn names_in(listing: &str) -> impl Iterator<Item = &str> {
         .filter_map(|line| line.strip_suffix(": test"))
 }
 
-/// What libtest says of one test. One that it says nothing of has taken the program down.
+/// Finds the outcome of one test in libtest's output. A test that is missing there has ended the
+/// program.
 fn outcome_of(output: &str, name: &str, status: &str) -> Outcome {
     let start = format!("test {name} ");
     for line in output.lines() {
@@ -154,7 +155,7 @@ mod tests {
         thread panicked\nsaid so\n\nfailures:\n    a::bad\n";
 
     #[test]
-    fn reads_what_libtest_says() {
+    fn outcomes_are_read_from_libtest_output() {
         let outcome = |name: &str| outcome_of(OUTPUT, name, "exit status 101");
         assert_eq!(outcome("a::good"), Outcome::Passed);
         assert_eq!(outcome("a::panics"), Outcome::Passed);

@@ -1,4 +1,4 @@
-//! Boots guests from what has been provided.
+//! The testbed, and booting guests from it.
 
 use std::{
     collections::BTreeMap,
@@ -26,11 +26,10 @@ use crate::{
     },
 };
 
-/// Environment variable: seconds that a guest may take to come up.
+/// Environment variable with the limit on a guest's boot, in seconds.
 const BOOT_SECONDS: &str = "VDMA_BOOT_SECONDS";
 
-/// Seconds that a guest with a stock kernel may take to come up, unless [`BOOT_SECONDS`] says
-/// otherwise.
+/// Limit on the boot of a guest with a stock kernel, unless [`BOOT_SECONDS`] is set.
 const DEFAULT_BOOT_SECONDS: u64 = 90;
 
 /// Everything that guests are started from.
@@ -38,17 +37,17 @@ pub(crate) struct Testbed {
     pub(crate) run: RunDir,
     pub(crate) tools: Tools,
     pub(crate) kernel: KernelFiles,
-    /// Root file systems, by the packages beside those of every guest.
+    /// Root file systems, by the packages in addition to those of every guest.
     pub(super) images: BTreeMap<Vec<String>, PathBuf>,
     pub(crate) programs: Programs,
-    /// The driver's module and the backend, unless guests are to have neither.
+    /// The driver's module and the backend, unless guests have neither.
     pub(crate) driver: Option<(InstalledModule, PathBuf)>,
-    /// The plugin that counts instructions, if it was wanted.
+    /// The plugin that counts instructions, if requested.
     pub(super) counting_plugin: Option<PathBuf>,
     pub(crate) accel: Accel,
-    /// By what to multiply the time that booting and tests may take.
-    pub(crate) patience: u32,
-    /// Have all devices reach memory through the DMA API.
+    /// Factor on the time that booting and tests may take.
+    pub(crate) timeout_factor: u32,
+    /// All devices reach memory through the DMA API.
     pub(super) dma_api: bool,
 }
 
@@ -59,7 +58,7 @@ impl Testbed {
             Ok(text) => text.parse().map_err(|_| {
                 RunFailure::Usage(format!("{BOOT_SECONDS}={text}: not a number of seconds"))
             })?,
-            Err(_) => DEFAULT_BOOT_SECONDS * u64::from(self.patience),
+            Err(_) => DEFAULT_BOOT_SECONDS * u64::from(self.timeout_factor),
         };
         self.boot_within(spec, Duration::from_secs(seconds))
     }
@@ -152,7 +151,7 @@ impl Testbed {
         let mut bytes = 0;
         for (from, to) in &spec.copies {
             bytes += initramfs::size_of(from)?;
-            // The archive and what is unpacked from it are in the guest's memory at once.
+            // The guest's memory holds the archive and its unpacked content at the same time.
             if 2 * (bytes >> 20) > spec.config.memory_mib * 8 / 10 {
                 return Err(RunFailure::Usage(format!(
                     "{} MiB of files do not fit into a guest with {} MiB of memory; use --memory",

@@ -1,7 +1,7 @@
-//! The environment that guests are made in: which versions, from which mirror, and where they are.
+//! The environment that guests are built in: mirror, package lists and kernel versions.
 //!
-//! What was resolved is recorded in the cache and stays in use until `--refresh` or
-//! `cargo vm clean`; a run that finds everything there does no network traffic.
+//! The result is recorded in the cache and used until `--refresh` or `cargo vm clean`; a run that
+//! finds everything there does not use the network.
 
 use std::fs;
 
@@ -19,19 +19,19 @@ use crate::{
     kernel::{stock, stock::StockKernel},
 };
 
-/// The record's file in the cache.
+/// File of the record, in the cache.
 const RECORD: &str = "environment.json";
 
-/// What was resolved.
+/// The resolved versions.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Record {
-    /// Mirror that everything comes from.
+    /// Mirror of all packages.
     pub(crate) mirror: String,
     /// Debian release of tools and guests.
     pub(crate) suite: String,
-    /// Package lists in use.
+    /// Id of the package lists in use.
     snapshot: String,
-    /// Kernels on offer, newest first.
+    /// Kernels that the mirror offers, newest first.
     pub(crate) kernels: Vec<StockKernel>,
 }
 
@@ -42,8 +42,8 @@ pub(crate) struct Environment<'a> {
 }
 
 impl<'a> Environment<'a> {
-    /// Opens the recorded environment; resolves one if there is none, if `refresh` asks for it, or
-    /// if `mirror` names another mirror than the recorded one.
+    /// Opens the recorded environment; resolves it if there is no record, if `refresh` is set, or
+    /// if `mirror` differs from the recorded one.
     pub(crate) fn open(cache: &'a Cache, mirror: Option<&str>, refresh: bool) -> Result<Self> {
         requirements::provide_packages()?;
         if !refresh && let Some(environment) = Self::recorded(cache, mirror) {

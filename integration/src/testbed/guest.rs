@@ -1,4 +1,4 @@
-//! One guest as it is asked for, and what its kernel is started with.
+//! The specification of one guest, and its kernel's command line.
 
 use std::path::PathBuf;
 
@@ -11,11 +11,10 @@ use crate::host::accel::Accel;
 pub(crate) struct GuestSpec {
     /// Distinguishes the guests of one run.
     pub(crate) name: String,
-    /// What programs in the guest can see of it; its packages are one of the sets that the testbed
-    /// was provided with.
+    /// Its properties for programs in it; the packages are one of the sets of the testbed.
     pub(crate) config: GuestConfig,
     pub(crate) qemu_arguments: Vec<String>,
-    /// Files for the guest: where on the host, where in the guest.
+    /// Files for the guest: path on the host, path in the guest.
     pub(crate) copies: Vec<(PathBuf, PathBuf)>,
     pub(crate) verbose: bool,
 }
@@ -24,18 +23,18 @@ pub(crate) struct GuestSpec {
 pub(super) fn kernel_parameters(accel: Accel, more: &[String]) -> String {
     let mut parameters = vec![
         "console=ttyS0",
-        // Warnings and worse, which is what splats are made of; a serial line is slow.
+        // Splats are warnings or worse; the serial line is too slow for more.
         "loglevel=5",
-        // An oops is a dead guest; a dead guest ends at once.
+        // A guest with an oops counts as dead, and ends at once.
         "oops=panic",
         "panic=-1",
-        // Marks must not be dropped.
+        // Marks must not be rate-limited.
         "printk.devkmsg=on",
         "sysctl.kernel.hung_task_timeout_secs=60",
         "sysctl.kernel.sysrq=1",
     ];
     if accel == Accel::Tcg {
-        // On a busy machine an emulated CPU can stand still for long without any fault of its own.
+        // On a busy host an emulated CPU may not run for a long time.
         parameters.extend([
             "sysctl.kernel.watchdog_thresh=60",
             "rcupdate.rcu_cpu_stall_timeout=120",

@@ -1,4 +1,4 @@
-//! Everything that guests are started from, provided once for a run; and starting them.
+//! Everything that guests are started from, provided once for a run, and starting them.
 
 pub(crate) mod boot;
 mod environment;

@@ -1,4 +1,4 @@
-//! From options to a booted guest: provides everything that a guest needs, then starts it.
+//! Builds or fetches everything that guests are started from.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::{
     vm::run_dir::RunDir,
 };
 
-/// How long the guest that proves KVM may take; a working one needs a second or two.
-const PROOF: Duration = Duration::from_secs(15);
+/// Limit on the boot of the guest that tests KVM; it takes a second or two where KVM works.
+const KVM_TEST: Duration = Duration::from_secs(15);
 
-/// What the environment is to hold.
+/// What a testbed is to contain.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) mirror: Option<String>,
     pub(crate) refresh: bool,
     pub(crate) kernel: String,
-    /// Sets of packages beside those of every guest; an image is made for each.
+    /// Sets of packages in addition to those of every guest; each set gets an image.
     pub(crate) package_sets: Vec<Vec<String>>,
     pub(crate) accel: AccelChoice,
     pub(crate) driver: bool,
@@ -38,10 +38,10 @@ pub(crate) struct Wanted {
 }
 
 impl Testbed {
-    /// Builds whatever is not in the cache; steps that do not need each other run side by side.
+    /// Builds whatever is not in the cache; independent steps run in parallel.
     pub(crate) fn provide(cache: &Cache, wanted: &Wanted) -> Result<Self> {
         let workspace = cargo::workspace()?;
-        // Packages of the host first: cargo needs its linker.
+        // This installs the host's packages, among them the linker that cargo needs below.
         let environment = Environment::open(cache, wanted.mirror.as_deref(), wanted.refresh)?;
         let snapshot = &environment.snapshot;
         let choice = Choice::new(&environment.record.kernels, &wanted.kernel)?;
@@ -98,18 +98,20 @@ impl Testbed {
             driver: module.zip(backend),
             counting_plugin,
             accel: Accel::Kvm,
-            patience: choice.patience(),
+            timeout_factor: choice.timeout_factor(),
             dma_api: choice.checks_dma(),
         };
         let qemu_version = Tools::qemu_version(snapshot)?;
-        testbed.accel = accel::decide(wanted.accel, cache, &qemu_version, || testbed.proves_kvm())?;
+        testbed.accel = accel::decide(wanted.accel, cache, &qemu_version, || {
+            testbed.boots_with_kvm()
+        })?;
         Ok(testbed)
     }
 
-    /// Whether a guest comes up with KVM.
-    fn proves_kvm(&self) -> Result<bool> {
+    /// Tests whether a guest boots with KVM.
+    fn boots_with_kvm(&self) -> Result<bool> {
         let spec = GuestSpec {
-            name: "kvm-proof".to_owned(),
+            name: "kvm-test".to_owned(),
             config: GuestConfig {
                 cpus: 1,
                 memory_mib: 512,
@@ -119,7 +121,7 @@ impl Testbed {
             },
             ..GuestSpec::default()
         };
-        match self.boot_within(&spec, PROOF) {
+        match self.boot_within(&spec, KVM_TEST) {
             Ok(_) => Ok(true),
             Err(error) => match error.downcast_ref() {
                 Some(RunFailure::Guest(_)) => Ok(false),

@@ -23,27 +23,27 @@ use crate::{
     vm::qemu::DeviceSpec,
 };
 
-/// How long a backend may take until it listens.
+/// Limit on the time until a backend listens.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Descriptor that the backend inherits for its memory file.
+/// Descriptor of the memory file in the backend.
 const MEMORY_FD: i32 = 10;
 
-/// How backends are started.
+/// How the backends of a guest are started.
 #[derive(Clone, Debug)]
 pub(crate) struct BackendSpec {
     /// The program.
     pub(crate) program: PathBuf,
-    /// What `--device-arg` gave.
+    /// Further arguments.
     pub(crate) arguments: Vec<String>,
     /// Keep device memory where the harness can read and write it.
     pub(crate) visible_memory: bool,
-    /// Have the guest's driver go through the DMA API.
+    /// Offer `VIRTIO_F_ACCESS_PLATFORM`, so that the driver uses the DMA API.
     pub(crate) dma_api: bool,
 }
 
 impl BackendSpec {
-    /// What QEMU has to know about device `number`.
+    /// Returns what QEMU needs to know about device `number`.
     pub(crate) fn device(&self, number: u32) -> DeviceSpec {
         DeviceSpec {
             socket: socket_name(number),
@@ -53,15 +53,16 @@ impl BackendSpec {
         }
     }
 
-    /// The number that option `name` gives; what is none the backend refuses, before QEMU starts.
+    /// Parses the value of option `name`. The backend itself refuses an invalid one, before QEMU
+    /// starts.
     fn number(&self, name: &str, default: u16) -> u16 {
         self.option(name)
             .and_then(|text| text.parse().ok())
             .unwrap_or(default)
     }
 
-    /// The value of `name` among the arguments, given as `name=value` or as two arguments; the
-    /// last one counts.
+    /// Returns the last value of `name` among the arguments, given as `name=value` or as two
+    /// arguments.
     fn option(&self, name: &str) -> Option<&str> {
         let mut found = None;
         for (index, argument) in self.arguments.iter().enumerate() {
@@ -79,7 +80,7 @@ impl BackendSpec {
     }
 }
 
-/// What it takes to plug a device in again.
+/// What is needed to plug a device in again.
 pub(super) struct Replug {
     pub(super) spec: BackendSpec,
     pub(super) directory: PathBuf,
@@ -104,7 +105,7 @@ impl Backend {
         logs: &Path,
     ) -> Result<Self> {
         let socket = directory.join(socket_name(number));
-        // A backend that was killed leaves its socket behind.
+        // A killed backend leaves its socket behind.
         if socket.exists() {
             fs::remove_file(&socket)
                 .with_context(|| format!("cannot remove {}", socket.display()))?;
@@ -128,7 +129,7 @@ impl Backend {
                     parent_fd: file.try_clone().context("cannot duplicate a file")?.into(),
                     child_fd: MEMORY_FD,
                 }])
-                .context("cannot hand a descriptor to the backend")?;
+                .context("cannot pass a descriptor to the backend")?;
         }
         if spec.dma_api {
             command.arg("--access-platform");
@@ -145,7 +146,7 @@ impl Backend {
         Ok(backend)
     }
 
-    /// Why the backend is gone, for the user.
+    /// Describes why the backend has ended.
     pub(crate) fn failure(&mut self) -> Result<GuestFailure> {
         let status = self.process.wait()?;
         let text = process::tail(&self.log, self.log_start, 10);
@@ -156,7 +157,7 @@ impl Backend {
         })
     }
 
-    /// Device memory as the backend sees it.
+    /// Reads device memory through the backend's memory file.
     pub(crate) fn read_memory(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
         let mut data = vec![0; length];
         self.memory()?
@@ -165,7 +166,7 @@ impl Backend {
         Ok(data)
     }
 
-    /// Changes device memory behind the guest's back.
+    /// Writes device memory through the backend's memory file.
     pub(crate) fn write_memory(&self, offset: u64, data: &[u8]) -> Result<()> {
         let memory = self.memory()?;
         let size = memory
@@ -187,13 +188,13 @@ impl Backend {
     fn memory(&self) -> Result<&File> {
         self.memory
             .as_ref()
-            .context("this run's device memory is not visible to the harness")
+            .context("device memory of this guest is not accessible to the harness")
     }
 
     fn wait_until_listening(&mut self, socket: &Path) -> Result<()> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            // The backend listens before it gives the socket this name.
+            // The backend listens before it renames the socket to this path.
             if socket.exists() {
                 return Ok(());
             }
@@ -225,7 +226,7 @@ pub(super) fn watch_backend(backend: &Backend, number: u32, events: Sender<Event
     std::thread::spawn(move || {
         let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
         while let Err(rustix::io::Errno::INTR) = poll(&mut polled, None) {}
-        // Nobody listens once the run is over.
+        // The receiver is gone once the run is over.
         let _ = events.send(Event::BackendEnded(number));
     });
     Ok(())
@@ -236,20 +237,20 @@ fn socket_name(number: u32) -> String {
     format!("backend-{number}.sock")
 }
 
-/// A file that is nowhere, and so leaves nothing behind.
+/// Creates a memory file, which exists only as long as it is open.
 fn memory_file() -> Result<File> {
     let fd: OwnedFd = rustix::fs::memfd_create("vdma-memory", rustix::fs::MemfdFlags::CLOEXEC)
         .context("cannot create a memory file")?;
     Ok(File::from(fd))
 }
 
-/// `text` on lines of their own below a message; nothing for nothing.
+/// Formats `text` as indented lines after a message; empty for an empty text.
 pub(crate) fn indented(text: &str) -> String {
     let lines: String = text.lines().map(|line| format!("\n    {line}")).collect();
     if lines.is_empty() {
         lines
     } else {
-        format!("; it said:{lines}")
+        format!("; its output:{lines}")
     }
 }
 
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn qemu_is_told_the_queues_that_the_backend_was_told() {
+    fn qemu_and_the_backend_agree_on_the_queues() {
         let device = spec(&["--num-queues", "4", "--queue-size=64"]).device(0);
         assert_eq!((device.queues, device.queue_size), (4, 64));
         let device = spec(&["--num-queues-x=3", "--num-queues=2", "--num-queues=8"]).device(0);
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_does_not_start_is_reported_with_what_it_said() {
+    fn a_backend_that_does_not_start_is_reported_with_its_output() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("backend");
         fs::write(&program, "#!/bin/sh\necho no memory >&2\nexit 3\n").unwrap();

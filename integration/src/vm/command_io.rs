@@ -3,11 +3,11 @@
 use anyhow::Result;
 use guest_agent::{CommandEnd, Stream};
 
-/// Where a command's output goes and how it is told of what happens.
+/// The consumer of a command's output.
 pub(crate) trait CommandIo {
-    /// Output has come.
+    /// Takes output of the command.
     fn output(&mut self, stream: Stream, data: &[u8]) -> Result<()>;
-    /// The command took input that was sent; more may be sent now.
+    /// The command has read the input that was sent; more may be sent now.
     fn input_taken(&mut self) {}
 }
 
@@ -37,10 +37,10 @@ impl Collected {
 
 impl CommandIo for Collected {
     fn output(&mut self, _stream: Stream, data: &[u8]) -> Result<()> {
-        /// Enough for any report; a test that floods is not to fill the host's memory.
-        const MOST: usize = 1 << 20;
-        let room = MOST.saturating_sub(self.bytes.len());
-        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+        /// Enough for any report, and a limit on what a test can make the host store.
+        const LIMIT: usize = 1 << 20;
+        let free = LIMIT.saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&data[..data.len().min(free)]);
         Ok(())
     }
 }

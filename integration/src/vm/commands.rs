@@ -1,4 +1,4 @@
-//! Commands that a guest runs: to their end, or beside something else.
+//! Commands in a guest, in the foreground and in the background.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::failure::{GuestFailure, RunFailure};
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Vm {
-    /// Runs `command` to its end, or kills it after `limit`.
+    /// Runs `command` until it ends, or kills it after `limit`.
     pub(crate) fn run(
         &mut self,
         command: Command,
@@ -53,7 +53,7 @@ impl Vm {
         }
     }
 
-    /// Starts `command` and lets it run on while something else is done.
+    /// Starts `command` in the background.
     pub(crate) fn start(&mut self, command: Command) -> Result<CommandId> {
         let id = CommandId(self.next_command);
         self.next_command += 1;
@@ -75,7 +75,7 @@ impl Vm {
             }
             if let Some(end) = &background.end {
                 return Err(anyhow!(
-                    "ended ({end:?}) before {text:?}; it said:\n{output}"
+                    "ended ({end:?}) before {text:?}; its output:\n{output}"
                 ));
             }
             if self.next_event(Some(deadline))?.is_none() {
@@ -85,7 +85,7 @@ impl Vm {
         }
     }
 
-    /// Waits for the end of the command `id`, or kills it after `limit`; gives what it printed.
+    /// Waits until the command `id` ends, or kills it after `limit`; returns its output as well.
     pub(crate) fn join(&mut self, id: CommandId, limit: Duration) -> Result<(CommandEnd, String)> {
         let deadline = Instant::now() + limit;
         loop {
@@ -100,7 +100,7 @@ impl Vm {
                 let background = self.background.remove(&id).unwrap_or_default();
                 self.kill(id)?;
                 return Err(anyhow!(
-                    "did not end within {} s; it said:\n{}",
+                    "did not end within {} s; its output:\n{}",
                     limit.as_secs(),
                     String::from_utf8_lossy(&background.output.bytes)
                 ));
@@ -108,7 +108,7 @@ impl Vm {
         }
     }
 
-    /// Ends a command that took too long; one that cannot be ended is a dead guest.
+    /// Kills a command that took too long; if it does not die, the guest counts as dead.
     fn kill(&mut self, id: CommandId) -> Result<()> {
         let kill = ToGuest::Signal {
             id,
@@ -125,10 +125,10 @@ impl Vm {
                 None => break,
             }
         }
-        // What it hangs in is worth knowing.
-        self.tell(&ToGuest::Blocked)?;
-        self.settle()?;
-        let what = "a command cannot be killed; the console's end shows what it waits for";
+        // The report shows where it is blocked.
+        self.tell(&ToGuest::ShowBlockedTasks)?;
+        self.sync_kernel_log()?;
+        let what = "a command cannot be killed; the end of the console shows where it is blocked";
         Err(self.died(GuestFailure::Silent(what.to_owned())))
     }
 }

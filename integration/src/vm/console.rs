@@ -1,4 +1,4 @@
-//! The guest's serial console: written to a file, read as it comes.
+//! The guest's serial console: logged to a file and scanned as it arrives.
 
 use std::{
     collections::VecDeque,
@@ -20,13 +20,13 @@ use crate::{
     },
 };
 
-/// Lines that are kept for reports: a panic with its whole backtrace.
+/// Number of lines kept for reports: enough for a panic with its backtrace.
 const KEPT_LINES: usize = 60;
 
-/// How long QEMU's last descriptors may stay open once its sandbox has been ended.
+/// Limit on the time until QEMU's descriptors are closed after its sandbox has ended.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What is known of a console.
+/// A console and its reader.
 pub(crate) struct Console {
     state: Arc<Mutex<State>>,
     log: PathBuf,
@@ -40,7 +40,7 @@ struct State {
 }
 
 impl Console {
-    /// Reads `source` in a thread of its own until it ends; what matters is sent to `events`.
+    /// Starts a thread that reads `source` to its end and sends findings to `events`.
     pub(crate) fn watch(
         mut source: impl Read + Send + 'static,
         log: &Path,
@@ -61,7 +61,7 @@ impl Console {
                     Err(_) => break,
                 };
                 if let Err(error) = file.write_all(&buffer[..count]) {
-                    progress::say(&format!("vdma: cannot write the console's log: {error}"));
+                    progress::say(&format!("vdma: cannot write the console log: {error}"));
                 }
                 let mut found = Vec::new();
                 {
@@ -87,7 +87,7 @@ impl Console {
                         Finding::Fatal(reason) => Event::Fatal(reason),
                         Finding::Mark(mark) => Event::Mark(mark),
                     };
-                    // Nobody listens once the run is over.
+                    // The receiver is gone once the run is over.
                     let _ = events.send(event);
                 }
             }
@@ -100,8 +100,8 @@ impl Console {
         })
     }
 
-    /// Waits until nobody can write to the console any more: then QEMU is really gone, and not
-    /// only the sandbox around it.
+    /// Waits until the last writer has closed the console: QEMU itself has ended then, and not only
+    /// its sandbox.
     pub(crate) fn wait_until_closed(&self) {
         let deadline = Instant::now() + CLOSE_DEADLINE;
         while !self.reader.is_finished() && Instant::now() < deadline {
@@ -119,7 +119,7 @@ impl Console {
         lock(&self.state).last_lines.iter().cloned().collect()
     }
 
-    /// The file that holds all of it.
+    /// Path of the complete log.
     pub(crate) fn log(&self) -> &Path {
         &self.log
     }

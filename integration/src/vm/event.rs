@@ -1,43 +1,43 @@
-//! Everything that can happen to a running guest, as one type: its sources send it into one channel.
+//! Everything that can happen to a running guest, as one type; all sources send into one channel.
 
 use guest_agent::{ToHost, WindowSize};
 use serde_json::Value;
 
-/// Something that happened.
+/// An event of a running guest.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The kernel panicked.
     Panic(String),
-    /// The guest's first process gives up.
+    /// The guest's first process cannot continue.
     Fatal(String),
-    /// A mark came by in the kernel log.
+    /// A mark appeared in the kernel log.
     Mark(String),
     /// The console ended, and QEMU with it.
     ConsoleClosed,
-    /// QEMU stopped the guest of its own accord.
+    /// QEMU stopped the guest without being asked to.
     Stopped,
-    /// The guest sleeps, and only QEMU can wake it.
+    /// The guest is suspended; only QEMU can wake it.
     Asleep,
-    /// QEMU's answer to a command: what it returns, or why it refuses.
-    Answer {
+    /// QEMU replied to a command, with a result or an error message.
+    QmpReply {
         /// Number of the command.
         number: u64,
-        /// The answer.
+        /// The reply.
         result: Result<Value, String>,
     },
-    /// QEMU has taken this device away, with the guest's consent.
+    /// The guest has released this device, and QEMU has removed it.
     Unplugged(String),
-    /// The agent says something.
+    /// The agent sent a message.
     Agent(ToHost),
     /// The agent's connection ended.
     AgentClosed(String),
     /// The backend of this device ended.
     BackendEnded(u32),
-    /// Input for the running command; none stands for its end.
+    /// Input for the running command; an empty one is the end of input.
     Input(Vec<u8>),
     /// The user's terminal has a new size.
     Resized(WindowSize),
-    /// A command in the background said something, or ended.
+    /// A command in the background printed something or ended.
     Background,
     /// A signal arrived.
     Interrupted,

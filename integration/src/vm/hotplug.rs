@@ -1,4 +1,4 @@
-//! Devices and their backends, as they come and go; what QEMU is asked for.
+//! Plugging and unplugging devices with their backends, through QMP commands.
 
 use std::time::{Duration, Instant};
 
@@ -13,33 +13,33 @@ use super::{
 };
 use crate::vm::{backend::Backend, qemu};
 
-/// How long the guest may take to let go of a device.
+/// Limit on the time that the guest takes to release a device.
 const UNPLUG_DEADLINE: Duration = Duration::from_secs(60);
 
 impl Vm {
-    /// Has QEMU do something.
-    pub(crate) fn ask_qemu(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let asked = self.qmp.send(command, arguments)?;
+    /// Has QEMU execute a QMP command and returns its result.
+    pub(crate) fn execute_qmp(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        let sent = self.qmp.send(command, arguments)?;
         let deadline = Instant::now() + ANSWER_DEADLINE;
         loop {
             match self.next_event(Some(deadline))? {
-                Some(Event::Answer { number, result }) if number == asked => {
+                Some(Event::QmpReply { number, result }) if number == sent => {
                     return result.map_err(|reason| anyhow!("QEMU refuses {command}: {reason}"));
                 }
                 Some(_) => {}
-                None => return Err(anyhow!("QEMU does not answer {command}")),
+                None => return Err(anyhow!("QEMU does not reply to {command}")),
             }
         }
     }
 
-    /// Unplugs device `number`; the guest has to let go of it. Its backend is ended.
+    /// Unplugs device `number`, which the guest has to release, and terminates its backend.
     pub(crate) fn unplug(&mut self, number: u32) -> Result<()> {
         let device = qemu::device_id(number);
-        let asked = self.qmp.send("device_del", json!({ "id": device }))?;
+        let sent = self.qmp.send("device_del", json!({ "id": device }))?;
         let deadline = Instant::now() + UNPLUG_DEADLINE;
         loop {
             match self.next_event(Some(deadline))? {
-                Some(Event::Answer { number, result }) if number == asked => {
+                Some(Event::QmpReply { number, result }) if number == sent => {
                     result.map_err(|reason| anyhow!("QEMU refuses device_del: {reason}"))?;
                 }
                 Some(Event::Unplugged(gone)) if gone == device => break,
@@ -47,16 +47,16 @@ impl Vm {
                 None => {
                     let seconds = UNPLUG_DEADLINE.as_secs();
                     return Err(anyhow!(
-                        "the guest did not let go of {device} within {seconds} s"
+                        "the guest did not release {device} within {seconds} s"
                     ));
                 }
             }
         }
-        self.ask_qemu("chardev-remove", json!({ "id": qemu::chardev_id(number) }))?;
+        self.execute_qmp("chardev-remove", json!({ "id": qemu::chardev_id(number) }))?;
         self.end_backend(number, Signal::TERM)
     }
 
-    /// Plugs a new device in where device `number` was, with a new backend.
+    /// Plugs in a new device in the place of device `number`, with a new backend.
     pub(crate) fn plug(&mut self, number: u32) -> Result<()> {
         let backend = Backend::start(
             &self.replug.spec,
@@ -74,14 +74,14 @@ impl Vm {
         }
         *slot = Some(backend);
         let device = self.replug.spec.device(number);
-        self.ask_qemu("chardev-add", qemu::chardev(number, &device))?;
-        self.ask_qemu("device_add", qemu::device(number, &device))?;
+        self.execute_qmp("chardev-add", qemu::chardev(number, &device))?;
+        self.execute_qmp("device_add", qemu::device(number, &device))?;
         Ok(())
     }
 
-    /// Ends the backend of device `number` without that being the guest's death.
+    /// Ends the backend of device `number`; the guest does not count as dead for it.
     pub(crate) fn end_backend(&mut self, number: u32, signal: Signal) -> Result<()> {
-        // An unplugged device's backend may have ended by itself.
+        // The backend of an unplugged device may have ended by itself.
         if let Some(mut backend) = self
             .backends
             .get_mut(number as usize)

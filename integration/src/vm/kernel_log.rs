@@ -1,14 +1,14 @@
-//! Reads the kernel's console line by line and tells what matters: splats, panics, marks.
+//! Scans the kernel log line by line for splats, panics and marks.
 
 use guest_agent::FATAL_PREFIX;
 
-/// Begins a line that the harness had written to the kernel log.
+/// Prefix of the lines that the harness has the guest write to the kernel log.
 pub(crate) const MARK_PREFIX: &str = "vdma-mark: ";
 
-/// Most lines that are kept of one splat.
+/// Maximum number of lines kept of one splat.
 const SPLAT_LINES: usize = 60;
 
-/// How the lines begin by which the kernel tells that something is wrong with it.
+/// Prefixes of the lines with which the kernel reports a defect in itself.
 const SPLATS: [&str; 19] = [
     "BUG: ",
     "WARNING: ",
@@ -31,34 +31,35 @@ const SPLATS: [&str; 19] = [
     "DMA-API: ",
 ];
 
-/// Parts of lines that tell of a splat wherever they stand.
+/// Texts that indicate a splat anywhere in a line.
 const SPLAT_PARTS: [&str; 5] = [
     "blocked for more than",
     "new suspected memory leaks",
     "Kernel stack is corrupted",
     "refcount_t: ",
-    ": nobody cared",
+    // An interrupt without a handler (`__report_bad_irq`).
+    " (try booting with the \"irqpoll\" option)",
 ];
 
-/// What a line says.
+/// The meaning of a line.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Finding {
-    /// The kernel panicked; this is why.
+    /// The kernel panicked, for this reason.
     Panic(String),
-    /// Whoever brings up the guest says that it cannot go on.
+    /// The guest's first process or its agent cannot continue, for this reason.
     Fatal(String),
-    /// A mark that the harness set.
+    /// A mark of the harness.
     Mark(String),
 }
 
-/// One complaint of the kernel about itself.
+/// One defect that the kernel reported in itself.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Splat {
-    /// Its first line and what followed.
+    /// The first line and those that followed.
     pub(crate) lines: Vec<String>,
 }
 
-/// Takes the console's bytes; keeps what a report needs.
+/// Scans the console's bytes and keeps the splats.
 #[derive(Default)]
 pub(crate) struct Scanner {
     partial: Vec<u8>,
@@ -68,7 +69,7 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    /// Takes more bytes; hands each complete line (without its end) to `each`, with what it says.
+    /// Scans more bytes; calls `each` for each complete line, without its end.
     pub(crate) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(&str, Option<Finding>)) {
         for byte in bytes {
             if *byte == b'\n' {
@@ -83,7 +84,7 @@ impl Scanner {
         }
     }
 
-    /// The splats seen so far, which are then forgotten.
+    /// Removes and returns the splats found so far.
     pub(crate) fn take_splats(&mut self) -> Vec<Splat> {
         self.in_splat = false;
         std::mem::take(&mut self.splats)
@@ -202,7 +203,7 @@ mod tests {
             "Oops: general protection fault, probably for non-canonical address 0x1: 0000 [#1]",
             "BUG: sleeping function called from invalid context at a.c:1",
             "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
-            "irq 16: nobody cared (try booting with the \"irqpoll\" option)",
+            "irq 16: not handled (try booting with the \"irqpoll\" option)",
         ] {
             let (mut scanner, _) = scan(&format!("[    1.000000] {line}\n"));
             assert_eq!(scanner.take_splats().len(), 1, "{line}");
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_once_with_its_reason() {
+    fn a_panic_is_reported_once_with_its_reason() {
         let (_, findings) = scan(
             "[  9.0] Kernel panic - not syncing: sysrq triggered crash\n\
              [  9.1] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\n",

@@ -1,7 +1,7 @@
 //! One running guest: QEMU, a backend for each device, the console, and the agent in the guest.
 //!
 //! Everything that can happen to it arrives as an event in one channel, and one loop
-//! (`running.rs`) decides what it means. Nothing in here knows of tests.
+//! (`running.rs`) decides what it means. Nothing here depends on tests.
 
 pub(crate) mod backend;
 pub(crate) mod command_io;

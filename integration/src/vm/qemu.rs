@@ -9,20 +9,20 @@ use serde_json::{Value, json};
 
 use crate::host::{accel::Accel, tools::Tools};
 
-/// Where a run's directory appears in QEMU's sandbox.
+/// Mount point of the run's directory in QEMU's sandbox.
 pub(crate) const RUN: &str = "/mnt/run";
 const KERNEL: &str = "/mnt/vmlinuz";
 const ROOT: &str = "/mnt/root.erofs";
 const PLUGIN: &str = "/mnt/plugin.so";
 
-/// The file in the run directory that the counting plugin counts in.
+/// File in the run directory in which the plugin counts instructions.
 pub(crate) const COUNTS: &str = "instructions";
 
 /// Descriptors that QEMU inherits.
 const AGENT_FD: i32 = 10;
 const QMP_FD: i32 = 11;
 
-/// Bytes of configuration space that the front end offers: what the device has.
+/// Size of the device's configuration space, in bytes.
 const CONFIG_SIZE: u32 = 64;
 
 /// Virtio device id of the DMA device.
@@ -33,15 +33,15 @@ const VIRTIO_ID: u32 = 37;
 pub(crate) struct DeviceSpec {
     /// Name of the backend's socket in the run directory.
     pub(crate) socket: String,
-    /// Number of request queues, as the backend was told.
+    /// Number of request queues, as configured in the backend.
     pub(crate) queues: u16,
-    /// Size of each queue, as the backend was told.
+    /// Size of each queue, as configured in the backend.
     pub(crate) queue_size: u16,
-    /// Offer `VIRTIO_F_ACCESS_PLATFORM`, with which drivers go through the DMA API.
+    /// Offer `VIRTIO_F_ACCESS_PLATFORM`, so that the driver uses the DMA API.
     pub(crate) dma_api: bool,
 }
 
-/// Everything that QEMU's command line depends on.
+/// The machine that QEMU emulates, and what QEMU needs from the host.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) accel: Accel,
@@ -53,7 +53,7 @@ pub(crate) struct Machine {
     pub(crate) run_directory: PathBuf,
     pub(crate) kernel_parameters: String,
     pub(crate) devices: Vec<DeviceSpec>,
-    /// The plugin that counts instructions, if they are to be counted: with TCG only.
+    /// The plugin that counts instructions, with TCG only.
     pub(crate) counting_plugin: Option<PathBuf>,
     pub(crate) extra: Vec<String>,
 }
@@ -72,9 +72,9 @@ impl Machine {
             "-no-reboot",
         ]);
         add(&["-machine", "q35,memory-backend=memory"]);
-        // Four levels of page tables: with five, a kernel with KASAN takes any interrupt that comes while
-        // it identifies the boot CPU for an access to wild memory: `identify_cpu` clears the capabilities,
-        // LA57 among them, on which the lowest address with a shadow depends (`addr_has_metadata`).
+        // Five-level page tables are off: while `identify_cpu` has cleared the boot CPU's
+        // capabilities, LA57 among them, KASAN (`addr_has_metadata`) computes the lowest valid
+        // address wrongly and reports any interrupt at that time as a wild access.
         match self.accel {
             Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host,la57=off"]),
             Accel::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
@@ -82,7 +82,7 @@ impl Machine {
         add(&["-smp", &self.cpus.to_string()]);
         let memory = format!("{}M", self.memory_mib);
         add(&["-m", &memory]);
-        // A backend sees the guest's memory only if it is a shared file.
+        // A backend can map the guest's memory only if it is a shared file.
         add(&[
             "-object",
             &format!("memory-backend-memfd,id=memory,size={memory},share=on"),
@@ -117,7 +117,7 @@ impl Machine {
         ]);
         add(&["-append", &self.kernel_parameters]);
         for (number, spec) in (0_u32..).zip(&self.devices) {
-            // Behind a port of its own a device can be unplugged and plugged in again.
+            // A device with its own root port can be unplugged and plugged in again.
             add(&[
                 "-device",
                 &format!("pcie-root-port,id=port{number},chassis={}", number + 1),
@@ -140,7 +140,8 @@ impl Machine {
         arguments
     }
 
-    /// The command that starts QEMU in the sandbox; `agent` and `qmp` are its ends of connections.
+    /// Returns the command that starts QEMU in the sandbox; `agent` and `qmp` are QEMU's ends of
+    /// the connections.
     pub(crate) fn command(&self, tools: &Tools, agent: OwnedFd, qmp: OwnedFd) -> Result<Command> {
         let mut sandbox = tools
             .sandbox()
@@ -163,7 +164,7 @@ impl Machine {
                     child_fd: QMP_FD,
                 },
             ])
-            .context("cannot hand descriptors to QEMU")?;
+            .context("cannot pass descriptors to QEMU")?;
         Ok(command)
     }
 }

@@ -1,4 +1,4 @@
-//! QEMU's control connection: what it is asked to do, and what it says of its own accord.
+//! QEMU's control connection (QMP): commands, replies and events.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use crate::vm::event::Event;
 
-/// Number of the command that ends the negotiation and lets events through.
+/// Number of the command that completes the negotiation and enables events.
 const NEGOTIATION: u64 = 0;
 
-/// A connection to QEMU; answers and events arrive in the guest's channel.
+/// A connection to QEMU; replies and events arrive in the guest's channel.
 #[derive(Debug)]
 pub(crate) struct Qmp {
     connection: UnixStream,
@@ -33,14 +33,14 @@ struct Line {
     result: Option<Value>,
 }
 
-/// Why QEMU does not do what it was asked.
+/// Why QEMU refused a command.
 #[derive(Debug, Deserialize)]
 struct Refusal {
     desc: String,
 }
 
 impl Qmp {
-    /// Reads `connection` in a thread of its own, which reports to `events`.
+    /// Starts a thread that reads `connection` and sends to `events`.
     pub(crate) fn watch(connection: UnixStream, events: Sender<Event>) -> Result<Self> {
         let reader = connection
             .try_clone()
@@ -52,9 +52,9 @@ impl Qmp {
         qmp.send("qmp_capabilities", json!({}))?;
         std::thread::spawn(move || {
             for line in BufReader::new(reader).lines() {
-                // A QEMU that is gone is noticed by its console.
+                // The console reports the end of QEMU.
                 let Ok(line) = line else { return };
-                if let Some(event) = meaning(&line)
+                if let Some(event) = event_of(&line)
                     && events.send(event).is_err()
                 {
                     return;
@@ -64,26 +64,26 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Sends a command; gives the number of the [`Event::Answer`] to it.
+    /// Sends a command and returns the number of its [`Event::QmpReply`].
     pub(crate) fn send(&mut self, command: &str, arguments: Value) -> Result<u64> {
         let number = self.next;
         self.next += 1;
         let line = json!({ "execute": command, "arguments": arguments, "id": number });
         match writeln!(self.connection, "{line}") {
-            // Its end is reported by the event that it causes.
+            // The end of QEMU causes an event of its own.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(number),
             result => result
                 .map(|()| number)
-                .with_context(|| format!("cannot ask QEMU for {command}")),
+                .with_context(|| format!("cannot send {command} to QEMU")),
         }
     }
 }
 
-/// What a line from QEMU means, if anything.
-fn meaning(line: &str) -> Option<Event> {
+/// Translates a line from QEMU; `None` if it is of no interest.
+fn event_of(line: &str) -> Option<Event> {
     let line: Line = serde_json::from_str(line).ok()?;
     match (line.event.as_deref(), line.id) {
-        // Nobody here asks it to stop the guest.
+        // The harness never stops the guest itself.
         (Some("STOP"), _) => Some(Event::Stopped),
         (Some("SUSPEND"), _) => Some(Event::Asleep),
         (Some("DEVICE_DELETED"), _) => {
@@ -91,7 +91,7 @@ fn meaning(line: &str) -> Option<Event> {
             Some(Event::Unplugged(device))
         }
         (None, Some(NEGOTIATION)) => None,
-        (None, Some(number)) => Some(Event::Answer {
+        (None, Some(number)) => Some(Event::QmpReply {
             number,
             result: match line.error {
                 Some(refusal) => Err(refusal.desc),
@@ -107,13 +107,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stops_and_sleeps_are_told_from_the_rest() {
+    fn only_stops_and_suspends_become_events() {
         assert!(matches!(
-            meaning(r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#),
+            event_of(r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#),
             Some(Event::Stopped)
         ));
         assert!(matches!(
-            meaning(r#"{"event": "SUSPEND"}"#),
+            event_of(r#"{"event": "SUSPEND"}"#),
             Some(Event::Asleep)
         ));
         for line in [
@@ -125,23 +125,23 @@ mod tests {
             r#"{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/x/bus"}}"#,
             "nonsense",
         ] {
-            assert!(meaning(line).is_none(), "{line}");
+            assert!(event_of(line).is_none(), "{line}");
         }
     }
 
     #[test]
-    fn answers_belong_to_their_commands() {
-        let Some(Event::Answer { number, result }) = meaning(
+    fn replies_carry_the_number_of_their_command() {
+        let Some(Event::QmpReply { number, result }) = event_of(
             r#"{"id": 7, "error": {"class": "GenericError", "desc": "Device 'x' not found"}}"#,
         ) else {
-            panic!("no answer");
+            panic!("no reply");
         };
         assert_eq!(
             (number, result),
             (7, Err("Device 'x' not found".to_owned()))
         );
         let Some(Event::Unplugged(device)) =
-            meaning(r#"{"event": "DEVICE_DELETED", "data": {"device": "vdma0", "path": "/x"}}"#)
+            event_of(r#"{"event": "DEVICE_DELETED", "data": {"device": "vdma0", "path": "/x"}}"#)
         else {
             panic!("no event");
         };

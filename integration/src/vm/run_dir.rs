@@ -1,4 +1,4 @@
-//! Directories of one run: a short-lived one for sockets and images, and one for logs that stays.
+//! The directories of one run: a temporary one for sockets and images, and one for logs.
 
 use std::{
     fs::{self, File},
@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 
 use crate::host::cache::Cache;
 
-/// How many runs' logs are kept.
+/// Number of runs whose logs are kept.
 const KEPT_LOGS: usize = 30;
 
-/// Begins the names of runs' directories.
+/// Prefix of the names of runs' directories.
 const PREFIX: &str = "vdma-run-";
 
 /// One run's directories.
@@ -24,7 +24,7 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the directories; removes those that killed runs have left.
+    /// Creates the directories; removes those that killed runs have left.
     pub(crate) fn create(cache: &Cache) -> Result<Self> {
         let base = std::env::temp_dir();
         remove_stale(&base);
@@ -48,12 +48,12 @@ impl RunDir {
         })
     }
 
-    /// The directory that is gone after the run.
+    /// The temporary directory, removed after the run.
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    /// The directory of the run's logs, which stays.
+    /// The directory of the run's logs, which is kept.
     pub(crate) fn logs(&self) -> &Path {
         &self.logs
     }
@@ -71,7 +71,7 @@ fn remove_stale(base: &Path) {
             && let Ok(lock) = File::open(path.join("lock"))
             && lock.try_lock().is_ok()
         {
-            // Another user's cannot be removed, and another run may be doing it.
+            // It may belong to another user, or another run may be removing it.
             let _ = fs::remove_dir_all(&path);
         }
     }

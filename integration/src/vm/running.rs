@@ -1,4 +1,4 @@
-//! A running guest: booting it, running commands in it, and noticing at once when it dies.
+//! A running guest: its boot, its event loop, and the detection of its death.
 //!
 //! Everything that can happen (console, agent, processes, signals, input) arrives as an [`Event`]
 //! in one channel, and one loop decides what it means.
@@ -36,21 +36,21 @@ use crate::{
     },
 };
 
-/// How long a panicking kernel may take to finish its report.
+/// Limit on the time that a panicking kernel takes to print its report.
 const PANIC_REPORT: Duration = Duration::from_secs(3);
 
-/// How long the guest may take to answer what takes no time.
+/// Limit on the time of an immediate response.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What a guest is made of.
+/// The parts and parameters of a guest.
 pub(crate) struct VmSpec {
-    /// The machine; its devices are filled in from `backend`.
+    /// The machine; `backend` determines its devices.
     pub(crate) machine: Machine,
     /// The devices' backend.
     pub(crate) backend: BackendSpec,
-    /// How many devices.
+    /// Number of devices.
     pub(crate) devices: u32,
-    /// How long the guest may take until it takes commands.
+    /// Limit on the time until the guest accepts commands.
     pub(crate) boot_deadline: Duration,
     /// Show the console and QEMU's command line.
     pub(crate) verbose: bool,
@@ -60,7 +60,7 @@ pub(crate) struct VmSpec {
 
 /// A running guest.
 pub(crate) struct Vm {
-    // In the order in which they are to end: QEMU before the backends it talks to.
+    // Fields are dropped in this order: QEMU ends before the backends that it is connected to.
     qemu: Process,
     pub(super) backends: Vec<Option<Backend>>,
     pub(super) console: Console,
@@ -72,14 +72,14 @@ pub(crate) struct Vm {
     pub(super) next_command: u32,
     pub(super) next_mark: u32,
     kernel: String,
-    /// Commands that run on while the harness does something else.
+    /// Commands in the background.
     pub(super) background: HashMap<CommandId, Background>,
     /// How to start a backend again.
     pub(super) replug: Replug,
 }
 
 impl Vm {
-    /// Boots a guest and waits until it takes commands.
+    /// Boots a guest and waits until it accepts commands.
     pub(crate) fn boot(spec: VmSpec, tools: &Tools, run: &RunDir) -> Result<Self> {
         let started = Instant::now();
         let (sender, events) = channel();
@@ -104,7 +104,7 @@ impl Vm {
             .collect();
         let (agent, agent_end) = UnixStream::pair().context("cannot make a socket pair")?;
         let (qmp, qmp_end) = UnixStream::pair().context("cannot make a socket pair")?;
-        // A guest that reads nothing must not hold the harness up.
+        // A guest that reads nothing must not block the harness.
         agent
             .set_write_timeout(Some(ANSWER_DEADLINE))
             .context("cannot set a socket's timeout")?;
@@ -114,7 +114,7 @@ impl Vm {
         if spec.verbose {
             progress::say(&format!(
                 "vdma: qemu-system-x86_64 {}",
-                shown(&machine.arguments())
+                shell_quoted(&machine.arguments())
             ));
         }
         command
@@ -122,7 +122,7 @@ impl Vm {
             .stdout(Stdio::piped())
             .stderr(process::open_log(&qemu_log)?);
         let mut qemu = Process::spawn(&mut command)?;
-        // The command holds QEMU's ends of the connections, whose closing is to be noticed.
+        // The command holds QEMU's ends of the connections; they have to close when QEMU ends.
         drop(command);
         let stdout = qemu.take_stdout().context("QEMU has no standard output")?;
         let console = Console::watch(
@@ -135,7 +135,7 @@ impl Vm {
         let qmp = Qmp::watch(qmp, sender.clone())?;
         let interrupts = sender.clone();
         interrupt::listen(move || {
-            // Nobody listens once the run is over.
+            // The receiver is gone once the run is over.
             let _ = interrupts.send(Event::Interrupted);
         });
         let mut vm = Self {
@@ -169,12 +169,12 @@ impl Vm {
         }
     }
 
-    /// What `uname -r` says in the guest.
+    /// The guest's kernel release, as `uname -r` reports it.
     pub(crate) fn kernel(&self) -> &str {
         &self.kernel
     }
 
-    /// Where events for this guest can be sent to.
+    /// Returns a sender of events to this guest.
     pub(crate) fn sender(&self) -> Sender<Event> {
         self.sender.clone()
     }
@@ -184,9 +184,9 @@ impl Vm {
         &mut self.qemu
     }
 
-    /// The next event that is not dealt with here; `None` at the deadline.
+    /// Returns the next event that this loop does not handle itself; `None` at the deadline.
     ///
-    /// What means the guest's death is an error. Calls of programs in the guest are answered.
+    /// The death of the guest is an error. Calls of programs in the guest are handled here.
     pub(super) fn next_event(&mut self, deadline: Option<Instant>) -> Result<Option<Event>> {
         loop {
             let event = match deadline {
@@ -202,7 +202,7 @@ impl Vm {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(anyhow!("the harness lost all sources of events"));
+                    return Err(anyhow!("all event sources have ended"));
                 }
             };
             match event {
@@ -210,7 +210,7 @@ impl Vm {
                     interrupt::check()?;
                 }
                 Event::Panic(reason) => {
-                    self.let_report_end();
+                    self.await_panic_report();
                     return Err(self.died(GuestFailure::Panic(reason)));
                 }
                 Event::Fatal(reason) => {
@@ -227,7 +227,7 @@ impl Vm {
                 }
                 Event::AgentClosed(reason) => {
                     interrupt::check()?;
-                    // QEMU's own end says more; it closes both.
+                    // If QEMU has ended, its status says more than the closed connection.
                     if self.qemu.wait_for(PANIC_REPORT)?.is_some() {
                         let failure = self.qemu_failure()?;
                         return Err(self.died(failure));
@@ -244,7 +244,7 @@ impl Vm {
                     }
                 }
                 Event::Agent(ToHost::Call { id, call }) => {
-                    let reply = match self.answer(&call) {
+                    let reply = match self.handle_call(&call) {
                         Ok(data) => HostReply::Done(data),
                         Err(error) => HostReply::Refused(format!("{error:#}")),
                     };
@@ -269,8 +269,8 @@ impl Vm {
         }
     }
 
-    /// Does what a program in the guest asks for.
-    fn answer(&self, call: &HostCall) -> Result<Vec<u8>> {
+    /// Handles a call of a program in the guest.
+    fn handle_call(&self, call: &HostCall) -> Result<Vec<u8>> {
         let backend = |device: u32| {
             self.backends
                 .get(device as usize)
@@ -298,22 +298,22 @@ impl Vm {
         match write_frame(&mut &self.agent, message) {
             Ok(()) => Ok(()),
             Err(FrameError::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
-                let what = "its agent takes no more messages".to_owned();
+                let what = "its agent reads no more messages".to_owned();
                 Err(self.died(GuestFailure::Silent(what)))
             }
-            // Whatever broke the connection is reported by the event that it causes.
+            // The cause of the broken connection has an event of its own.
             Err(FrameError::Io(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Reads the console until a panicking kernel has said everything.
-    fn let_report_end(&mut self) {
+    /// Waits until a panicking kernel has printed its report.
+    fn await_panic_report(&mut self) {
         let deadline = Instant::now() + PANIC_REPORT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
-                // The kernel reboots after its report, and QEMU ends instead.
+                // The kernel reboots after its report, which ends QEMU (`-no-reboot`).
                 Ok(Event::ConsoleClosed | Event::Interrupted) | Err(_) => return,
                 Ok(_) => {}
             }
@@ -323,7 +323,7 @@ impl Vm {
     fn qemu_failure(&mut self) -> Result<GuestFailure> {
         let status = match self.qemu.wait_for(PANIC_REPORT)? {
             Some(status) => process::describe(status),
-            None => "it closed its console but is still there".to_owned(),
+            None => "it closed its console but has not ended".to_owned(),
         };
         Ok(GuestFailure::QemuEnded {
             status,
@@ -331,7 +331,7 @@ impl Vm {
         })
     }
 
-    /// The error for a guest that died.
+    /// Returns the error for a guest that died.
     pub(super) fn died(&self, failure: GuestFailure) -> anyhow::Error {
         RunFailure::Guest(GuestDeath {
             failure,
@@ -349,7 +349,7 @@ impl Drop for Vm {
     }
 }
 
-/// Reads what the agent sends in a thread of its own.
+/// Starts a thread that receives the agent's messages.
 fn read_agent(agent: &UnixStream, events: Sender<Event>) -> Result<()> {
     let mut reader = agent.try_clone().context("cannot duplicate a socket")?;
     std::thread::spawn(move || {
@@ -369,8 +369,8 @@ fn read_agent(agent: &UnixStream, events: Sender<Event>) -> Result<()> {
     Ok(())
 }
 
-/// A command line that a shell would take.
-fn shown(arguments: &[String]) -> String {
+/// Formats `arguments` as a shell would accept them.
+fn shell_quoted(arguments: &[String]) -> String {
     arguments
         .iter()
         .map(|argument| {

@@ -1,4 +1,4 @@
-//! What the guest's kernel says, and whether that is a complaint.
+//! The verdict on a guest: marks in its kernel log, complaints of its kernel, leaks.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use crate::{
     vm::kernel_log::{MARK_PREFIX, Splat},
 };
 
-/// How long the kernel may look for leaks.
+/// Limit on the time of a scan for leaks.
 const LEAK_DEADLINE: Duration = Duration::from_secs(600);
 
 impl Vm {
-    /// Waits until everything that the kernel had to say up to now has been read.
-    pub(crate) fn settle(&mut self) -> Result<()> {
+    /// Waits until all kernel messages up to now have been read from the console.
+    pub(crate) fn sync_kernel_log(&mut self) -> Result<()> {
         let number = self.next_mark;
-        self.mark(&format!("settle {number}"))?;
+        self.mark(&format!("sync {number}"))?;
         let deadline = Instant::now() + ANSWER_DEADLINE;
         loop {
             match self.next_event(Some(deadline))? {
-                Some(Event::Mark(text)) if text == format!("settle {number}") => {
+                Some(Event::Mark(text)) if text == format!("sync {number}") => {
                     self.next_mark += 1;
                     return Ok(());
                 }
@@ -43,15 +43,15 @@ impl Vm {
         self.tell(&ToGuest::Mark(format!("{MARK_PREFIX}{text}")))
     }
 
-    /// Waits until a program in the guest writes a mark to the kernel log, which is returned; whenever
-    /// the machine sleeps meanwhile it is woken.
+    /// Waits until a program in the guest writes a mark to the kernel log and returns it. If the
+    /// guest is suspended meanwhile, it is woken.
     pub(crate) fn wait_for_mark(&mut self, limit: Duration) -> Result<String> {
         let deadline = Instant::now() + limit;
         loop {
             match self.next_event(Some(deadline))? {
                 Some(Event::Mark(text)) => return Ok(text),
                 Some(Event::Asleep) => {
-                    self.ask_qemu("system_wakeup", serde_json::json!({}))?;
+                    self.execute_qmp("system_wakeup", serde_json::json!({}))?;
                 }
                 Some(_) => {}
                 None => {
@@ -62,12 +62,12 @@ impl Vm {
         }
     }
 
-    /// The kernel's complaints since the last call.
+    /// Removes and returns the kernel's complaints since the last call.
     pub(crate) fn take_splats(&mut self) -> Vec<Splat> {
         self.console.take_splats()
     }
 
-    /// What the kernel's leak detector finds; nothing in kernels that have none.
+    /// Runs the kernel's leak detector; finds nothing in kernels without one.
     pub(crate) fn leaks(&mut self) -> Result<Option<Splat>> {
         self.tell(&ToGuest::FindLeaks)?;
         let deadline = Instant::now() + LEAK_DEADLINE;
@@ -80,27 +80,28 @@ impl Vm {
                 }
                 Some(_) => {}
                 None => {
-                    let what = "the kernel's leak detector did not end".to_owned();
+                    let what = "the kernel's leak detector did not finish".to_owned();
                     return Err(self.died(GuestFailure::Silent(what)));
                 }
             }
         }
     }
 
-    /// Ends a guest that has done its work; fails if its kernel complained about itself.
+    /// Ends a guest that is no longer needed; fails if its kernel complained about itself.
     pub(crate) fn finish(mut self) -> Result<()> {
         let leaks = self.leaks()?;
-        self.settle()?;
-        self.judge(leaks)
+        self.sync_kernel_log()?;
+        self.check_complaints(leaks)
     }
 
-    /// As [`Vm::finish`], for a guest whose agent cannot be reached any more: leaks are not looked for.
-    pub(crate) fn finish_unheard(mut self) -> Result<()> {
-        self.judge(None)
+    /// As [`Vm::finish`], for a guest whose agent is no longer reachable: there is no scan for
+    /// leaks.
+    pub(crate) fn finish_without_agent(mut self) -> Result<()> {
+        self.check_complaints(None)
     }
 
     /// Fails if the kernel complained about itself, on its console or with `leaks`.
-    fn judge(&mut self, leaks: Option<Splat>) -> Result<()> {
+    fn check_complaints(&mut self, leaks: Option<Splat>) -> Result<()> {
         let mut splats = self.take_splats();
         splats.extend(leaks);
         if splats.is_empty() {

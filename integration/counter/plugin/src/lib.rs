@@ -1,7 +1,7 @@
-//! What QEMU loads to count a guest's instructions: `-plugin PATH,counts=FILE`.
+//! The QEMU plugin that counts a guest's instructions: `-plugin PATH,counts=FILE`.
 //!
-//! The interface is version 7 of QEMU's `include/plugins/qemu-plugin.h`, that of QEMU 11.1; QEMU refuses
-//! plugins of other versions than it has.
+//! It uses version 7 of the interface (QEMU's `include/plugins/qemu-plugin.h`), that of QEMU 11.1;
+//! QEMU refuses plugins of other versions.
 
 #![deny(missing_docs)]
 
@@ -15,9 +15,9 @@ use std::{
 
 use instruction_counter::{FILE_ARGUMENT, Record, Recorder};
 
-/// The version of the interface that this is made for.
+/// Version of the plugin interface.
 #[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)] // QEMU looks for this name.
+#[allow(non_upper_case_globals)] // QEMU expects this name.
 pub static qemu_plugin_version: c_int = 7;
 
 /// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
@@ -39,14 +39,14 @@ unsafe extern "C" {
     fn qemu_plugin_tb_n_insns(block: *const c_void) -> usize;
 }
 
-/// What all threads of QEMU record in.
+/// The recorder, shared by all threads of QEMU.
 static RECORDER: Mutex<Option<Recorder>> = Mutex::new(None);
 
-/// QEMU calls this once, when it has loaded the plugin. Other than 0 stands for failure.
+/// Entry point, called once when QEMU has loaded the plugin; returns 0 on success.
 ///
 /// # Safety
 ///
-/// `arguments` are `count` strings.
+/// `arguments` must point to `count` C strings that outlive the plugin.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qemu_plugin_install(
     id: u64,
@@ -56,11 +56,11 @@ pub unsafe extern "C" fn qemu_plugin_install(
 ) -> c_int {
     let count = usize::try_from(count).unwrap_or(0);
     let path = (0..count).find_map(|index| {
-        // SAFETY: There are `count` arguments, one behind the other.
+        // SAFETY: `index` is less than `count`, the number of arguments.
         let argument = unsafe { arguments.add(index) };
-        // SAFETY: It is one of them.
+        // SAFETY: `argument` points to an element of `arguments`.
         let argument = unsafe { *argument };
-        // SAFETY: Each is a string, and lasts as long as the plugin.
+        // SAFETY: By the contract of this function it is a C string that outlives the plugin.
         let argument = unsafe { CStr::from_ptr(argument) }.to_bytes();
         let value = argument.strip_prefix(FILE_ARGUMENT.as_bytes())?;
         Some(Path::new(OsStr::from_bytes(value.strip_prefix(b"=")?)))
@@ -78,16 +78,16 @@ pub unsafe extern "C" fn qemu_plugin_install(
             return 1;
         }
     }
-    // SAFETY: The id is this plugin's; the callback has the type that version 7 calls, and takes any block.
+    // SAFETY: The id is this plugin's, and the callback has the type that version 7 specifies.
     unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation, ptr::null_mut()) };
     0
 }
 
 /// A block has been translated.
 extern "C" fn on_translation(block: *mut c_void, _user: *mut c_void) {
-    // SAFETY: QEMU hands in a block that is valid during the call.
+    // SAFETY: QEMU passes a block that is valid during the call.
     let address = unsafe { qemu_plugin_tb_vaddr(block) };
-    // SAFETY: As above.
+    // SAFETY: QEMU passes a block that is valid during the call.
     let instructions = unsafe { qemu_plugin_tb_n_insns(block) };
     let mut recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
     let record = recorder
@@ -95,13 +95,14 @@ extern "C" fn on_translation(block: *mut c_void, _user: *mut c_void) {
         .and_then(|recorder| recorder.record(address, instructions as u64));
     if let Some(record) = record {
         let user = ptr::from_ref(record).cast_mut().cast();
-        // SAFETY: As above; what `user` points at is there for good.
+        // SAFETY: The block is valid during the call, and `user` points to a record that is never
+        // freed.
         unsafe { qemu_plugin_register_vcpu_tb_exec_cb(block, on_execution, NO_REGISTERS, user) };
     }
 }
 
 /// A block is about to be executed.
 extern "C" fn on_execution(_cpu: c_uint, user: *mut c_void) {
-    // SAFETY: It is a record, by `on_translation`.
+    // SAFETY: `on_translation` passed a pointer to a record that is never freed.
     unsafe { &*user.cast::<Record>() }.enter();
 }

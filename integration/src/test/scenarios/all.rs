@@ -28,7 +28,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
     .collect()
 }
 
-/// Runs `scenarios`; hands each result to `record`.
+/// Runs `scenarios` and passes each result to `record`.
 pub(crate) fn run(
     testbed: &Testbed,
     kernel: &str,

@@ -1,4 +1,4 @@
-//! What a scenario is, and what it works with.
+//! The type of a scenario, and what scenarios work with.
 
 use std::{cell::Cell, path::PathBuf, process::Command, time::Duration};
 
@@ -20,15 +20,15 @@ pub(crate) struct Scenario {
 /// What scenarios work with.
 pub(crate) struct Context<'a> {
     pub(super) testbed: &'a Testbed,
-    /// What `--kernel` names for this run.
+    /// The argument of `--kernel`.
     pub(super) kernel: &'a str,
-    /// This program, which is also `cargo vm`.
+    /// Path of this program, which is `cargo vm`.
     pub(super) program: PathBuf,
     guests: Cell<u32>,
 }
 
 impl<'a> Context<'a> {
-    /// What the scenarios of one run share.
+    /// Creates the context of one run.
     pub(super) fn new(testbed: &'a Testbed, kernel: &'a str) -> Result<Self> {
         Ok(Self {
             testbed,
@@ -38,7 +38,8 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// `cargo vm COMMAND` with the kernel and the accelerator of this run; arguments to follow.
+    /// Returns `cargo vm COMMAND` with this run's kernel and accelerator; the caller adds
+    /// arguments.
     pub(super) fn cargo_vm(&self, command: &str) -> Command {
         let mut process = Command::new(&self.program);
         process
@@ -63,7 +64,7 @@ impl<'a> Context<'a> {
         }))
     }
 
-    /// A guest of this configuration.
+    /// Specifies a guest of this configuration.
     pub(super) fn guest(&self, config: GuestConfig) -> GuestSpec {
         let number = self.guests.get();
         self.guests.set(number + 1);
@@ -74,8 +75,8 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Seconds that something in a guest may take, more where the kernel is slow.
+    /// Returns a time limit for something in a guest, longer with a slow kernel.
     pub(super) fn seconds(&self, seconds: u64) -> Duration {
-        Duration::from_secs(seconds) * self.testbed.patience
+        Duration::from_secs(seconds) * self.testbed.timeout_factor
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo vm` as its users see it: exit statuses, messages, streams, nothing left behind.
+//! `cargo vm` as its users see it: exit statuses, messages, streams, and no remains.
 
 use std::{
     fs,
@@ -23,40 +23,40 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: wrong_usage_is_status_2,
     },
     Scenario {
-        name: "harness::status_and_streams_are_the_commands",
-        run: status_and_streams_are_the_commands,
+        name: "harness::status_and_streams_are_those_of_the_command",
+        run: status_and_streams_are_those_of_the_command,
     },
     Scenario {
-        name: "harness::copies_arrive_where_they_should",
-        run: copies_arrive_where_they_should,
+        name: "harness::copies_arrive_at_their_targets",
+        run: copies_arrive_at_their_targets,
     },
     Scenario {
         name: "harness::a_panic_is_shown_and_status_255",
         run: a_panic_is_shown_and_status_255,
     },
     Scenario {
-        name: "harness::a_splat_fails_a_run_that_went_well",
-        run: a_splat_fails_a_run_that_went_well,
+        name: "harness::a_splat_fails_a_successful_run",
+        run: a_splat_fails_a_successful_run,
     },
     Scenario {
         name: "harness::a_timeout_is_status_124",
         run: a_timeout_is_status_124,
     },
     Scenario {
-        name: "harness::a_guest_that_never_comes_up_is_noticed",
-        run: a_guest_that_never_comes_up_is_noticed,
+        name: "harness::a_guest_that_never_comes_up_is_detected",
+        run: a_guest_that_never_comes_up_is_detected,
     },
     Scenario {
-        name: "harness::a_qemu_that_does_not_start_is_noticed",
-        run: a_qemu_that_does_not_start_is_noticed,
+        name: "harness::a_qemu_that_does_not_start_is_detected",
+        run: a_qemu_that_does_not_start_is_detected,
     },
     Scenario {
-        name: "harness::a_backend_that_does_not_start_is_noticed",
-        run: a_backend_that_does_not_start_is_noticed,
+        name: "harness::a_backend_that_does_not_start_is_detected",
+        run: a_backend_that_does_not_start_is_detected,
     },
     Scenario {
-        name: "harness::a_lost_agent_is_noticed",
-        run: a_lost_agent_is_noticed,
+        name: "harness::a_lost_agent_is_detected",
+        run: a_lost_agent_is_detected,
     },
     Scenario {
         name: "harness::an_interrupt_leaves_no_process",
@@ -68,7 +68,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// How long processes may take to vanish once whoever started them was killed.
+/// Limit on the time until processes disappear after their parent was killed.
 const VANISH: Duration = Duration::from_secs(10);
 
 fn wrong_usage_is_status_2(context: &Context<'_>) -> Result<()> {
@@ -82,7 +82,7 @@ fn wrong_usage_is_status_2(context: &Context<'_>) -> Result<()> {
         let output = run(context.cargo_vm("exec").args(arguments))?;
         expect_status(&output, USAGE).with_context(|| arguments.join(" "))?;
     }
-    // The last --kernel counts.
+    // The last of several --kernel options applies.
     let output = run(Command::new(&context.program).args([
         "exec",
         "--no-driver",
@@ -95,7 +95,7 @@ fn wrong_usage_is_status_2(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "no kernel \"1.0\"")
 }
 
-fn status_and_streams_are_the_commands(context: &Context<'_>) -> Result<()> {
+fn status_and_streams_are_those_of_the_command(context: &Context<'_>) -> Result<()> {
     let script = "echo to stdout; echo to stderr >&2; cat; exit 7";
     let mut child = context
         .cargo_vm("exec")
@@ -106,7 +106,7 @@ fn status_and_streams_are_the_commands(context: &Context<'_>) -> Result<()> {
         .spawn()
         .context("cannot start cargo vm")?;
     let mut stdin = child.stdin.take().context("no standard input")?;
-    // More than any buffer on the way holds.
+    // More than the buffers in between can hold.
     let input = vec![b'x'; 300_000];
     let writer = std::thread::spawn(move || stdin.write_all(&input));
     let output = child
@@ -132,7 +132,7 @@ fn status_and_streams_are_the_commands(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-fn copies_arrive_where_they_should(context: &Context<'_>) -> Result<()> {
+fn copies_arrive_at_their_targets(context: &Context<'_>) -> Result<()> {
     let host = tempfile::tempdir().context("cannot create a directory")?;
     let tree = host.path().join("tree");
     fs::create_dir(&tree).context("cannot create a directory")?;
@@ -140,7 +140,7 @@ fn copies_arrive_where_they_should(context: &Context<'_>) -> Result<()> {
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(tree.join("script"), executable).context("cannot set a mode")?;
     std::os::unix::fs::symlink("script", tree.join("link")).context("cannot make a link")?;
-    // A target below a link of the guest: the link has to stay one.
+    // The target is below a link of the guest, which has to remain a link.
     let file = format!("{}/script:/lib/copied", tree.display());
     let output = run(context
         .cargo_vm("exec")
@@ -151,8 +151,8 @@ fn copies_arrive_where_they_should(context: &Context<'_>) -> Result<()> {
         ))?;
     expect_status(&output, 0)?;
     let expected = "from the script\nscript\n#!/bin/sh\necho from the script\n";
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(said == expected, "the guest has {said:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(text == expected, "the guest has {text:?}");
     Ok(())
 }
 
@@ -167,7 +167,7 @@ fn a_panic_is_shown_and_status_255(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "console.log")
 }
 
-fn a_splat_fails_a_run_that_went_well(context: &Context<'_>) -> Result<()> {
+fn a_splat_fails_a_successful_run(context: &Context<'_>) -> Result<()> {
     let script = "echo '<4>WARNING: CPU: 0 PID: 1 at made/up.c:1' > /dev/kmsg";
     let output = exec(context, &["sh", "-c", script])?;
     expect_status(&output, GUEST_FAILED)?;
@@ -175,7 +175,7 @@ fn a_splat_fails_a_run_that_went_well(context: &Context<'_>) -> Result<()> {
 }
 
 fn a_timeout_is_status_124(context: &Context<'_>) -> Result<()> {
-    // The shell's child has to go as well.
+    // The shell's child has to be killed as well.
     let script = "trap '' TERM; sleep 1000; echo not reached";
     let output = run(context.cargo_vm("exec").args([
         "--no-driver",
@@ -188,11 +188,11 @@ fn a_timeout_is_status_124(context: &Context<'_>) -> Result<()> {
     ]))?;
     expect_status(&output, TIMED_OUT)?;
     expect_message(&output, "did not end within 1 s")?;
-    ensure!(output.stdout.is_empty(), "the command went on");
+    ensure!(output.stdout.is_empty(), "the command continued");
     Ok(())
 }
 
-fn a_guest_that_never_comes_up_is_noticed(context: &Context<'_>) -> Result<()> {
+fn a_guest_that_never_comes_up_is_detected(context: &Context<'_>) -> Result<()> {
     let output = run(context
         .cargo_vm("exec")
         .args(["--no-driver", "--qemu-arg=-S", "--", "true"])
@@ -201,7 +201,7 @@ fn a_guest_that_never_comes_up_is_noticed(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "did not come up within 2 s")
 }
 
-fn a_qemu_that_does_not_start_is_noticed(context: &Context<'_>) -> Result<()> {
+fn a_qemu_that_does_not_start_is_detected(context: &Context<'_>) -> Result<()> {
     let output = run(context.cargo_vm("exec").args([
         "--no-driver",
         "--qemu-arg=-no-such-option",
@@ -213,7 +213,7 @@ fn a_qemu_that_does_not_start_is_noticed(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "-no-such-option: invalid option")
 }
 
-fn a_backend_that_does_not_start_is_noticed(context: &Context<'_>) -> Result<()> {
+fn a_backend_that_does_not_start_is_detected(context: &Context<'_>) -> Result<()> {
     let output =
         run(context
             .cargo_vm("exec")
@@ -223,8 +223,8 @@ fn a_backend_that_does_not_start_is_noticed(context: &Context<'_>) -> Result<()>
     expect_message(&output, "--no-such-option")
 }
 
-fn a_lost_agent_is_noticed(context: &Context<'_>) -> Result<()> {
-    // Every process but the first.
+fn a_lost_agent_is_detected(context: &Context<'_>) -> Result<()> {
+    // This kills every process except the first.
     let output = exec(context, &["bash", "-c", "kill -KILL -1"])?;
     expect_status(&output, GUEST_FAILED)?;
     expect_message(&output, "the agent ended")
@@ -267,7 +267,7 @@ fn a_kill_leaves_no_process(context: &Context<'_>) -> Result<()> {
     }
 }
 
-/// Starts a run with a device that lasts until it is ended, with its files in `scratch`.
+/// Starts a run with a device that does not end by itself, with its files in `scratch`.
 fn start_sleeper(context: &Context<'_>, scratch: &Path) -> Result<(Process, Pid)> {
     let mut process = Process::spawn(
         context
@@ -285,7 +285,7 @@ fn start_sleeper(context: &Context<'_>, scratch: &Path) -> Result<(Process, Pid)
         .context("cannot read from cargo vm")?;
     ensure!(
         line == "ready\n",
-        "the guest did not come up; it said {line:?}"
+        "the guest did not come up; its output is {line:?}"
     );
     ensure!(
         processes_naming(scratch).len() >= 2,
@@ -298,7 +298,7 @@ fn start_sleeper(context: &Context<'_>, scratch: &Path) -> Result<(Process, Pid)
     Ok((process, pid))
 }
 
-/// Command lines of processes that name `path`.
+/// Returns the command lines of processes that contain `path`.
 fn processes_naming(path: &Path) -> Vec<String> {
     let path = path.display().to_string();
     let Ok(entries) = fs::read_dir("/proc") else {
@@ -329,15 +329,15 @@ pub(super) fn run(command: &mut Command) -> Result<Output> {
 pub(super) fn expect_status(output: &Output, status: u8) -> Result<()> {
     ensure!(
         output.status.code() == Some(status.into()),
-        "{} and not {status}; it said:\n{}",
+        "{} instead of {status}; its messages:\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
 }
 
-pub(super) fn expect_message(output: &Output, text: &str) -> Result<()> {
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(said.contains(text), "nothing about {text:?} in:\n{said}");
+pub(super) fn expect_message(output: &Output, expected: &str) -> Result<()> {
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(text.contains(expected), "no {expected:?} in:\n{text}");
     Ok(())
 }

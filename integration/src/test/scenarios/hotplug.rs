@@ -1,4 +1,4 @@
-//! Devices that go, and come, while programs in the guest use them.
+//! Devices that are unplugged and plugged in while programs in the guest use them.
 
 use anyhow::{Context as _, Result, bail};
 use guest_agent::{Command, CommandEnd, CommandId};
@@ -9,12 +9,12 @@ use crate::vm::running::Vm;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "hotplug::an_idle_device_goes_and_comes",
-        run: an_idle_device_goes_and_comes,
+        name: "hotplug::an_idle_device_is_unplugged_and_plugged",
+        run: an_idle_device_is_unplugged_and_plugged,
     },
     Scenario {
-        name: "hotplug::a_device_goes_with_a_thousand_requests_in_flight",
-        run: a_device_goes_with_a_thousand_requests_in_flight,
+        name: "hotplug::a_device_is_unplugged_with_a_thousand_requests_in_flight",
+        run: a_device_is_unplugged_with_a_thousand_requests_in_flight,
     },
     Scenario {
         name: "hotplug::a_backend_dies_under_load",
@@ -22,13 +22,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Requests to this range are never answered, as the guest's part expects.
+/// Requests to this range never complete, as the guest's part expects.
 const LOST: &[&str] = &["--fault=drop,range=43M+1M", "--queue-size=1024"];
 
-/// What the guest's part says when it is time to act.
+/// Printed by the guest's part when the host may act.
 const READY: &str = "ready\n";
 
-fn an_idle_device_goes_and_comes(context: &Context<'_>) -> Result<()> {
+fn an_idle_device_is_unplugged_and_plugged(context: &Context<'_>) -> Result<()> {
     let mut vm = context.boot(1)?;
     for round in 0..3 {
         vm.unplug(0).with_context(|| format!("round {round}"))?;
@@ -39,7 +39,7 @@ fn an_idle_device_goes_and_comes(context: &Context<'_>) -> Result<()> {
     vm.finish()
 }
 
-fn a_device_goes_with_a_thousand_requests_in_flight(context: &Context<'_>) -> Result<()> {
+fn a_device_is_unplugged_with_a_thousand_requests_in_flight(context: &Context<'_>) -> Result<()> {
     let mut vm = context.boot_with(1, LOST)?;
     let holder = begin(context, &mut vm, "hold_an_unplugged_device")?;
     vm.unplug(0)?;
@@ -64,7 +64,7 @@ fn a_backend_dies_under_load(context: &Context<'_>) -> Result<()> {
     vm.finish()
 }
 
-/// Starts the guest's part and waits until it is ready.
+/// Starts an actor and waits until it is ready.
 fn begin(context: &Context<'_>, vm: &mut Vm, actor: &str) -> Result<CommandId> {
     let id = vm.start(command(actor))?;
     vm.wait_for(id, READY, context.seconds(60))
@@ -72,15 +72,15 @@ fn begin(context: &Context<'_>, vm: &mut Vm, actor: &str) -> Result<CommandId> {
     Ok(id)
 }
 
-/// Waits for the guest's part, which has to succeed.
+/// Waits until an actor ends, which has to succeed.
 fn end(context: &Context<'_>, vm: &mut Vm, id: CommandId) -> Result<()> {
     match vm.join(id, context.seconds(90))? {
         (CommandEnd::Exited(0), _) => Ok(()),
-        (end, output) => bail!("the guest's part ended with {end:?}; it said:\n{output}"),
+        (end, output) => bail!("the actor ended with {end:?}; its output:\n{output}"),
     }
 }
 
-/// Runs the guest's part alone.
+/// Runs an actor to its end.
 fn act(context: &Context<'_>, vm: &mut Vm, actor: &str) -> Result<()> {
     let id = vm.start(command(actor))?;
     end(context, vm, id).with_context(|| actor.to_owned())

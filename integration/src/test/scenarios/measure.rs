@@ -1,4 +1,4 @@
-//! `cargo vm bench`: what it writes holds what was measured. How fast anything is, is nobody's test.
+//! `cargo vm bench`: its reports contain what was measured. No test depends on how fast that was.
 
 use std::{fs, path::Path, process::Command};
 
@@ -13,12 +13,12 @@ use crate::failure::USAGE;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "measure::times_are_written_as_text_json_and_picture",
-        run: times_are_written_as_text_json_and_picture,
+        name: "measure::times_are_written_as_text_json_and_svg",
+        run: times_are_written_as_text_json_and_svg,
     },
     Scenario {
-        name: "measure::instructions_are_counted_where_they_are",
-        run: instructions_are_counted_where_they_are,
+        name: "measure::instructions_are_attributed_to_their_functions",
+        run: instructions_are_attributed_to_their_functions,
     },
     Scenario {
         name: "measure::instructions_cannot_be_counted_with_kvm",
@@ -35,7 +35,7 @@ fn comparisons(directory: &Path, name: &str) -> Result<Vec<Value>> {
     comparisons.with_context(|| format!("no comparisons in {report}"))
 }
 
-fn times_are_written_as_text_json_and_picture(context: &Context<'_>) -> Result<()> {
+fn times_are_written_as_text_json_and_svg(context: &Context<'_>) -> Result<()> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let output = run(context
         .cargo_vm("bench")
@@ -53,12 +53,12 @@ fn times_are_written_as_text_json_and_picture(context: &Context<'_>) -> Result<(
         let peer = &comparison["peers"][0]["results"][0];
         ensure!(peer.as_f64() > Some(0.0), "{job}: {peer} of the peer");
     }
-    let svg = fs::read_to_string(directory.path().join("bench.svg")).context("no picture")?;
+    let svg = fs::read_to_string(directory.path().join("bench.svg")).context("no SVG")?;
     ensure!(svg.contains("<svg") && svg.contains("psync"), "{svg}");
     Ok(())
 }
 
-fn instructions_are_counted_where_they_are(context: &Context<'_>) -> Result<()> {
+fn instructions_are_attributed_to_their_functions(context: &Context<'_>) -> Result<()> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let output = run(Command::new(&context.program)
         .args(["bench", "--instructions", "--rounds", "1"])
@@ -90,7 +90,7 @@ fn instructions_are_counted_where_they_are(context: &Context<'_>) -> Result<()> 
             let name = function["name"].as_str().unwrap_or_default();
             name.contains("reap") && name.ends_with("[vdma]")
         };
-        // Beside what it takes to pin 256 pages, one completion may be too little to be listed.
+        // Compared to pinning 256 pages, one completion may be too cheap to be listed.
         let small = job.as_str().is_some_and(|job| job.starts_with("4 KiB"));
         ensure!(
             !small || functions.is_some_and(|functions| functions.iter().any(reap)),

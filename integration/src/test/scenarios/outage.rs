@@ -1,4 +1,4 @@
-//! Parts that die while a guest runs.
+//! Backends and QEMU that die while a guest runs.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use guest_agent::Command;
@@ -44,14 +44,14 @@ fn a_killed_qemu_ends_the_run(context: &Context<'_>) -> Result<()> {
     }
 }
 
-/// Runs a command that would never end, and says why it ended after all.
+/// Runs a command that would never end, and returns why the guest died.
 fn death_of(vm: &mut Vm) -> Result<GuestFailure> {
     let command = Command {
         arguments: vec!["sleep".to_owned(), "1000".to_owned()],
         ..Command::default()
     };
     match vm.run(command, None, &mut Collected::default()) {
-        Ok(end) => bail!("the run went on: {end:?}"),
+        Ok(end) => bail!("the run continued: {end:?}"),
         Err(error) => match error.downcast::<RunFailure>() {
             Ok(RunFailure::Guest(GuestDeath { failure, .. })) => Ok(failure),
             Ok(other) => bail!("another failure: {other}"),

@@ -1,4 +1,4 @@
-//! Guests that sleep and wake while programs in them use a device.
+//! Guests that are suspended and woken while programs in them use a device.
 
 use anyhow::{Context as _, Result, ensure};
 use guest_agent::{Command, GuestConfig};
@@ -6,17 +6,17 @@ use guest_agent::{Command, GuestConfig};
 use super::context::{Context, Scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "sleep::a_machine_sleeps_and_wakes_under_load",
-    run: a_machine_sleeps_and_wakes_under_load,
+    name: "sleep::a_guest_suspends_and_wakes_under_load",
+    run: a_guest_suspends_and_wakes_under_load,
 }];
 
-/// What the guest's part writes to the kernel log if nothing went wrong: the port to the harness does not
-/// work any more in a guest that has slept.
+/// The actor writes this to the kernel log on success: after a suspend the guest's port to the
+/// harness no longer works.
 const WELL: &str = "slept: well";
 
-fn a_machine_sleeps_and_wakes_under_load(context: &Context<'_>) -> Result<()> {
+fn a_guest_suspends_and_wakes_under_load(context: &Context<'_>) -> Result<()> {
     let mut vm = context.testbed.boot(&context.guest(GuestConfig {
-        // What goes wrong on the way is to be seen.
+        // The console has to show errors during suspend.
         kernel_parameters: vec!["no_console_suspend".to_owned()],
         ..GuestConfig::default()
     }))?;
@@ -29,7 +29,7 @@ fn a_machine_sleeps_and_wakes_under_load(context: &Context<'_>) -> Result<()> {
     })?;
     let mark = vm
         .wait_for_mark(context.seconds(120))
-        .context("the guest did not come back from its sleep")?;
+        .context("the guest did not wake from suspend")?;
     ensure!(mark == WELL, "{mark}");
-    vm.finish_unheard()
+    vm.finish_without_agent()
 }
