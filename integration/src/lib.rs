@@ -2,6 +2,9 @@
 //! backend and driver, runs commands and suites in them, and reports every way in which that can
 //! fail.
 
+// A scenario that is not registered is dead code, and would silently not run.
+#![deny(dead_code)]
+
 mod cli;
 mod commands;
 mod failure;

@@ -14,7 +14,7 @@ use crate::{
         guests, junit,
         record::Record,
         report::Report,
-        scenarios::{self, context::Scenario},
+        scenarios::{self, runner::Scenario},
         select::Selection,
         units,
         units::UnitTest,
@@ -26,7 +26,7 @@ use crate::{
 enum AnyTest {
     Unit(UnitTest),
     Guest(ListedTest),
-    Scenario(&'static Scenario),
+    Scenario(Scenario),
 }
 
 impl AnyTest {
@@ -34,7 +34,7 @@ impl AnyTest {
         match self {
             Self::Unit(test) => &test.name,
             Self::Guest(test) => &test.name,
-            Self::Scenario(scenario) => scenario.name,
+            Self::Scenario(scenario) => &scenario.name,
         }
     }
 }
@@ -102,7 +102,7 @@ fn all(kinds: &[TestKind]) -> Result<Vec<AnyTest>> {
         tests.extend(listed.into_iter().map(AnyTest::Guest));
     }
     if selected(TestKind::Scenarios) {
-        tests.extend(scenarios::all::all().into_iter().map(AnyTest::Scenario));
+        tests.extend(scenarios::runner::all().into_iter().map(AnyTest::Scenario));
     }
     Ok(tests)
 }
@@ -112,7 +112,7 @@ fn run_chosen(
     arguments: &Test,
     units: &[UnitTest],
     in_guests: &[ListedTest],
-    scenarios: &[&'static Scenario],
+    scenarios: &[Scenario],
     report: &mut Report,
 ) -> Result<()> {
     let mut record = |record: Record| report.add(record);
@@ -142,7 +142,7 @@ fn run_chosen(
         testbed.accel.name()
     ));
     guests::run(&testbed, in_guests, arguments.verbose, &mut record)?;
-    scenarios::all::run(
+    scenarios::runner::run(
         &testbed,
         &arguments.environment.kernel,
         scenarios,

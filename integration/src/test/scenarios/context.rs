@@ -1,4 +1,4 @@
-//! The type of a scenario, and what scenarios work with.
+//! What scenarios work with.
 
 use std::{cell::Cell, path::PathBuf, process::Command, time::Duration};
 
@@ -9,13 +9,6 @@ use crate::{
     testbed::{boot::Testbed, guest::GuestSpec},
     vm::running::Vm,
 };
-
-/// A scenario.
-pub(crate) struct Scenario {
-    /// `MODULE::NAME`.
-    pub(crate) name: &'static str,
-    pub(super) run: fn(&Context<'_>) -> Result<()>,
-}
 
 /// What scenarios work with.
 pub(crate) struct Context<'a> {

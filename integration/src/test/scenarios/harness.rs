@@ -11,66 +11,16 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
 
-use super::context::{Context, Scenario};
+use super::{context::Context, registry::scenario};
 use crate::{
     failure::{GUEST_FAILED, TIMED_OUT, USAGE},
     host::process::Process,
 };
 
-pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "harness::wrong_usage_is_status_2",
-        run: wrong_usage_is_status_2,
-    },
-    Scenario {
-        name: "harness::status_and_streams_are_those_of_the_command",
-        run: status_and_streams_are_those_of_the_command,
-    },
-    Scenario {
-        name: "harness::copies_arrive_at_their_targets",
-        run: copies_arrive_at_their_targets,
-    },
-    Scenario {
-        name: "harness::a_panic_is_shown_and_status_255",
-        run: a_panic_is_shown_and_status_255,
-    },
-    Scenario {
-        name: "harness::a_splat_fails_a_successful_run",
-        run: a_splat_fails_a_successful_run,
-    },
-    Scenario {
-        name: "harness::a_timeout_is_status_124",
-        run: a_timeout_is_status_124,
-    },
-    Scenario {
-        name: "harness::a_guest_that_never_comes_up_is_detected",
-        run: a_guest_that_never_comes_up_is_detected,
-    },
-    Scenario {
-        name: "harness::a_qemu_that_does_not_start_is_detected",
-        run: a_qemu_that_does_not_start_is_detected,
-    },
-    Scenario {
-        name: "harness::a_backend_that_does_not_start_is_detected",
-        run: a_backend_that_does_not_start_is_detected,
-    },
-    Scenario {
-        name: "harness::a_lost_agent_is_detected",
-        run: a_lost_agent_is_detected,
-    },
-    Scenario {
-        name: "harness::an_interrupt_leaves_no_process",
-        run: an_interrupt_leaves_no_process,
-    },
-    Scenario {
-        name: "harness::a_kill_leaves_no_process",
-        run: a_kill_leaves_no_process,
-    },
-];
-
 /// Limit on the time until processes disappear after their parent was killed.
 const VANISH: Duration = Duration::from_secs(10);
 
+scenario!(wrong_usage_is_status_2);
 fn wrong_usage_is_status_2(context: &Context<'_>) -> Result<()> {
     for arguments in [
         &["--no-driver"][..],
@@ -95,6 +45,7 @@ fn wrong_usage_is_status_2(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "no kernel \"1.0\"")
 }
 
+scenario!(status_and_streams_are_those_of_the_command);
 fn status_and_streams_are_those_of_the_command(context: &Context<'_>) -> Result<()> {
     let script = "echo to stdout; echo to stderr >&2; cat; exit 7";
     let mut child = context
@@ -132,6 +83,7 @@ fn status_and_streams_are_those_of_the_command(context: &Context<'_>) -> Result<
     Ok(())
 }
 
+scenario!(copies_arrive_at_their_targets);
 fn copies_arrive_at_their_targets(context: &Context<'_>) -> Result<()> {
     let host = tempfile::tempdir().context("cannot create a directory")?;
     let tree = host.path().join("tree");
@@ -156,6 +108,7 @@ fn copies_arrive_at_their_targets(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+scenario!(a_panic_is_shown_and_status_255);
 fn a_panic_is_shown_and_status_255(context: &Context<'_>) -> Result<()> {
     let output = exec(
         context,
@@ -167,6 +120,7 @@ fn a_panic_is_shown_and_status_255(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "console.log")
 }
 
+scenario!(a_splat_fails_a_successful_run);
 fn a_splat_fails_a_successful_run(context: &Context<'_>) -> Result<()> {
     let script = "echo '<4>WARNING: CPU: 0 PID: 1 at made/up.c:1' > /dev/kmsg";
     let output = exec(context, &["sh", "-c", script])?;
@@ -174,6 +128,7 @@ fn a_splat_fails_a_successful_run(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "at made/up.c:1")
 }
 
+scenario!(a_timeout_is_status_124);
 fn a_timeout_is_status_124(context: &Context<'_>) -> Result<()> {
     // The shell's child has to be killed as well.
     let script = "trap '' TERM; sleep 1000; echo not reached";
@@ -192,6 +147,7 @@ fn a_timeout_is_status_124(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+scenario!(a_guest_that_never_comes_up_is_detected);
 fn a_guest_that_never_comes_up_is_detected(context: &Context<'_>) -> Result<()> {
     let output = run(context
         .cargo_vm("exec")
@@ -201,6 +157,7 @@ fn a_guest_that_never_comes_up_is_detected(context: &Context<'_>) -> Result<()> 
     expect_message(&output, "did not come up within 2 s")
 }
 
+scenario!(a_qemu_that_does_not_start_is_detected);
 fn a_qemu_that_does_not_start_is_detected(context: &Context<'_>) -> Result<()> {
     let output = run(context.cargo_vm("exec").args([
         "--no-driver",
@@ -213,6 +170,7 @@ fn a_qemu_that_does_not_start_is_detected(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "-no-such-option: invalid option")
 }
 
+scenario!(a_backend_that_does_not_start_is_detected);
 fn a_backend_that_does_not_start_is_detected(context: &Context<'_>) -> Result<()> {
     let output =
         run(context
@@ -223,6 +181,7 @@ fn a_backend_that_does_not_start_is_detected(context: &Context<'_>) -> Result<()
     expect_message(&output, "--no-such-option")
 }
 
+scenario!(a_lost_agent_is_detected);
 fn a_lost_agent_is_detected(context: &Context<'_>) -> Result<()> {
     // This kills every process except the first.
     let output = exec(context, &["bash", "-c", "kill -KILL -1"])?;
@@ -230,6 +189,7 @@ fn a_lost_agent_is_detected(context: &Context<'_>) -> Result<()> {
     expect_message(&output, "the agent ended")
 }
 
+scenario!(an_interrupt_leaves_no_process);
 fn an_interrupt_leaves_no_process(context: &Context<'_>) -> Result<()> {
     let scratch = tempfile::tempdir().context("cannot create a directory")?;
     let (mut process, pid) = start_sleeper(context, scratch.path())?;
@@ -247,6 +207,7 @@ fn an_interrupt_leaves_no_process(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+scenario!(a_kill_leaves_no_process);
 fn a_kill_leaves_no_process(context: &Context<'_>) -> Result<()> {
     let scratch = tempfile::tempdir().context("cannot create a directory")?;
     let (mut process, pid) = start_sleeper(context, scratch.path())?;

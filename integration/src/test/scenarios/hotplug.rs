@@ -4,23 +4,8 @@ use anyhow::{Context as _, Result, bail};
 use guest_agent::{Command, CommandEnd, CommandId};
 use rustix::process::Signal;
 
-use super::context::{Context, Scenario};
+use super::{context::Context, registry::scenario};
 use crate::vm::running::Vm;
-
-pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "hotplug::an_idle_device_is_unplugged_and_plugged",
-        run: an_idle_device_is_unplugged_and_plugged,
-    },
-    Scenario {
-        name: "hotplug::a_device_is_unplugged_with_a_thousand_requests_in_flight",
-        run: a_device_is_unplugged_with_a_thousand_requests_in_flight,
-    },
-    Scenario {
-        name: "hotplug::a_backend_dies_under_load",
-        run: a_backend_dies_under_load,
-    },
-];
 
 /// Requests to this range never complete, as the guest's part expects.
 const LOST: &[&str] = &["--fault=drop,range=43M+1M", "--queue-size=1024"];
@@ -28,6 +13,7 @@ const LOST: &[&str] = &["--fault=drop,range=43M+1M", "--queue-size=1024"];
 /// Printed by the guest's part when the host may act.
 const READY: &str = "ready\n";
 
+scenario!(an_idle_device_is_unplugged_and_plugged);
 fn an_idle_device_is_unplugged_and_plugged(context: &Context<'_>) -> Result<()> {
     let mut vm = context.boot(1)?;
     for round in 0..3 {
@@ -39,6 +25,7 @@ fn an_idle_device_is_unplugged_and_plugged(context: &Context<'_>) -> Result<()> 
     vm.finish()
 }
 
+scenario!(a_device_is_unplugged_with_a_thousand_requests_in_flight);
 fn a_device_is_unplugged_with_a_thousand_requests_in_flight(context: &Context<'_>) -> Result<()> {
     let mut vm = context.boot_with(1, LOST)?;
     let holder = begin(context, &mut vm, "hold_an_unplugged_device")?;
@@ -51,6 +38,7 @@ fn a_device_is_unplugged_with_a_thousand_requests_in_flight(context: &Context<'_
     vm.finish()
 }
 
+scenario!(a_backend_dies_under_load);
 fn a_backend_dies_under_load(context: &Context<'_>) -> Result<()> {
     let mut vm = context.boot(1)?;
     let load = begin(context, &mut vm, "load_a_dying_device")?;

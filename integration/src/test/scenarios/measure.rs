@@ -6,25 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    context::{Context, Scenario},
+    context::Context,
     harness::{expect_message, expect_status, run},
+    registry::scenario,
 };
 use crate::failure::USAGE;
-
-pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "measure::times_are_written_as_text_json_and_svg",
-        run: times_are_written_as_text_json_and_svg,
-    },
-    Scenario {
-        name: "measure::instructions_are_attributed_to_their_functions",
-        run: instructions_are_attributed_to_their_functions,
-    },
-    Scenario {
-        name: "measure::instructions_cannot_be_counted_with_kvm",
-        run: instructions_cannot_be_counted_with_kvm,
-    },
-];
 
 /// The comparisons of the report `name` in `directory`.
 fn comparisons(directory: &Path, name: &str) -> Result<Vec<Value>> {
@@ -35,6 +21,7 @@ fn comparisons(directory: &Path, name: &str) -> Result<Vec<Value>> {
     comparisons.with_context(|| format!("no comparisons in {report}"))
 }
 
+scenario!(times_are_written_as_text_json_and_svg);
 fn times_are_written_as_text_json_and_svg(context: &Context<'_>) -> Result<()> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let output = run(context
@@ -58,6 +45,7 @@ fn times_are_written_as_text_json_and_svg(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+scenario!(instructions_are_attributed_to_their_functions);
 fn instructions_are_attributed_to_their_functions(context: &Context<'_>) -> Result<()> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let output = run(Command::new(&context.program)
@@ -100,6 +88,7 @@ fn instructions_are_attributed_to_their_functions(context: &Context<'_>) -> Resu
     Ok(())
 }
 
+scenario!(instructions_cannot_be_counted_with_kvm);
 fn instructions_cannot_be_counted_with_kvm(context: &Context<'_>) -> Result<()> {
     let output =
         run(Command::new(&context.program).args(["bench", "--instructions", "--accel", "kvm"]))?;

@@ -3,10 +3,11 @@
 //! A scenario either starts `cargo vm` as a user would (`Context::cargo_vm`) or boots a guest and
 //! keeps its handle (`Context::boot`).
 
-pub(crate) mod all;
-pub(crate) mod context;
+mod context;
 mod harness;
 mod hotplug;
 mod measure;
 mod outage;
+mod registry;
+pub(crate) mod runner;
 mod sleep;

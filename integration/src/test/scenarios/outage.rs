@@ -4,23 +4,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use guest_agent::Command;
 use rustix::process::Signal;
 
-use super::context::{Context, Scenario};
+use super::{context::Context, registry::scenario};
 use crate::{
     failure::{GuestDeath, GuestFailure, RunFailure},
     vm::{command_io::Collected, running::Vm},
 };
 
-pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "outage::a_killed_backend_ends_the_run",
-        run: a_killed_backend_ends_the_run,
-    },
-    Scenario {
-        name: "outage::a_killed_qemu_ends_the_run",
-        run: a_killed_qemu_ends_the_run,
-    },
-];
-
+scenario!(a_killed_backend_ends_the_run);
 fn a_killed_backend_ends_the_run(context: &Context<'_>) -> Result<()> {
     let mut vm = context.boot(1)?;
     vm.backend(0)?.process.signal(Signal::KILL);
@@ -35,6 +25,7 @@ fn a_killed_backend_ends_the_run(context: &Context<'_>) -> Result<()> {
     }
 }
 
+scenario!(a_killed_qemu_ends_the_run);
 fn a_killed_qemu_ends_the_run(context: &Context<'_>) -> Result<()> {
     let mut vm = context.boot(0)?;
     vm.qemu().signal(Signal::KILL);

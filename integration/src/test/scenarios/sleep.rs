@@ -3,17 +3,13 @@
 use anyhow::{Context as _, Result, ensure};
 use guest_agent::{Command, GuestConfig};
 
-use super::context::{Context, Scenario};
-
-pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "sleep::a_guest_suspends_and_wakes_under_load",
-    run: a_guest_suspends_and_wakes_under_load,
-}];
+use super::{context::Context, registry::scenario};
 
 /// The actor writes this to the kernel log on success: after a suspend the guest's port to the
 /// harness no longer works.
 const WELL: &str = "slept: well";
 
+scenario!(a_guest_suspends_and_wakes_under_load);
 fn a_guest_suspends_and_wakes_under_load(context: &Context<'_>) -> Result<()> {
     let mut vm = context.testbed.boot(&context.guest(GuestConfig {
         // The console has to show errors during suspend.
