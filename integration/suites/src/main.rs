@@ -1,18 +1,19 @@
 //! Tests that run inside a guest. `cargo vm test` calls this program there, once for each test.
 //!
 //! `list` prints the tests as JSON; `run NAME` runs one in a child process and then checks that it
-//! left nothing behind. `act NAME` plays the guest's part in a scenario; `read` is measured. Exit status:
-//! 0 passed, 1 failed, 77 skipped (the last line says why).
+//! left nothing behind. `act NAME` plays the guest's part in a scenario; `read` is the load of a
+//! measurement. Exit status: 0 passed, 1 failed, 77 skipped (the last line says why).
 
 // A test that lacks `#[guest_test]` is dead code, and must not go unnoticed.
 #![deny(dead_code)]
 
 mod actors;
+mod leftovers;
+mod list;
 mod reader;
 mod suites;
 mod support;
 mod test;
-mod watch;
 
 use std::{
     io::Write as _,
@@ -22,7 +23,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use guest_agent::{ListedTest, SKIPPED};
 
-use crate::{test::Skip, watch::Holdings};
+use crate::{leftovers::Holdings, test::Skip};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn list() -> Result<ExitCode> {
-    let all: Vec<ListedTest> = test::all()?
+    let all: Vec<ListedTest> = list::all()?
         .into_iter()
         .map(|test| ListedTest {
             name: test.name(),
@@ -61,7 +62,7 @@ fn list() -> Result<ExitCode> {
 }
 
 fn run(name: &str) -> Result<ExitCode> {
-    test::find(name)?;
+    list::find(name)?;
     let before = Holdings::now()?;
     let status = Command::new("/proc/self/exe")
         .args(["inner", name])
@@ -79,7 +80,7 @@ fn run(name: &str) -> Result<ExitCode> {
 }
 
 fn inner(name: &str) -> Result<ExitCode> {
-    match (test::find(name)?.run)() {
+    match (list::find(name)?.run)() {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(reason) => {

@@ -1,5 +1,5 @@
-//! A program that does nothing but read: io_uring with as little around it as there can be. What a
-//! request costs shows best where the program costs nothing.
+//! The load of a measurement: reads through io_uring with as little code around them as possible, so
+//! that the cost of a request is not lost in that of the program.
 
 use std::{
     fs::OpenOptions,
@@ -14,8 +14,8 @@ use crate::support::{PAGE, region::Region};
 /// Requests in flight.
 const DEPTH: u32 = 32;
 
-/// Pages of the file that are read, again and again, with so many in between: the block layer would make
-/// one request of neighbours.
+/// Reads go round the first `SPAN` pages of the file, `STRIDE` pages apart, because the block layer
+/// would merge requests for neighbours.
 const SPAN: u64 = 8191;
 const STRIDE: u64 = 37;
 
@@ -40,7 +40,7 @@ pub(crate) fn read(node: &str, count: u32, fixed: bool) -> Result<()> {
             iov_base: region.at(0).cast(),
             iov_len: DEPTH as usize * PAGE,
         }];
-        // SAFETY: The region outlives the ring's use of it: all requests are waited for below.
+        // SAFETY: The region outlives the ring's use of it, because all requests complete below.
         unsafe { ring.submitter().register_buffers(&buffers) }.context("cannot register memory")?;
     }
     let mut free: Vec<u32> = (0..DEPTH).collect();
@@ -61,7 +61,7 @@ pub(crate) fn read(node: &str, count: u32, fixed: bool) -> Result<()> {
                     .offset(offset)
                     .build()
             };
-            // SAFETY: The buffer is part of the region, and nobody uses it until the request is back.
+            // SAFETY: The buffer is part of the region, and not used until the request has completed.
             unsafe { ring.submission().push(&entry.user_data(slot.into())) }
                 .context("the ring is full")?;
             submitted += 1;
@@ -70,7 +70,7 @@ pub(crate) fn read(node: &str, count: u32, fixed: bool) -> Result<()> {
         for entry in ring.completion() {
             ensure!(
                 entry.result() == i32::try_from(PAGE)?,
-                "a read gave {}",
+                "a read returned {}",
                 entry.result()
             );
             free.push(u32::try_from(entry.user_data())?);
@@ -85,10 +85,10 @@ pub(crate) fn main(kind: &str, node: &str, count: &str) -> Result<()> {
     let fixed = match kind {
         "plain" => false,
         "fixed" => true,
-        other => bail!("{other}: neither plain nor fixed"),
+        other => bail!("{other} is neither plain nor fixed"),
     };
     let count = count
         .parse()
-        .with_context(|| format!("{count}: no number of reads"))?;
+        .with_context(|| format!("{count} is not a number of reads"))?;
     read(node, count, fixed)
 }

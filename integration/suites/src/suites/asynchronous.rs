@@ -4,87 +4,70 @@ use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::{
-    opcode,
-    squeue::{Entry, Flags},
-};
+use io_uring::{opcode, squeue::Flags};
 use rustix::io::Errno;
 use vdma::Device;
 
 use crate::support::{
     KIB, MIB, PAGE,
     aio::{Context, Iocb, Opcode},
+    batch::Batch,
     bytes,
-    faults::{self, SLUGGISH},
-    open,
-    pieces::Pieces,
-    procfs,
+    completion::{Completion, Expected},
+    faults,
+    faults::SLUGGISH,
+    open, procfs,
     region::Region,
-    uring::{Uring, fd},
+    uring::{self, Request, Uring, fd},
 };
 
-/// Device memory gets something else than what a test is going to write there.
-fn spoil(device: &Device, pieces: &Pieces) -> Result<()> {
-    let bytes = vec![0x5a; pieces.total()];
+/// Fills device memory with bytes that the test does not write there.
+fn overwrite(device: &Device, batch: &Batch) -> Result<()> {
+    let bytes = vec![0x5a; batch.total()];
     device
         .file()
-        .write_all_at(&bytes, pieces.position)
+        .write_all_at(&bytes, batch.offset)
         .context("cannot prepare device memory")
 }
 
-fn by_libaio(pieces: Pieces, depth: u32) -> Result<()> {
+/// Writes and reads back with libaio, and compares.
+fn libaio_round_trip(batch: Batch) -> Result<()> {
     let device = open()?;
-    let context = Context::new(depth)?;
-    let data = bytes::random(pieces.length as u64, pieces.total());
-    let source = Region::anonymous(pieces.total())?;
-    let target = Region::anonymous(pieces.total())?;
+    let mut context = Context::new(u32::try_from(batch.count)?)?;
+    let data = bytes::random(batch.length as u64, batch.total());
+    let source = Region::anonymous(batch.total())?;
+    let target = Region::anonymous(batch.total())?;
     source.write(0, &data)?;
-    spoil(&device, &pieces)?;
+    overwrite(&device, &batch)?;
     for (opcode, region) in [(Opcode::Write, &source), (Opcode::Read, &target)] {
-        let mut iocbs = pieces.iocbs(opcode, &device, region)?;
+        let mut iocbs = batch.iocbs(opcode, &device, region)?;
         let mut taken = 0;
         while taken < iocbs.len() {
-            // SAFETY: The regions live until all has completed, below.
-            taken += unsafe { context.submit(&mut iocbs[taken..]) }.context("io_submit")?;
+            // SAFETY: The regions live until all requests have completed, below.
+            taken += unsafe { context.submit(&mut iocbs[taken..]) }?;
         }
-        let events = context.wait(pieces.count)?;
-        pieces.check(events.iter().map(|event| (event.data, event.result)))?;
-        ensure!(context.ready()? == 0, "more completions than requests");
+        context.wait(batch.count)?;
+        context.expect_none()?;
     }
-    bytes::expect(&target.read(0..pieces.total())?, &data, "what came back")
+    bytes::expect(&target.read(0..batch.total())?, &data, "what was read back")
 }
 
 #[guest_test]
 fn libaio_moves_many_at_once() -> Result<()> {
-    by_libaio(
-        Pieces {
-            count: 128,
-            length: 5001,
-            position: 12_345,
-        },
-        128,
-    )
+    libaio_round_trip(Batch::consecutive(128, 5001, 12_345))
 }
 
 #[guest_test]
 fn libaio_syncs() -> Result<()> {
     let device = open()?;
-    let context = Context::new(4)?;
+    let mut context = Context::new(4)?;
     let mut iocbs = [
         Iocb::new(Opcode::Sync, device.file(), 1),
         Iocb::new(Opcode::DataSync, device.file(), 2),
     ];
     // SAFETY: They have no buffers.
-    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
-    ensure!(taken == 2, "{taken} of 2 taken");
-    for event in context.wait(2)? {
-        ensure!(
-            event.result == 0,
-            "sync {} ended with {}",
-            event.data,
-            event.result
-        );
-    }
+    unsafe { context.submit_all(&mut iocbs) }?;
+    context.wait(iocbs.len())?;
     device.file().sync_all().context("fsync")?;
     device.file().sync_data().context("fdatasync")
 }
@@ -93,11 +76,12 @@ fn libaio_syncs() -> Result<()> {
 fn libaio_reports_errors_as_completions() -> Result<()> {
     let device = open()?;
     let size = device.info().memory_size;
-    let context = Context::new(4)?;
+    let mut context = Context::new(4)?;
     let region = Region::anonymous(2 * PAGE)?;
     region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
     let iocb = |opcode, start, offset, data| {
-        Iocb::transfer(opcode, device.file(), &region, start, 100, offset, data)
+        let range = start..start + 100;
+        Iocb::transfer(opcode, device.file(), &region, range, offset, data)
     };
     let mut iocbs = [
         iocb(Opcode::Read, PAGE, 0, 0)?,
@@ -105,117 +89,88 @@ fn libaio_reports_errors_as_completions() -> Result<()> {
         iocb(Opcode::Write, 0, size, 2)?,
         iocb(Opcode::Read, 0, size, 3)?,
     ];
-    // SAFETY: The region lives until all has completed, below.
-    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
-    ensure!(taken == iocbs.len(), "{taken} taken");
-    let mut results: Vec<(u64, i64)> = context
-        .wait(iocbs.len())?
-        .iter()
-        .map(|event| (event.data, event.result))
-        .collect();
-    results.sort_unstable();
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { context.submit_all(&mut iocbs) }?;
+    let results = results_in_order(context.wait_raw(iocbs.len())?);
     let fault = -i64::from(Errno::FAULT.raw_os_error());
     let no_space = -i64::from(Errno::NOSPC.raw_os_error());
-    ensure!(
-        results == [(0, fault), (1, fault), (2, no_space), (3, 0)],
-        "{results:?}"
-    );
+    ensure!(results == [fault, fault, no_space, 0], "{results:?}");
     Ok(())
+}
+
+/// The results by the `user_data` of their requests.
+fn results_in_order(mut completions: Vec<Completion>) -> Vec<i64> {
+    completions.sort_unstable();
+    completions.iter().map(|one| one.result).collect()
 }
 
 #[guest_test]
 fn libaio_beyond_the_depth_of_the_queue() -> Result<()> {
-    by_libaio(
-        Pieces {
-            count: 1000,
-            length: 777,
-            position: 1,
-        },
-        1000,
-    )
+    libaio_round_trip(Batch::consecutive(1000, 777, 1))
 }
 
-/// The one that has to wait for room finds the ring empty: nobody else tells the device of it.
+/// The last request waits until the ring is empty, so that no other request kicks the device for it.
 #[guest_test(device_arguments = &["--queue-size=16"])]
 fn libaio_waits_for_free_descriptors_with_the_last_request() -> Result<()> {
-    const COUNT: usize = 17;
+    const BATCH: Batch = Batch::at_one_offset(17, PAGE, 0);
     let device = open()?;
-    let context = Context::new(32)?;
-    let region = Region::anonymous(COUNT * PAGE)?;
+    let mut context = Context::new(32)?;
+    let region = Region::anonymous(BATCH.total())?;
     for round in 0..20 {
-        let mut iocbs = Vec::new();
-        for index in 0..COUNT {
-            iocbs.push(Iocb::transfer(
-                Opcode::Read,
-                device.file(),
-                &region,
-                index * PAGE,
-                PAGE,
-                0,
-                index as u64,
-            )?);
-        }
-        // SAFETY: The region lives until all has completed, below.
-        let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
-        ensure!(taken == COUNT, "{taken} of {COUNT} taken");
-        let events = context
-            .wait(COUNT)
+        let mut iocbs = BATCH.iocbs(Opcode::Read, &device, &region)?;
+        // SAFETY: The region lives until all requests have completed, below.
+        unsafe { context.submit_all(&mut iocbs) }?;
+        context
+            .wait(BATCH.count)
             .with_context(|| format!("round {round}"))?;
-        for event in events {
-            ensure!(event.result == PAGE as i64, "{event:?}");
-        }
     }
     let statistics = device.file_statistics()?;
-    ensure!(statistics.queue_full > 0, "none waited: {statistics:?}");
+    ensure!(
+        statistics.queue_full > 0,
+        "no request waited: {statistics:?}"
+    );
     Ok(())
 }
 
-/// Writes with one kind of entries, reads back with another, and compares.
-fn by_uring(
+/// Writes with one kind of requests, reads back with another, and compares.
+fn uring_round_trip(
     ring: &mut Uring,
-    pieces: Pieces,
-    source: &Region,
-    target: &Region,
-    writes: &[Entry],
-    reads: &[Entry],
+    batch: Batch,
+    (source, writes): (&Region, &[Request]),
+    (target, reads): (&Region, &[Request]),
 ) -> Result<()> {
-    let data = bytes::random(pieces.position, pieces.total());
+    let data = bytes::random(batch.offset, batch.total());
     source.write(0, &data)?;
-    spoil(&open()?, &pieces)?;
-    for entries in [writes, reads] {
+    overwrite(&open()?, &batch)?;
+    for requests in [writes, reads] {
         // SAFETY: The callers' regions outlive this call, which waits for every request.
-        unsafe { ring.submit(entries) }?;
-        pieces.check_uring(&ring.wait(pieces.count)?)?;
+        unsafe { ring.run(requests) }?;
         ring.expect_none()?;
     }
-    bytes::expect(&target.read(0..pieces.total())?, &data, "what came back")
+    bytes::expect(&target.read(0..batch.total())?, &data, "what was read back")
 }
 
-/// [`by_uring`] with plain reads and writes.
-fn plain(ring: &mut Uring, pieces: Pieces) -> Result<()> {
+/// [`uring_round_trip`] with plain reads and writes.
+fn plain_round_trip(ring: &mut Uring, batch: Batch) -> Result<()> {
     let device = open()?;
-    let source = Region::anonymous(pieces.total())?;
-    let target = Region::anonymous(pieces.total())?;
-    let writes = pieces.writes(&device, &source);
-    let reads = pieces.reads(&device, &target);
-    by_uring(ring, pieces, &source, &target, &writes, &reads)
+    let source = Region::anonymous(batch.total())?;
+    let target = Region::anonymous(batch.total())?;
+    let writes = batch.writes(&device, &source);
+    let reads = batch.reads(&device, &target);
+    uring_round_trip(ring, batch, (&source, &writes), (&target, &reads))
 }
 
 #[guest_test]
 fn uring_reads_and_writes() -> Result<()> {
     let mut ring = Uring::new(128)?;
-    for (count, length, position) in [
+    for (count, length, offset) in [
         (128, 4096, 0),
         (64, 65_536, 4095),
         (128, 1, 1),
         (100, 7777, 99),
     ] {
-        let pieces = Pieces {
-            count,
-            length,
-            position,
-        };
-        plain(&mut ring, pieces).with_context(|| format!("{count} of {length} bytes"))?;
+        plain_round_trip(&mut ring, Batch::consecutive(count, length, offset))
+            .with_context(|| format!("{count} of {length} bytes"))?;
     }
     Ok(())
 }
@@ -226,15 +181,11 @@ fn uring_vectors() -> Result<()> {
     const SEGMENT: usize = 1111;
     let device = open()?;
     let mut ring = Uring::new(64)?;
-    let pieces = Pieces {
-        count: 64,
-        length: SEGMENTS * SEGMENT,
-        position: 31,
-    };
-    let source = Region::anonymous(pieces.total())?;
-    let target = Region::anonymous(pieces.total())?;
+    let batch = Batch::consecutive(64, SEGMENTS * SEGMENT, 31);
+    let source = Region::anonymous(batch.total())?;
+    let target = Region::anonymous(batch.total())?;
     let vectors = |region: &Region| -> Vec<libc::iovec> {
-        (0..pieces.count * SEGMENTS)
+        (0..batch.count * SEGMENTS)
             .map(|index| libc::iovec {
                 iov_base: region.at(index * SEGMENT).cast(),
                 iov_len: SEGMENT,
@@ -243,31 +194,28 @@ fn uring_vectors() -> Result<()> {
     };
     let (from, to) = (vectors(&source), vectors(&target));
     let segments = u32::try_from(SEGMENTS)?;
+    let file = fd(device.file());
+    let whole = Expected::Bytes(batch.length);
     let first = |vectors: &[libc::iovec], start: usize| vectors[start / SEGMENT..].as_ptr();
-    let writes = pieces.entries(|start, offset| {
-        opcode::Writev::new(fd(device.file()), first(&from, start), segments)
-            .offset(offset)
-            .build()
+    let writes = batch.requests(|range, offset| {
+        let entry = opcode::Writev::new(file, first(&from, range.start), segments).offset(offset);
+        Request::new(entry.build(), whole)
     });
-    let reads = pieces.entries(|start, offset| {
-        opcode::Readv::new(fd(device.file()), first(&to, start), segments)
-            .offset(offset)
-            .build()
+    let reads = batch.requests(|range, offset| {
+        let entry = opcode::Readv::new(file, first(&to, range.start), segments).offset(offset);
+        Request::new(entry.build(), whole)
     });
-    by_uring(&mut ring, pieces, &source, &target, &writes, &reads)
+    uring_round_trip(&mut ring, batch, (&source, &writes), (&target, &reads))
 }
 
 #[guest_test]
 fn uring_registered_buffers() -> Result<()> {
     let device = open()?;
-    for (count, length, position) in [(128, 4096, 0), (64, 10_001, 4095), (16, 60_000, 3)] {
-        let pieces = Pieces {
-            count,
-            length,
-            position,
-        };
-        let source = Region::anonymous(pieces.total())?;
-        let target = Region::anonymous(pieces.total())?;
+    let file = fd(device.file());
+    for (count, length, offset) in [(128, 4096, 0), (64, 10_001, 4095), (16, 60_000, 3)] {
+        let batch = Batch::consecutive(count, length, offset);
+        let source = Region::anonymous(batch.total())?;
+        let target = Region::anonymous(batch.total())?;
         let mut ring = Uring::new(128)?;
         let iovec = |region: &Region| libc::iovec {
             iov_base: region.at(0).cast(),
@@ -275,18 +223,16 @@ fn uring_registered_buffers() -> Result<()> {
         };
         // SAFETY: The regions are dropped after the ring, which is declared behind them.
         unsafe { ring.register(&[iovec(&source), iovec(&target)]) }?;
-        let length = pieces.length_u32();
-        let writes = pieces.entries(|start, offset| {
-            opcode::WriteFixed::new(fd(device.file()), source.at(start), length, 0)
-                .offset(offset)
-                .build()
+        let (whole, bytes) = (Expected::Bytes(length), u32::try_from(length)?);
+        let writes = batch.requests(|range, offset| {
+            let entry = opcode::WriteFixed::new(file, source.at(range.start), bytes, 0);
+            Request::new(entry.offset(offset).build(), whole)
         });
-        let reads = pieces.entries(|start, offset| {
-            opcode::ReadFixed::new(fd(device.file()), target.at(start), length, 1)
-                .offset(offset)
-                .build()
+        let reads = batch.requests(|range, offset| {
+            let entry = opcode::ReadFixed::new(file, target.at(range.start), bytes, 1);
+            Request::new(entry.offset(offset).build(), whole)
         });
-        by_uring(&mut ring, pieces, &source, &target, &writes, &reads)
+        uring_round_trip(&mut ring, batch, (&source, &writes), (&target, &reads))
             .with_context(|| format!("{count} of {length} bytes"))?;
     }
     Ok(())
@@ -294,15 +240,7 @@ fn uring_registered_buffers() -> Result<()> {
 
 #[guest_test]
 fn uring_beyond_the_depth_of_the_queue() -> Result<()> {
-    let mut ring = Uring::new(1024)?;
-    plain(
-        &mut ring,
-        Pieces {
-            count: 1024,
-            length: 513,
-            position: 7,
-        },
-    )
+    plain_round_trip(&mut Uring::new(1024)?, Batch::consecutive(1024, 513, 7))
 }
 
 #[guest_test]
@@ -314,29 +252,14 @@ fn uring_links_keep_their_order() -> Result<()> {
     for round in 0..50 {
         let data = bytes::random(round, PAGE);
         source.write(0, &data)?;
-        let length = u32::try_from(PAGE)?;
-        let file = fd(device.file());
-        let entries = [
-            opcode::Write::new(file, source.at(0), length)
-                .offset(5)
-                .build()
-                .flags(Flags::IO_LINK)
-                .user_data(0),
-            opcode::Fsync::new(file)
-                .build()
-                .flags(Flags::IO_LINK)
-                .user_data(1),
-            opcode::Read::new(file, target.at(0), length)
-                .offset(5)
-                .build()
-                .user_data(2),
+        let sync = opcode::Fsync::new(fd(device.file())).build();
+        let requests = [
+            uring::write(device.file(), &source, 0..PAGE, 5).flags(Flags::IO_LINK),
+            Request::new(sync, Expected::Bytes(0)).flags(Flags::IO_LINK),
+            uring::read(device.file(), &target, 0..PAGE, 5),
         ];
-        // SAFETY: The regions live until all has completed, below.
-        unsafe { ring.submit(&entries) }?;
-        let mut completions = ring.wait(3)?;
-        completions.sort_unstable();
-        let results: Vec<i32> = completions.iter().map(|one| one.result).collect();
-        ensure!(results == [4096, 0, 4096], "{results:?}");
+        // SAFETY: The regions live until all requests have completed.
+        unsafe { ring.run(&requests) }?;
         bytes::expect(&target.read(0..PAGE)?, &data, "what the link wrote")?;
     }
     Ok(())
@@ -344,14 +267,9 @@ fn uring_links_keep_their_order() -> Result<()> {
 
 #[guest_test]
 fn uring_with_sqpoll() -> Result<()> {
-    let mut ring = Uring::with_kernel_thread(64)?;
-    plain(
-        &mut ring,
-        Pieces {
-            count: 64,
-            length: 9000,
-            position: 8,
-        },
+    plain_round_trip(
+        &mut Uring::with_sqpoll(64)?,
+        Batch::consecutive(64, 9000, 8),
     )
 }
 
@@ -362,30 +280,20 @@ fn uring_reports_errors_as_completions() -> Result<()> {
     let mut ring = Uring::new(8)?;
     let region = Region::anonymous(2 * PAGE)?;
     region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
-    let file = fd(device.file());
-    let read = |start, offset| {
-        opcode::Read::new(file, region.at(start), 100)
-            .offset(offset)
-            .build()
-    };
-    let write = |start, offset| {
-        opcode::Write::new(file, region.at(start), 100)
-            .offset(offset)
-            .build()
-    };
-    let entries = [
+    let read = |start, offset| uring::read(device.file(), &region, start..start + 100, offset);
+    let write = |start, offset| uring::write(device.file(), &region, start..start + 100, offset);
+    let requests = [
         read(PAGE, 0).user_data(0),
         write(PAGE, 0).user_data(1),
         write(0, size).user_data(2),
         read(0, size).user_data(3),
         read(0, size - 60).user_data(4),
     ];
-    // SAFETY: The region lives until all has completed, below.
-    unsafe { ring.submit(&entries) }?;
-    let mut completions = ring.wait(entries.len())?;
-    completions.sort_unstable();
-    let results: Vec<i32> = completions.iter().map(|one| one.result).collect();
-    let (fault, no_space) = (-Errno::FAULT.raw_os_error(), -Errno::NOSPC.raw_os_error());
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&requests) }?;
+    let results = results_in_order(ring.wait_raw(requests.len())?);
+    let fault = -i64::from(Errno::FAULT.raw_os_error());
+    let no_space = -i64::from(Errno::NOSPC.raw_os_error());
     ensure!(results == [fault, fault, no_space, 0, 60], "{results:?}");
     Ok(())
 }
@@ -394,40 +302,26 @@ fn uring_reports_errors_as_completions() -> Result<()> {
 fn uring_needs_no_worker_threads() -> Result<()> {
     let mut ring = Uring::new(128)?;
     for length in [1, 4096, 128 * KIB] {
-        let pieces = Pieces {
-            count: 128,
-            length,
-            position: 3,
-        };
-        plain(&mut ring, pieces)?;
+        plain_round_trip(&mut ring, Batch::consecutive(128, length, 3))?;
         let workers = procfs::io_workers()?;
         ensure!(
             workers.is_empty(),
             "{length} bytes need workers: {workers:?}"
         );
     }
-    // More pages than one request has entries for, in pages that are not huge ones.
-    let scattered = Pieces {
-        count: 4,
-        length: 2 * MIB,
-        position: 3,
-    };
-    plain(&mut ring, scattered)?;
+    // More pages than one request has segments for, in pages that are not huge ones.
+    plain_round_trip(&mut ring, Batch::consecutive(4, 2 * MIB, 3))?;
     let workers = procfs::io_workers()?;
     ensure!(workers.is_empty(), "long ones need workers: {workers:?}");
-    // A request that asks for a worker gets one, and this test sees it.
+    // A request that asks for a worker gets one, which shows that the test would notice it.
     let device = open()?;
     let region = Region::anonymous(PAGE)?;
-    let entry = opcode::Read::new(fd(device.file()), region.at(0), 4096)
-        .build()
-        .flags(Flags::ASYNC);
-    // SAFETY: The region lives until the request has completed, below.
-    unsafe { ring.submit(&[entry]) }?;
-    let completions = ring.wait(1)?;
-    ensure!(completions[0].result == 4096, "{completions:?}");
+    let read = uring::read(device.file(), &region, 0..PAGE, 0).flags(Flags::ASYNC);
+    // SAFETY: The region lives until the request has completed.
+    unsafe { ring.run(&[read]) }?;
     ensure!(
         !procfs::io_workers()?.is_empty(),
-        "the test sees no workers at all"
+        "the test does not see workers"
     );
     Ok(())
 }
@@ -439,31 +333,18 @@ fn completions_are_never_lost() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(128)?;
     let region = Region::anonymous(DEPTH * 512)?;
-    let pieces = Pieces {
-        count: DEPTH,
-        length: 512,
-        position: 0,
-    };
     let mut random = fastrand::Rng::with_seed(5);
     for round in 0..ROUNDS {
-        // Bursts of every size: the last of a burst has nobody behind it to take it along.
-        let burst = Pieces {
-            count: random.usize(1..=pieces.count),
-            ..pieces
-        };
-        let entries = if random.bool() {
+        // Bursts of every size: the completion of the last request of a burst has no later one that
+        // would make up for a missing interrupt.
+        let burst = Batch::consecutive(random.usize(1..=DEPTH), 512, 0);
+        let requests = if random.bool() {
             burst.reads(&device, &region)
         } else {
             burst.writes(&device, &region)
         };
-        // SAFETY: The region lives until all has completed, below.
-        unsafe { ring.submit(&entries) }?;
-        let completions = ring
-            .wait(burst.count)
-            .with_context(|| format!("round {round}"))?;
-        burst
-            .check_uring(&completions)
-            .with_context(|| format!("round {round}"))?;
+        // SAFETY: The region lives until all requests have completed.
+        unsafe { ring.run(&requests) }.with_context(|| format!("round {round}"))?;
     }
     ring.expect_none()?;
     let statistics = device.file_statistics()?;
@@ -477,18 +358,13 @@ fn completions_are_never_lost() -> Result<()> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn submitting_does_not_block() -> Result<()> {
-    let pieces = Pieces {
-        count: 16,
-        length: 4096,
-        position: SLUGGISH.start,
-    };
-    let region = Region::anonymous(pieces.total())?;
+    let batch = Batch::consecutive(16, 4096, SLUGGISH.start);
+    let region = Region::anonymous(batch.total())?;
     {
         let device = open()?;
         let mut ring = Uring::new(16)?;
-        // SAFETY: The region lives until all has completed, below.
-        unsafe { ring.submit(&pieces.reads(&device, &region)) }?;
-        pieces.check_uring(&ring.wait(pieces.count)?)?;
+        // SAFETY: The region lives until all requests have completed.
+        unsafe { ring.run(&batch.reads(&device, &region)) }?;
         let most = device.file_statistics()?.in_flight_max;
         ensure!(
             most > 1,
@@ -496,12 +372,11 @@ fn submitting_does_not_block() -> Result<()> {
         );
     }
     let device = open()?;
-    let context = Context::new(16)?;
-    let mut iocbs = pieces.iocbs(Opcode::Read, &device, &region)?;
-    // SAFETY: The region lives until all has completed, below.
-    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
-    ensure!(taken == pieces.count, "{taken} taken");
-    context.wait(pieces.count)?;
+    let mut context = Context::new(16)?;
+    let mut iocbs = batch.iocbs(Opcode::Read, &device, &region)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { context.submit_all(&mut iocbs) }?;
+    context.wait(batch.count)?;
     let most = device.file_statistics()?.in_flight_max;
     ensure!(
         most > 1,

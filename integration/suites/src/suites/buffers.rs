@@ -1,9 +1,6 @@
-//! Buffers that are made ready for DMA once: pinned memory of a user, and memory of the driver's.
+//! Buffers that are prepared for DMA once: registered memory of a user, and memory of the driver.
 
-use std::{
-    fs,
-    os::{fd::AsFd as _, unix::fs::FileExt as _},
-};
+use std::{fs, os::unix::fs::FileExt as _};
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
@@ -17,24 +14,10 @@ use vdma::{
     protocol::{COMMAND_INCOMING_BUFFER, COMMAND_OUTGOING_BUFFER, Command},
 };
 
-use crate::{
-    support::{
-        KIB, MIB, PAGE, become_nobody, bytes, child::Child, errno, faults, file_system::FileSystem,
-        open, region::Region, wait,
-    },
-    watch::pinned_pages,
+use crate::support::{
+    MIB, PAGE, bytes, child::Child, drop_privileges, errno, faults, fuse::FileSystem, open, procfs,
+    region::Region, wait,
 };
-
-/// Pages of `VmLck` in `/proc/self/status`.
-fn locked_pages() -> Result<usize> {
-    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmLck:"))
-        .context("no VmLck in /proc/self/status")?;
-    let kilobytes: usize = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kilobytes * KIB / PAGE)
-}
 
 /// A command whose data is in the buffer `id`.
 fn with_buffer(operation: Operation, id: u32, at: u64, length: usize) -> Command {
@@ -53,11 +36,11 @@ fn with_buffer(operation: Operation, id: u32, at: u64, length: usize) -> Command
 #[guest_test]
 fn registered_memory_stays_pinned() -> Result<()> {
     let device = open()?;
-    let before = pinned_pages()?;
+    let before = procfs::pinned_pages()?;
     let mut memory = vec![7; 10 * PAGE];
     let start = PAGE - memory.as_ptr() as usize % PAGE + 100;
     let buffer = device.register(&mut memory[start..start + 3 * PAGE])?;
-    let pinned = pinned_pages()? - before;
+    let pinned = procfs::pinned_pages()? - before;
     ensure!(
         pinned == 4,
         "{pinned} pages are pinned for 3 pages from byte 100 on"
@@ -67,7 +50,10 @@ fn registered_memory_stays_pinned() -> Result<()> {
         "the buffer is not counted"
     );
     drop(buffer);
-    ensure!(pinned_pages()? == before, "the pages are still pinned");
+    ensure!(
+        procfs::pinned_pages()? == before,
+        "the pages are still pinned"
+    );
     ensure!(
         device.device_statistics()?.buffers == 0,
         "the buffer is still counted"
@@ -78,16 +64,19 @@ fn registered_memory_stays_pinned() -> Result<()> {
 #[guest_test]
 fn registered_memory_is_charged() -> Result<()> {
     let device = open()?;
-    let before = locked_pages()?;
+    let before = procfs::locked_pages()?;
     let mut memory = vec![0; 64 * PAGE];
     let buffer = device.register(&mut memory)?;
-    let charged = locked_pages()? - before;
+    let charged = procfs::locked_pages()? - before;
     ensure!(
         (64..=65).contains(&charged),
         "{charged} pages are charged for 64"
     );
     drop(buffer);
-    ensure!(locked_pages()? == before, "the charge was not given back");
+    ensure!(
+        procfs::locked_pages()? == before,
+        "the charge was not released"
+    );
     Ok(())
 }
 
@@ -100,14 +89,14 @@ fn rlimit_memlock_is_enforced() -> Result<()> {
             maximum: Some(16 * PAGE as u64),
         };
         setrlimit(Resource::Memlock, limit).context("setrlimit")?;
-        become_nobody()?;
+        drop_privileges()?;
         let mut memory = vec![0; 64 * PAGE];
         let refused = device.register(&mut memory).map(drop);
         errno::expect_vdma(refused, Errno::NOMEM, "64 pages under a limit of 16")?;
         let first = device.register(&mut memory[..8 * PAGE])?;
-        ensure!(locked_pages()? >= 8, "nothing is charged");
+        ensure!(procfs::locked_pages()? >= 8, "nothing is charged");
         drop(first);
-        ensure!(locked_pages()? == 0, "the charge was not given back");
+        ensure!(procfs::locked_pages()? == 0, "the charge was not released");
         Ok(())
     })?
     .succeed()
@@ -171,17 +160,8 @@ fn buffers_work_with_every_operation() -> Result<()> {
         "read with a checksum"
     );
     let mut back = vec![0; data.len()];
-    Mapped(&other).read(&mut back)?;
+    other.read(0, &mut back)?;
     bytes::expect(&back, &data, "the allocated buffer in the end")
-}
-
-/// Reads from the beginning of an allocated buffer.
-struct Mapped<'a>(&'a vdma::AllocatedBuffer<'a>);
-
-impl Mapped<'_> {
-    fn read(&self, bytes: &mut [u8]) -> Result<()> {
-        Ok(vdma::Mapping::read(self.0, 0, bytes)?)
-    }
 }
 
 #[guest_test]
@@ -220,9 +200,9 @@ fn any_part_of_a_buffer_can_be_used() -> Result<()> {
     }
     for (at, length) in [(LENGTH as u64, 1), (0, LENGTH + 1), (u64::MAX, 2)] {
         let mut command = with_buffer(Operation::Read, buffer.id(), at, length);
-        // SAFETY: As above.
+        // SAFETY: The command names a buffer only.
         let result = unsafe { device.run(&mut command) };
-        errno::expect_vdma(result, Errno::INVAL, "a range that leaves the buffer")?;
+        errno::expect_vdma(result, Errno::INVAL, "a range that exceeds the buffer")?;
     }
     Ok(())
 }
@@ -230,18 +210,23 @@ fn any_part_of_a_buffer_can_be_used() -> Result<()> {
 #[guest_test]
 fn closing_the_file_releases_its_buffers() -> Result<()> {
     let observer = open()?;
-    let pinned = pinned_pages()?;
-    let locked = locked_pages()?;
+    let pinned = procfs::pinned_pages()?;
+    let locked = procfs::locked_pages()?;
     let mut memory = vec![0; 32 * PAGE];
     {
         let device = open()?;
         let buffer = device.register(&mut memory)?;
-        // As a program does that forgets it.
+        // Like a program that never releases it.
         std::mem::forget(buffer);
-        ensure!(pinned_pages()? > pinned, "nothing is pinned");
+        ensure!(procfs::pinned_pages()? > pinned, "nothing is pinned");
     }
-    wait::until("the pages are let go", || Ok(pinned_pages()? == pinned))?;
-    ensure!(locked_pages()? == locked, "the charge was not given back");
+    wait::until("the pages are unpinned", || {
+        Ok(procfs::pinned_pages()? == pinned)
+    })?;
+    ensure!(
+        procfs::locked_pages()? == locked,
+        "the charge was not released"
+    );
     ensure!(
         observer.device_statistics()?.buffers == 0,
         "the buffer is still counted"
@@ -255,8 +240,8 @@ fn memory_that_cannot_be_pinned_is_refused() -> Result<()> {
     let region = Region::anonymous(4 * PAGE)?;
     region.write(0, &[1; 4 * PAGE])?;
     region.protect_range(2 * PAGE..3 * PAGE, rustix::mm::MprotectFlags::READ)?;
-    let pinned = pinned_pages()?;
-    let locked = locked_pages()?;
+    let pinned = procfs::pinned_pages()?;
+    let locked = procfs::locked_pages()?;
     // SAFETY: The slice is made for its address only; nothing reads or writes it.
     let memory = unsafe { std::slice::from_raw_parts_mut(region.at(0), 4 * PAGE) };
     let result = device.register(memory).map(drop);
@@ -275,36 +260,36 @@ fn memory_that_cannot_be_pinned_is_refused() -> Result<()> {
         Errno::INVAL,
         "no memory",
     )?;
-    ensure!(pinned_pages()? == pinned, "pages stay pinned");
-    ensure!(locked_pages()? == locked, "pages stay charged");
+    ensure!(procfs::pinned_pages()? == pinned, "pages stay pinned");
+    ensure!(procfs::locked_pages()? == locked, "pages stay charged");
     Ok(())
 }
 
-/// Long pins and writeback do not go together.
+/// Long-term pins would interfere with writeback.
 #[guest_test]
 fn file_mappings_cannot_be_pinned_long_term() -> Result<()> {
     let system = FileSystem::mount(vec![3; 4 * PAGE])?;
     let file = system.open()?;
     let region = Region::file(&file, 0, 4 * PAGE, MapFlags::SHARED)?;
     let device = open()?;
-    let pinned = pinned_pages()?;
+    let pinned = procfs::pinned_pages()?;
     // SAFETY: The slice is made for its address only; nothing reads or writes it.
     let memory = unsafe { std::slice::from_raw_parts_mut(region.at(0), 4 * PAGE) };
     let result = device.register(memory).map(drop);
     errno::expect_vdma(result, Errno::FAULT, "a mapped file")?;
-    ensure!(pinned_pages()? == pinned, "pages stay pinned");
+    ensure!(procfs::pinned_pages()? == pinned, "pages stay pinned");
     Ok(())
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_released_buffer_stays_pinned_until_completion() -> Result<()> {
     let device = open()?;
-    let pinned = pinned_pages()?;
+    let pinned = procfs::pinned_pages()?;
     let data = bytes::random(4, 4 * PAGE);
     device.file().write_all_at(&data, faults::SLOW.start)?;
     let region = Region::anonymous(4 * PAGE)?;
     std::thread::scope(|scope| {
-        // SAFETY: Nothing but the device reaches the region until it is done.
+        // SAFETY: Nothing but the device accesses the region until the request has completed.
         let memory = unsafe { std::slice::from_raw_parts_mut(region.at(0), 4 * PAGE) };
         let buffer = device.register(memory)?;
         let id = buffer.id();
@@ -318,18 +303,20 @@ fn a_released_buffer_stays_pinned_until_completion() -> Result<()> {
         wait::until_busy(device)?;
         drop(buffer);
         ensure!(
-            pinned_pages()? > pinned,
-            "the pages went while the device used them"
+            procfs::pinned_pages()? > pinned,
+            "the pages were unpinned while the device used them"
         );
         let result = reader.join().ok().context("the reader panicked")??;
         ensure!(result == 4 * PAGE as i64, "{result}");
         Ok(())
     })?;
     bytes::expect(&region.read(0..4 * PAGE)?, &data, "what was read")?;
-    wait::until("the pages are let go", || Ok(pinned_pages()? == pinned))
+    wait::until("the pages are unpinned", || {
+        Ok(procfs::pinned_pages()? == pinned)
+    })
 }
 
-/// The kernel gives out what was freed last, and does not clear it here.
+/// The kernel hands out what was freed last, which it does not clear with `init_on_alloc=0`.
 #[guest_test(kernel_parameters = &["init_on_alloc=0"])]
 fn allocated_memory_is_zeroed() -> Result<()> {
     const LENGTH: usize = 16 * MIB;
@@ -341,11 +328,8 @@ fn allocated_memory_is_zeroed() -> Result<()> {
         drop(vec![0xa5_u8; 4 * LENGTH]);
         let buffer = device.allocate(LENGTH)?;
         buffer.read(0, &mut back)?;
-        let other = back.iter().position(|byte| *byte != 0);
-        ensure!(
-            other.is_none(),
-            "round {round}: something at byte {other:?}"
-        );
+        let set = back.iter().position(|byte| *byte != 0);
+        ensure!(set.is_none(), "round {round}: byte {set:?} is not zero");
     }
     Ok(())
 }
@@ -365,12 +349,12 @@ fn allocated_memory_is_shared_with_the_device() -> Result<()> {
     buffer.write(0, &data)?;
     device.write(4321, buffer.source(None))?;
     device.file().read_exact_at(&mut back, 4321)?;
-    bytes::expect(&back, &data, "what was stored, by way of the device")?;
+    bytes::expect(&back, &data, "what the device wrote from the buffer")?;
     device.fill(4321, 10 * PAGE as u64, 0x2222_2222_2222_2222)?;
     device.read(4321, buffer.target(Some(100..200)))?;
     ensure!(
         buffer.load::<u8>(99)? == data[99] && buffer.load::<u8>(200)? == data[200],
-        "around"
+        "bytes outside the range changed"
     );
     ensure!(
         buffer.load::<u32>(100)? == 0x2222_2222,
@@ -440,18 +424,8 @@ fn allocated_memory_can_be_passed_to_another_process() -> Result<()> {
     errno::expect_vdma(
         device.import(null.into()).map(drop),
         Errno::INVAL,
-        "some other file",
+        "a file of another kind",
     )
-}
-
-/// Bytes of free memory.
-fn free_memory() -> Result<usize> {
-    let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemFree:"))
-        .context("no MemFree in /proc/meminfo")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * KIB)
 }
 
 #[guest_test]
@@ -459,10 +433,10 @@ fn allocated_memory_is_freed() -> Result<()> {
     const ROUNDS: usize = 20;
     const LENGTH: usize = 64 * MIB;
     let device = open()?;
-    let free = free_memory()?;
+    let free = procfs::free_memory()?;
     ensure!(
         ROUNDS * LENGTH > free,
-        "this guest has too much memory for this test"
+        "this guest has too much memory for the test to notice"
     );
     for round in 0..ROUNDS {
         let buffer = device
@@ -498,6 +472,5 @@ fn buffers_are_private_to_their_file() -> Result<()> {
     // SAFETY: The command names a buffer only.
     let result = unsafe { other.run(&mut command) };
     errno::expect_vdma(result, Errno::NOENT, "another file's buffer")?;
-    let _ = buffer.file().as_fd();
     Ok(())
 }

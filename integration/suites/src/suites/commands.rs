@@ -92,9 +92,7 @@ fn move_handles_overlap() -> Result<()> {
         device.move_within(to as u64, from as u64, length as u64)?;
         let mut expected = data.clone();
         expected.copy_within(from..from + length, to);
-        let mut back = vec![0; data.len()];
-        device.file().read_exact_at(&mut back, 0)?;
-        bytes::expect(&back, &expected, "device memory after a move")?;
+        bytes::expect_at(device.file(), 0, &expected, "device memory after a move")?;
     }
     Ok(())
 }
@@ -113,9 +111,12 @@ fn fill_repeats_the_pattern() -> Result<()> {
     };
     for (offset, length) in [(0, 8), (3, 1), (5, 100_003)] {
         device.fill(offset, length as u64, PATTERN)?;
-        let mut back = vec![0; length];
-        device.file().read_exact_at(&mut back, offset)?;
-        bytes::expect(&back, &expected(length), "filled device memory")?;
+        bytes::expect_at(
+            device.file(),
+            offset,
+            &expected(length),
+            "filled device memory",
+        )?;
     }
     // Of memory: also where it is split, at no multiple of the pattern.
     let region = Region::anonymous(6 * MIB)?;
@@ -215,9 +216,7 @@ fn discard_leaves_zeroes() -> Result<()> {
     device.discard(4000, 500_000)?;
     let mut expected = data;
     expected[4000..504_000].fill(0);
-    let mut back = vec![1; MIB];
-    device.file().read_exact_at(&mut back, 0)?;
-    bytes::expect(&back, &expected, "device memory after a discard")
+    bytes::expect_at(device.file(), 0, &expected, "device memory after a discard")
 }
 
 #[guest_test]

@@ -1,38 +1,34 @@
-//! A device that fails requests, or says what cannot be true.
+//! A device that fails requests, or reports what cannot be true.
 
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::io::Errno;
 use vdma::Device;
 
 use crate::support::{
-    KIB, MIB, PAGE, bytes,
+    KIB, MIB, PAGE,
+    batch::Batch,
+    bytes,
     driver::Unbound,
     errno, faults, kernel_log, open,
     region::Region,
-    uring::{Uring, fd},
+    uring::{self, Uring},
     wait,
 };
 
-/// Fails unless a request to a place without faults does what it should.
+/// Fails unless requests to a range without faults succeed.
 fn works(device: &Device) -> Result<()> {
-    let data = bytes::random(5, 9000);
-    device
-        .file()
-        .write_all_at(&data, 1000)
-        .context("the next request")?;
-    let mut back = vec![0; data.len()];
-    device
-        .file()
-        .read_exact_at(&mut back, 1000)
-        .context("the next request")?;
-    bytes::expect(&back, &data, "the next request")
+    bytes::round_trip(
+        device.file(),
+        1000,
+        &bytes::random(5, 9000),
+        "the next request",
+    )
 }
 
-/// Reads and writes at `position` have to end in `error`, and leave the buffer alone.
+/// Reads and writes at `position` have to fail with `error`.
 fn all_fail(position: u64, error: Errno) -> Result<()> {
     let device = open()?;
     for length in [1, 4096, 20_000] {
@@ -73,7 +69,7 @@ fn a_short_transfer_is_a_short_count() -> Result<()> {
     let mut buffer = vec![0xee; 8192];
     let moved = device.file().read_at(&mut buffer, faults::SHORT)?;
     ensure!(moved == 4096, "{moved} bytes read, the device moved 4096");
-    bytes::expect(&buffer[..moved], &data[..moved], "what was moved")?;
+    bytes::expect(&buffer[..moved], &data[..moved], "what was transferred")?;
     bytes::expect(&buffer[moved..], &vec![0xee; 4096], "what was not")?;
 
     let new = bytes::random(8, 8192);
@@ -84,16 +80,16 @@ fn a_short_transfer_is_a_short_count() -> Result<()> {
     );
     let mut back = vec![0; 8192];
     device.map(faults::SHORT, back.len())?.read(0, &mut back)?;
-    bytes::expect(&back[..moved], &new[..moved], "what was moved")?;
+    bytes::expect(&back[..moved], &new[..moved], "what was transferred")?;
     bytes::expect(&back[moved..], &data[moved..], "what was not")?;
 
-    // A caller that goes on where a short count ends gets everything.
+    // A caller that continues behind a short count gets everything.
     let mut whole = vec![0; 8192];
     device
         .file()
         .read_exact_at(&mut whole[..8191], faults::SHORT)
         .map_or_else(
-            // The last byte's half is none.
+            // Half of the last byte is nothing, which is an error.
             |error| {
                 ensure!(
                     error.raw_os_error() == Some(Errno::IO.raw_os_error()),
@@ -128,24 +124,14 @@ fn asynchronous_requests_report_the_same_errors() -> Result<()> {
         (faults::LENGTH_ZERO, Errno::IO),
     ] {
         for length in [1, 4096, 20_000] {
-            let file = fd(device.file());
-            let entries = [
-                opcode::Write::new(file, buffer.at(0), length)
-                    .offset(position)
-                    .build(),
-                opcode::Read::new(file, buffer.at(0), length)
-                    .offset(position)
-                    .build(),
+            let requests = [
+                uring::write(device.file(), &buffer, 0..length, position),
+                uring::read(device.file(), &buffer, 0..length, position),
             ];
-            // SAFETY: The buffer lives until all has completed, below.
-            unsafe { ring.submit(&entries) }?;
-            for completion in ring.wait(2)? {
-                ensure!(
-                    completion.result == -error.raw_os_error(),
-                    "{length} bytes at {position:#x}: {}",
-                    completion.result
-                );
-            }
+            // SAFETY: The buffer lives until all requests have completed, below.
+            unsafe { ring.submit(&requests) }?;
+            ring.wait_for_error(requests.len(), error)
+                .with_context(|| format!("{length} bytes at {position:#x}"))?;
         }
     }
     works(&device)
@@ -174,35 +160,18 @@ fn a_used_length_beyond_the_buffers_is_eio() -> Result<()> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn out_of_order_completions_reach_their_requests() -> Result<()> {
-    const COUNT: usize = 8;
-    const LENGTH: usize = 6000;
+    const BATCH: Batch = Batch::consecutive(8, 6000, faults::SWAPPED);
     let device = open()?;
-    let data = bytes::random(10, COUNT * LENGTH);
+    let data = bytes::random(10, BATCH.total());
     device
-        .map(faults::SWAPPED, (COUNT * LENGTH).next_multiple_of(PAGE))?
+        .map(faults::SWAPPED, BATCH.total().next_multiple_of(PAGE))?
         .write(0, &data)?;
     for _ in 0..10 {
-        let region = Region::anonymous(COUNT * LENGTH)?;
+        let region = Region::anonymous(BATCH.total())?;
         let mut ring = Uring::new(8)?;
-        let entries: Vec<_> = (0..COUNT)
-            .map(|index| {
-                let start = index * LENGTH;
-                opcode::Read::new(fd(device.file()), region.at(start), 6000)
-                    .offset(faults::SWAPPED + start as u64)
-                    .build()
-                    .user_data(index as u64)
-            })
-            .collect();
-        // SAFETY: The region lives until all has completed, below.
-        unsafe { ring.submit(&entries) }?;
-        let mut seen = [false; COUNT];
-        for completion in ring.wait(COUNT)? {
-            ensure!(completion.result == 6000, "{completion:?}");
-            let seen = &mut seen[usize::try_from(completion.user_data)?];
-            ensure!(!*seen, "{completion:?} twice");
-            *seen = true;
-        }
-        bytes::expect(&region.read(0..COUNT * LENGTH)?, &data, "what was read")?;
+        // SAFETY: The region lives until all requests have completed.
+        unsafe { ring.run(&BATCH.reads(&device, &region)) }?;
+        bytes::expect(&region.read(0..BATCH.total())?, &data, "what was read")?;
     }
     works(&device)
 }
@@ -216,7 +185,7 @@ fn a_failure_within_a_long_transfer_is_a_short_count() -> Result<()> {
     let data = bytes::random(11, BEFORE);
     device.file().write_all_at(&data, position)?;
     let region = Region::anonymous(LENGTH)?;
-    // Pages in no order make many requests.
+    // Pages in random order take many requests.
     let mut pages: Vec<usize> = (0..LENGTH / PAGE).collect();
     fastrand::Rng::with_seed(11).shuffle(&mut pages);
     for page in pages {
@@ -243,33 +212,25 @@ fn a_failure_within_a_long_transfer_is_a_short_count() -> Result<()> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn every_failure_is_reported_for_its_request() -> Result<()> {
-    const COUNT: usize = 60;
+    const BATCH: Batch = Batch::consecutive(60, KIB, faults::EVERY_THIRD);
     let device = open()?;
-    let region = Region::anonymous(COUNT * KIB)?;
+    let region = Region::anonymous(BATCH.total())?;
     let mut ring = Uring::new(64)?;
-    let entries: Vec<_> = (0..COUNT)
-        .map(|index| {
-            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
-                .offset(faults::EVERY_THIRD + (index * KIB) as u64)
-                .build()
-                .user_data(index as u64)
-        })
-        .collect();
-    // SAFETY: The region lives until all has completed, below.
-    unsafe { ring.submit(&entries) }?;
-    let mut completions = ring.wait(COUNT)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&BATCH.reads(&device, &region)) }?;
+    let mut completions = ring.wait_raw(BATCH.count)?;
     completions.sort_unstable();
     let failed: Vec<u64> = completions
         .iter()
-        .filter(|completion| completion.result == -Errno::IO.raw_os_error())
+        .filter(|completion| completion.is_error(Errno::IO))
         .map(|completion| completion.user_data)
         .collect();
     let whole = completions
         .iter()
-        .filter(|completion| completion.result == 1024)
+        .filter(|completion| completion.is_bytes(KIB))
         .count();
     ensure!(
-        failed.len() == COUNT / 3 && whole == COUNT - COUNT / 3,
+        failed.len() == BATCH.count / 3 && whole == BATCH.count - BATCH.count / 3,
         "{completions:?}"
     );
     ensure!(
@@ -291,7 +252,7 @@ fn a_request_completed_twice_does_not_affect_others() -> Result<()> {
         .read_exact_at(&mut buffer, faults::TWICE)
         .context("the request itself")?;
     bytes::expect(&buffer, &data, "what was read")?;
-    // Whether the driver can go on after that is its own affair; wrong data and hangs are not.
+    // The driver may or may not go on after that; wrong data and hangs are errors.
     for _ in 0..20 {
         match device.file().read_at(&mut buffer, faults::TWICE - 8192) {
             Ok(moved) => bytes::expect(&buffer[..moved], &quiet[..moved], "the next read")?,
@@ -319,11 +280,11 @@ fn failures_are_counted_and_logged() -> Result<()> {
         "{statistics:?}"
     );
     ensure!(statistics.bytes_read == 0, "{statistics:?}");
-    // Others may have used up what the driver allows itself to say in this second.
+    // Earlier failures may have used up the rate limit of this second.
     wait::until("the kernel log names the request that failed", || {
         fail()?;
-        let told = |line: &String| line.contains("vdma") && line.contains("0x2000123");
-        Ok(log.lines()?.iter().any(told))
+        let names_it = |line: &String| line.contains("vdma") && line.contains("0x2000123");
+        Ok(log.lines()?.iter().any(names_it))
     })?;
     // A device that fails everything does not fill the log.
     for _ in 0..200 {

@@ -10,10 +10,7 @@ use vdma::{
     protocol::{PAGE_ANONYMOUS, PAGE_HUGE},
 };
 
-use crate::{
-    support::{MIB, PAGE, driver::tool, errno, open, region::Region},
-    watch::pinned_pages,
-};
+use crate::support::{MIB, PAGE, errno, open, procfs, program, region::Region};
 
 /// Frames of this process's pages, from `/proc/self/pagemap`.
 fn frame(address: u64) -> Result<u64> {
@@ -121,11 +118,11 @@ fn huge_pages_are_one_entry() -> Result<()> {
 
 #[guest_test]
 fn explain_leaves_nothing_pinned() -> Result<()> {
-    let before = pinned_pages()?;
+    let before = procfs::pinned_pages()?;
     let region = Region::anonymous(4 * PAGE)?;
     region.write(0, &[1; 4 * PAGE])?;
     explain(&region, 0, 4 * PAGE, 0)?;
-    ensure!(pinned_pages()? == before, "pages stay pinned");
+    ensure!(procfs::pinned_pages()? == before, "pages stay pinned");
     let device = open()?;
     errno::expect_vdma(device.explain(&mut [], 0), Errno::INVAL, "no memory")?;
     region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
@@ -137,7 +134,7 @@ fn explain_leaves_nothing_pinned() -> Result<()> {
         "memory out of reach",
     )?;
     ensure!(
-        pinned_pages()? == before,
+        procfs::pinned_pages()? == before,
         "pages stay pinned after a failure"
     );
     Ok(())
@@ -149,12 +146,12 @@ fn vdma_explain_shows_a_table() -> Result<()> {
         let arguments = [
             "vdma", "explain", "--length", "40K", "--skew", "77", "--memory", memory,
         ];
-        let text = tool(&arguments)?;
+        let text = program::run(&arguments)?;
         ensure!(text.starts_with("VMA: ") && text.contains("rw-"), "{text}");
         ensure!(text.contains("11 pages"), "{text}");
     }
     std::fs::write("/tmp/explained", vec![1; 3 * PAGE])?;
-    let text = tool(&[
+    let text = program::run(&[
         "vdma",
         "explain",
         "--length",

@@ -1,20 +1,16 @@
-//! The PCI function is reset under the driver (`/sys/bus/pci/devices/.../reset`): what the driver does
-//! before and after is what it does before and after a sleep of the machine.
+//! Resets of the PCI function while the driver is bound (`/sys/bus/pci/devices/.../reset`). The driver
+//! prepares for one, and recovers, as it does for a suspend of the machine.
 
 use std::{fs, os::unix::fs::FileExt as _};
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::io::Errno;
 
 use crate::{
     support::{
-        KIB, MIB, PAGE, bytes,
-        faults::{self, VERY_SLOW},
-        open,
-        region::Region,
-        uring::{Uring, fd},
+        KIB, MIB, PAGE, batch::Batch, bytes, faults, faults::VERY_SLOW, open, region::Region,
+        uring::Uring,
     },
     test::Skip,
 };
@@ -42,7 +38,7 @@ fn device_memory_and_mappings_survive_a_reset() -> Result<()> {
     reset()?;
     ensure!(
         mapping.load::<u32>(16)? == 0x00c0_ffee,
-        "the mapping shows something else"
+        "the mapping holds other bytes"
     );
     device.read(777, buffer.target(Some(0..data.len() as u64)))?;
     let mut back = vec![0; data.len()];
@@ -51,31 +47,26 @@ fn device_memory_and_mappings_survive_a_reset() -> Result<()> {
     mapping.store(16, 0xbeef_u32)?;
     let mut word = [0; 4];
     device.file().read_exact_at(&mut word, 16)?;
-    ensure!(u32::from_le_bytes(word) == 0xbeef, "stores go elsewhere");
+    ensure!(
+        u32::from_le_bytes(word) == 0xbeef,
+        "stores do not reach device memory"
+    );
     Ok(())
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn requests_in_flight_are_eio() -> Result<()> {
-    const COUNT: usize = 200;
+    const BATCH: Batch = Batch::at_one_offset(200, KIB, VERY_SLOW.start);
     let device = open()?;
-    let region = Region::anonymous(COUNT * KIB)?;
+    let region = Region::anonymous(BATCH.total())?;
     let mut ring = Uring::new(256)?;
-    let entries: Vec<_> = (0..COUNT)
-        .map(|index| {
-            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
-                .offset(VERY_SLOW.start)
-                .build()
-        })
-        .collect();
-    // SAFETY: The region lives until all has completed, below.
-    unsafe { ring.submit(&entries) }?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&BATCH.reads(&device, &region)) }?;
     reset()?;
     let mut failed = 0;
-    for completion in ring.wait(COUNT)? {
-        let ended = completion.result == 1024;
-        let lost = completion.result == -Errno::IO.raw_os_error();
-        ensure!(ended || lost, "{completion:?}");
+    for completion in ring.wait_raw(BATCH.count)? {
+        let lost = completion.is_error(Errno::IO);
+        ensure!(lost || completion.is_bytes(KIB), "{completion:?}");
         failed += usize::from(lost);
     }
     ensure!(
@@ -84,10 +75,7 @@ fn requests_in_flight_are_eio() -> Result<()> {
     );
     ring.expect_none()?;
     let data = bytes::random(2, 2 * PAGE);
-    device.file().write_all_at(&data, 5)?;
-    let mut back = vec![0; data.len()];
-    device.file().read_exact_at(&mut back, 5)?;
-    bytes::expect(&back, &data, "what was written afterwards")
+    bytes::round_trip(device.file(), 5, &data, "what was written afterwards")
 }
 
 #[guest_test]
@@ -97,9 +85,12 @@ fn repeated_resets_work() -> Result<()> {
         let data = bytes::random(round, 10 * PAGE);
         device.file().write_all_at(&data, round)?;
         reset()?;
-        let mut back = vec![0; data.len()];
-        device.file().read_exact_at(&mut back, round)?;
-        bytes::expect(&back, &data, "what was written before the reset")?;
+        bytes::expect_at(
+            device.file(),
+            round,
+            &data,
+            "what was written before the reset",
+        )?;
     }
     let statistics = device.device_statistics()?;
     ensure!(statistics.failed == 0, "{statistics:?}");

@@ -1,4 +1,4 @@
-//! Programs that go, or let go, while the device has their requests.
+//! Programs that end, or release files and memory, while their requests are in flight.
 
 use std::{
     os::unix::{fs::FileExt as _, process::CommandExt as _},
@@ -14,27 +14,25 @@ use vdma::Device;
 use crate::support::{
     MIB, PAGE,
     aio::{Context, Opcode},
+    batch::Batch,
     bytes,
     child::Child,
-    faults::{self, SLOW},
+    completion::{Completion, Expected},
+    faults,
+    faults::SLOW,
     open,
-    pieces::Pieces,
     region::Region,
-    uring::{Completion, Uring},
+    uring::{Request, Uring},
     wait,
 };
 
-/// Some requests that the device takes its time for.
-const IN_FLIGHT: Pieces = Pieces {
-    count: 4,
-    length: 3 * PAGE,
-    position: SLOW.start + 1,
-};
+/// Some requests that stay in flight for a while.
+const IN_FLIGHT: Batch = Batch::consecutive(4, 3 * PAGE, SLOW.start + 1);
 
-/// Puts known bytes where [`IN_FLIGHT`] reads, in time that the device takes.
+/// Puts known bytes where [`IN_FLIGHT`] reads.
 fn prepare_slow() -> Result<Vec<u8>> {
     let data = bytes::random(77, IN_FLIGHT.total());
-    // Through the BAR: nothing delays that.
+    // Stores through the BAR are not delayed.
     let device = open()?;
     let mapping = device.map(SLOW.start, (1 + data.len()).next_multiple_of(PAGE))?;
     mapping.write(1, &data)?;
@@ -47,38 +45,41 @@ fn a_submitted_request_completes_despite_cancellation() -> Result<()> {
     let device = open()?;
     let region = Region::anonymous(IN_FLIGHT.total())?;
     let mut ring = Uring::new(8)?;
-    // SAFETY: The region lives until all has completed, below.
+    // SAFETY: The region lives until all requests have completed, below.
     unsafe { ring.submit(&IN_FLIGHT.reads(&device, &region)) }?;
-    let cancel = opcode::AsyncCancel::new(3).build().user_data(1000);
+    let cancel = opcode::AsyncCancel::new(3).build();
     // SAFETY: It has no buffer.
-    unsafe { ring.submit(&[cancel]) }?;
+    unsafe { ring.submit(&[Request::new(cancel, Expected::Raw).user_data(1000)]) }?;
     let (cancels, reads): (Vec<Completion>, Vec<Completion>) = ring
-        .wait(IN_FLIGHT.count + 1)?
+        .wait_raw(IN_FLIGHT.count + 1)?
         .into_iter()
         .partition(|completion| completion.user_data == 1000);
-    let refused = [Errno::NOENT, Errno::ALREADY].map(|error| -error.raw_os_error());
+    let refused = [Errno::NOENT, Errno::ALREADY];
     ensure!(
-        cancels.len() == 1 && refused.contains(&cancels[0].result),
+        cancels.len() == 1 && refused.iter().any(|error| cancels[0].is_error(*error)),
         "the cancellation: {cancels:?}"
     );
-    IN_FLIGHT.check_uring(&reads)?;
+    ensure!(
+        reads.iter().all(|read| read.is_bytes(IN_FLIGHT.length)),
+        "{reads:?}"
+    );
     bytes::expect(&region.read(0..data.len())?, &data, "what was read")
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn closing_the_file_does_not_affect_requests() -> Result<()> {
     let data = prepare_slow()?;
-    let watcher = open()?;
+    let observer = open()?;
     let region = Region::anonymous(IN_FLIGHT.total())?;
     let mut ring = Uring::new(8)?;
     {
         let device = open()?;
-        // SAFETY: The region lives until all has completed, below.
+        // SAFETY: The region lives until all requests have completed, below.
         unsafe { ring.submit(&IN_FLIGHT.reads(&device, &region)) }?;
     }
-    IN_FLIGHT.check_uring(&ring.wait(IN_FLIGHT.count)?)?;
+    ring.wait(IN_FLIGHT.count)?;
     bytes::expect(&region.read(0..data.len())?, &data, "what was read")?;
-    wait::until_idle(&watcher)
+    wait::until_idle(&observer)
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
@@ -87,28 +88,32 @@ fn unmapping_a_buffer_does_not_affect_requests() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(8)?;
     let mut region = Region::anonymous(IN_FLIGHT.total())?;
-    // SAFETY: The region is unmapped while the requests go on: that is what is tested. The pages
-    // stay pinned, and nothing in this process refers to them.
+    // SAFETY: The test unmaps the region while the requests are in flight. The pages stay pinned, and
+    // nothing in this process refers to them.
     unsafe { ring.submit(&IN_FLIGHT.reads(&device, &region)) }?;
     region.cut_back(0)?;
-    // Whoever gets memory now must not get these pages.
+    // The kernel must not hand out these pages now.
     let others = Region::anonymous(16 * MIB)?;
     let pattern = vec![0xc3; others.len()];
     others.write(0, &pattern)?;
-    IN_FLIGHT.check_uring(&ring.wait(IN_FLIGHT.count)?)?;
-    bytes::expect(&others.read(0..others.len())?, &pattern, "others' memory")
+    ring.wait(IN_FLIGHT.count)?;
+    bytes::expect(
+        &others.read(0..others.len())?,
+        &pattern,
+        "memory that was mapped later",
+    )
 }
 
-/// How a process ends, or its program.
+/// How the process of a test ends, or its program.
 #[derive(Clone, Copy)]
 enum End {
     Exit,
     Kill,
-    /// Another program takes the process over, memory and all.
+    /// Another program replaces this one, memory and all.
     Exec,
 }
 
-/// Runs `submit` in a child, which ends as it is told to, and waits for the device.
+/// Runs `submit` in a child, which then ends as `end` says, and waits until its requests are done.
 fn end_in_flight(end: End, requests: usize, submit: fn(&Device) -> Result<()>) -> Result<()> {
     let device = open()?;
     let before = device.device_statistics()?.submitted;
@@ -142,12 +147,11 @@ fn end_in_flight(end: End, requests: usize, submit: fn(&Device) -> Result<()>) -
 }
 
 fn leave_libaio_in_flight(device: &Device) -> Result<()> {
-    let context = Context::new(8)?;
+    let mut context = Context::new(8)?;
     let region = Region::anonymous(IN_FLIGHT.total())?;
     let mut iocbs = IN_FLIGHT.iocbs(Opcode::Read, device, &region)?;
-    // SAFETY: The region is left to the end of the process.
-    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
-    ensure!(taken == iocbs.len(), "{taken} taken");
+    // SAFETY: The region stays mapped until the process ends.
+    unsafe { context.submit_all(&mut iocbs) }?;
     std::mem::forget(context);
     std::mem::forget(region);
     Ok(())
@@ -156,7 +160,7 @@ fn leave_libaio_in_flight(device: &Device) -> Result<()> {
 fn leave_uring_in_flight(device: &Device) -> Result<()> {
     let mut ring = Uring::new(8)?;
     let region = Region::anonymous(IN_FLIGHT.total())?;
-    // SAFETY: The region is left to the end of the process.
+    // SAFETY: The region stays mapped until the process ends.
     unsafe { ring.submit(&IN_FLIGHT.reads(device, &region)) }?;
     std::mem::forget(ring);
     std::mem::forget(region);

@@ -1,38 +1,36 @@
-//! Signals while a call waits for the device.
+//! Signals that arrive while a call waits for the device.
 
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::{io::Errno, process::Signal};
 
-use crate::{
-    support::{
-        MIB, PAGE, bytes,
-        child::Child,
-        errno,
-        faults::{self, SLUGGISH, VERY_SLOW},
-        open,
-        region::Region,
-        signal,
-        uring::{Uring, fd},
-        wait,
+use crate::support::{
+    MIB, PAGE, bytes,
+    child::Child,
+    errno, faults,
+    faults::{SLUGGISH, VERY_SLOW},
+    open, procfs,
+    region::Region,
+    signal,
+    uring::{
+        Uring, {self},
     },
-    watch,
+    wait,
 };
 
-/// Runs `call` in a child and sends it a signal once the call is with the device; waits until the
-/// device has answered.
+/// Runs `call` in a child, sends it a signal once its request is in flight, and waits until the
+/// request has completed.
 fn signal_during(call: impl FnOnce() -> Result<()>) -> Result<()> {
-    let watcher = open()?;
+    let observer = open()?;
     signal::interrupt_on(Signal::USR1)?;
     let child = Child::fork(call)?;
-    wait::until_busy(&watcher)?;
+    wait::until_busy(&observer)?;
     child.signal(Signal::USR1)?;
     child.succeed()?;
-    wait::until_idle(&watcher)?;
-    let statistics = watcher.device_statistics()?;
+    wait::until_idle(&observer)?;
+    let statistics = observer.device_statistics()?;
     ensure!(
         statistics.submitted == statistics.completed,
         "{statistics:?}"
@@ -46,7 +44,7 @@ fn a_read_ends_with_eintr() -> Result<()> {
         let mut buffer = vec![0; 3 * PAGE];
         let result = open()?.file().read_at(&mut buffer, VERY_SLOW.start);
         errno::expect(result, Errno::INTR, "an interrupted read")?;
-        // The child's end would take the buffer away from the device.
+        // Freed memory would be reused while the device may still write to it.
         std::mem::forget(buffer);
         Ok(())
     })
@@ -64,7 +62,7 @@ fn a_write_ends_with_eintr() -> Result<()> {
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_sync_ends_with_eintr() -> Result<()> {
     signal_during(|| {
-        // The standard library's own way would try again.
+        // The standard library's method would retry.
         let result = rustix::fs::fsync(open()?.file());
         errno::expect(result, Errno::INTR, "an interrupted fsync")
     })
@@ -74,40 +72,43 @@ fn a_sync_ends_with_eintr() -> Result<()> {
 fn pages_stay_pinned_until_the_device_answers() -> Result<()> {
     const PAGES: usize = 5;
     let data = bytes::random(1, PAGES * PAGE);
-    let watcher = open()?;
-    watcher.map(VERY_SLOW.start, data.len())?.write(0, &data)?;
-    let before = watch::pinned_pages()?;
+    let observer = open()?;
+    observer.map(VERY_SLOW.start, data.len())?.write(0, &data)?;
+    let before = procfs::pinned_pages()?;
     let buffer = Region::anonymous(data.len())?;
     signal::interrupt_on(Signal::USR1)?;
     let child = Child::fork(|| {
         let device = open()?;
         let result = buffer.fill_from(device.file(), 0..data.len(), VERY_SLOW.start)?;
         errno::expect(result, Errno::INTR, "an interrupted read")?;
-        let pinned = watch::pinned_pages()? - before;
+        let pinned = procfs::pinned_pages()? - before;
         let busy = device.device_statistics()?.in_flight > 0;
-        // Looked at in this order, a request that was with the device afterwards was so before.
+        // Read in this order, a request that is in flight now was so when the pins were counted.
         ensure!(
             !busy || pinned == i64::try_from(PAGES)?,
             "{pinned} pages are pinned while the device writes to {PAGES}"
         );
-        ensure!(busy, "the device has answered already: nothing was seen");
+        ensure!(
+            busy,
+            "the request has completed already: nothing was tested"
+        );
         wait::until_idle(&device)?;
         ensure!(
-            watch::pinned_pages()? == before,
-            "pages are pinned for no request"
+            procfs::pinned_pages()? == before,
+            "pages are pinned although no request is in flight"
         );
-        // The transfer went on by itself, to where it was meant to go.
+        // The transfer continued, and wrote to the buffer that was named.
         bytes::expect(&buffer.read(0..data.len())?, &data, "the buffer afterwards")
     })?;
-    wait::until_busy(&watcher)?;
+    wait::until_busy(&observer)?;
     child.signal(Signal::USR1)?;
     child.succeed()
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn memory_is_not_reused_before_the_transfer_ends() -> Result<()> {
-    let watcher = open()?;
-    watcher
+    let observer = open()?;
+    observer
         .map(VERY_SLOW.start, 64 * PAGE)?
         .write(0, &bytes::random(1, 64 * PAGE))?;
     signal_during(|| {
@@ -120,7 +121,11 @@ fn memory_is_not_reused_before_the_transfer_ends() -> Result<()> {
         let pattern = vec![0x3c; others.len()];
         others.write(0, &pattern)?;
         wait::until_idle(&device)?;
-        bytes::expect(&others.read(0..others.len())?, &pattern, "memory of others")
+        bytes::expect(
+            &others.read(0..others.len())?,
+            &pattern,
+            "memory that was mapped later",
+        )
     })
 }
 
@@ -137,11 +142,7 @@ fn sendfile_completes_or_returns_eintr() -> Result<()> {
         let mut position = VERY_SLOW.start;
         let length = data.len();
         match rustix::fs::sendfile(&target, device.file(), Some(&mut position), length) {
-            Ok(moved) => {
-                let mut back = vec![0; moved];
-                target.read_exact_at(&mut back, 0)?;
-                bytes::expect(&back, &data[..moved], "what arrived")
-            }
+            Ok(moved) => bytes::expect_at(&target, 0, &data[..moved], "what arrived"),
             Err(Errno::INTR) => Ok(()),
             Err(error) => bail!("an interrupted sendfile: {error}"),
         }
@@ -169,7 +170,10 @@ fn a_storm_of_signals() -> Result<()> {
                 Err(error) => return Err(error).context("a read under signals"),
             }
         }
-        ensure!(interrupted > 0, "{whole} reads and no signal");
+        ensure!(
+            interrupted > 0,
+            "{whole} reads were whole, and none was interrupted"
+        );
         Ok(())
     })?;
     child.succeed()?;
@@ -183,17 +187,16 @@ fn no_eintr_without_a_signal() -> Result<()> {
     let mut buffer = vec![0; 3 * PAGE];
     for round in 0..200 {
         let mut ring = Uring::new(2)?;
-        let entry = opcode::Read::new(fd(device.file()), region.at(0), 4096).build();
-        // SAFETY: The region lives until the request has completed, below.
-        unsafe { ring.submit(&[entry]) }?;
-        ring.wait(1)?;
-        // The end of a ring is work for its task, which makes it look as if a signal were there.
+        let read = uring::read(device.file(), &region, 0..PAGE, 0);
+        // SAFETY: The region lives until the request has completed.
+        unsafe { ring.run(&[read]) }?;
+        // Closing a ring leaves work to its task, which then looks as if a signal were pending.
         drop(ring);
         for _ in 0..3 {
             let moved = device
                 .file()
                 .read_at(&mut buffer, 0)
-                .with_context(|| format!("round {round}: a read that nobody interrupts"))?;
+                .with_context(|| format!("round {round}: a read without a signal"))?;
             ensure!(moved == buffer.len(), "round {round}: {moved} bytes");
             rustix::fs::fsync(device.file()).with_context(|| format!("round {round}: fsync"))?;
         }

@@ -12,7 +12,7 @@ use vdma::{Cache, Device, MapMode};
 
 use crate::{
     support::{
-        MIB, PAGE, become_nobody, bytes, child::Child, driver::Unbound, errno, open, procfs,
+        MIB, PAGE, bytes, child::Child, driver::Unbound, drop_privileges, errno, open, procfs,
         region::Region,
     },
     test::Skip,
@@ -95,9 +95,7 @@ fn lazy_and_eager_mappings_share_memory() -> Result<()> {
     let data = bytes::random(1, 3 * MIB);
     lazy.write(0, &data)?;
     bytes::expect(&eager.read(0..3 * MIB)?, &data, "the other mapping")?;
-    let mut back = vec![0; 3 * MIB];
-    device.file().read_exact_at(&mut back, offset)?;
-    bytes::expect(&back, &data, "what the device reads")?;
+    bytes::expect_at(device.file(), offset, &data, "what the device reads")?;
     ensure!(device.file_statistics()?.mappings == 2, "two mappings");
     Ok(())
 }
@@ -275,9 +273,7 @@ fn cache_attributes_are_as_selected() -> Result<()> {
             device.set_map_mode(mode)?;
             let region = Region::file(device.file(), 0, MIB, MapFlags::SHARED)?;
             region.write(0, &data)?;
-            let mut back = vec![0; PAGE];
-            device.file().read_exact_at(&mut back, 0)?;
-            bytes::expect(&back, &data, "what was stored")?;
+            bytes::expect_at(device.file(), 0, &data, "what was stored")?;
             let found = reserved(&device)?;
             ensure!(
                 !found.is_empty() && found.iter().all(|name| names.contains(&name.as_str())),
@@ -299,7 +295,7 @@ fn cache_attributes_are_fixed_while_mapped() -> Result<()> {
     device.set_cache(Cache::Uncached)?;
     device.set_cache(Cache::WriteBack)?;
     Child::fork(|| {
-        become_nobody()?;
+        drop_privileges()?;
         errno::expect_vdma(
             device.set_cache(Cache::Uncached),
             Errno::PERM,

@@ -10,11 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
 
-use crate::support::{
-    NODE,
-    driver::{self, tool},
-    open,
-};
+use crate::support::{NODE, driver, open, program};
 
 const RULES: &str = include_str!("../../../../guest-driver/packaging/60-vdma.rules");
 const RULES_FILE: &str = "/run/udev/rules.d/60-vdma.rules";
@@ -26,7 +22,7 @@ const USER: u32 = 991;
 
 #[guest_test]
 fn modinfo_describes_the_module() -> Result<()> {
-    let field = |name: &str| tool(&["modinfo", "--field", name, "vdma"]);
+    let field = |name: &str| program::run(&["modinfo", "--field", name, "vdma"]);
     let license = field("license")?;
     ensure!(license.trim() == "GPL v2", "license {license}");
     let alias = field("alias")?;
@@ -43,18 +39,18 @@ fn modinfo_describes_the_module() -> Result<()> {
 
 #[guest_test]
 fn modprobe_loads_and_unloads() -> Result<()> {
-    tool(&["modprobe", "--remove", "vdma"])?;
+    program::run(&["modprobe", "--remove", "vdma"])?;
     ensure!(!driver::is_loaded(), "modprobe --remove left it loaded");
     ensure!(!Path::new(NODE).exists(), "{NODE} is still there");
     driver::load()?;
     open()?;
     // The module's former name still loads it.
-    tool(&["modprobe", "--remove", "virtio_dma"])?;
+    program::run(&["modprobe", "--remove", "virtio_dma"])?;
     ensure!(
         !driver::is_loaded(),
         "modprobe --remove virtio_dma left it loaded"
     );
-    tool(&["modprobe", "virtio_dma"])?;
+    program::run(&["modprobe", "virtio_dma"])?;
     ensure!(driver::is_loaded(), "modprobe virtio_dma loaded nothing");
     open()?;
     Ok(())
@@ -64,8 +60,8 @@ fn modprobe_loads_and_unloads() -> Result<()> {
 fn the_modalias_loads_the_module() -> Result<()> {
     let alias = modalias()?;
     driver::unload()?;
-    let result = tool(&["modprobe", "--resolve-alias", &alias])
-        .and_then(|names| tool(&["modprobe", &alias]).map(|_| names));
+    let result = program::run(&["modprobe", "--resolve-alias", &alias])
+        .and_then(|names| program::run(&["modprobe", &alias]).map(|_| names));
     let loaded = driver::is_loaded();
     if !loaded {
         driver::load()?;
@@ -88,10 +84,10 @@ fn modalias() -> Result<String> {
 #[guest_test(packages = &["udev"])]
 fn udev_accepts_the_rules() -> Result<()> {
     install_rules()?;
-    tool(&["udevadm", "verify", "--resolve-names=early", RULES_FILE])?;
+    program::run(&["udevadm", "verify", "--resolve-names=early", RULES_FILE])?;
     fs::write("/tmp/60-wrong.rules", RULES.replace("MODE=", "MODUS="))?;
     ensure!(
-        tool(&["udevadm", "verify", "/tmp/60-wrong.rules"]).is_err(),
+        program::run(&["udevadm", "verify", "/tmp/60-wrong.rules"]).is_err(),
         "udevadm verify accepts anything"
     );
     Ok(())
@@ -113,14 +109,14 @@ struct Udev(());
 
 impl Udev {
     fn start() -> Result<Self> {
-        tool(&["/usr/lib/systemd/systemd-udevd", "--daemon"])?;
+        program::run(&["/usr/lib/systemd/systemd-udevd", "--daemon"])?;
         Ok(Self(()))
     }
 }
 
 impl Drop for Udev {
     fn drop(&mut self) {
-        if let Err(error) = tool(&["udevadm", "control", "--exit"]) {
+        if let Err(error) = program::run(&["udevadm", "control", "--exit"]) {
             eprintln!("after the test: {error:#}");
         }
     }
@@ -137,7 +133,7 @@ fn udev_loads_the_module_and_sets_the_group_of_the_node() -> Result<()> {
         "--action=add",
         "--subsystem-match=virtio",
     ];
-    let result = tool(&coldplug).and_then(|_| tool(&["udevadm", "settle"]));
+    let result = program::run(&coldplug).and_then(|_| program::run(&["udevadm", "settle"]));
     let loaded = driver::is_loaded();
     if !loaded {
         driver::load()?;
@@ -145,7 +141,7 @@ fn udev_loads_the_module_and_sets_the_group_of_the_node() -> Result<()> {
     result?;
     ensure!(loaded, "udev did not load the module for its device");
     // The events of the node itself.
-    tool(&["udevadm", "settle"])?;
+    program::run(&["udevadm", "settle"])?;
     let node = fs::metadata(NODE).context(NODE)?;
     ensure!(
         node.mode() & 0o7777 == 0o660 && node.uid() == 0 && node.gid() == GROUP,

@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::{
     fs::MemfdFlags,
     io::Errno,
@@ -18,21 +17,23 @@ use crate::{
     support::{
         MIB, PAGE, bytes,
         child::Child,
-        errno,
-        faults::{self, SLOW},
-        file_system::{FileSystem, drop_caches},
+        errno, faults,
+        faults::SLOW,
+        fuse::{FileSystem, drop_caches},
         open, procfs,
         region::Region,
-        uring::{Uring, fd},
+        uring::{
+            Uring, {self},
+        },
     },
     test::Skip,
 };
 
-/// Where transfers of these tests go.
+/// Offset in device memory of the transfers of these tests.
 const POSITION: u64 = 4 * MIB as u64 + 555;
 
-/// Moves a range of the region to the device and, having been changed, back.
-fn there_and_back(region: &Region, range: std::ops::Range<usize>) -> Result<()> {
+/// Writes a range of the region to the device, and reads changed bytes back.
+fn round_trip(region: &Region, range: std::ops::Range<usize>) -> Result<()> {
     let device = open()?;
     let length = range.len();
     let data = bytes::random(length as u64, region.len());
@@ -42,26 +43,22 @@ fn there_and_back(region: &Region, range: std::ops::Range<usize>) -> Result<()> 
         .drain_to(device.file(), range.clone(), POSITION)?
         .context(what.clone())?;
     ensure!(moved == length, "{what}: {moved} bytes written");
-    let mut seen = vec![0; length];
-    device.file().read_exact_at(&mut seen, POSITION)?;
-    bytes::expect(
-        &seen,
-        &data[range.clone()],
-        &format!("{what}: device memory"),
-    )?;
+    let mut bytes = data[range.clone()].to_vec();
+    let device_memory = format!("{what}: device memory");
+    bytes::expect_at(device.file(), POSITION, &bytes, &device_memory)?;
 
-    seen.reverse();
-    device.file().write_all_at(&seen, POSITION)?;
+    bytes.reverse();
+    device.file().write_all_at(&bytes, POSITION)?;
     let moved = region
         .fill_from(device.file(), range.clone(), POSITION)?
         .context(what.clone())?;
     ensure!(moved == length, "{what}: {moved} bytes read");
     let mut expected = data;
-    expected[range].copy_from_slice(&seen);
+    expected[range].copy_from_slice(&bytes);
     bytes::expect(&region.read(0..region.len())?, &expected, &what)
 }
 
-/// [`there_and_back`] with ranges at and off the boundaries of its pages.
+/// [`round_trip`] with ranges at and off the boundaries of its pages.
 fn serves(region: &Region) -> Result<()> {
     let length = region.len();
     for range in [
@@ -71,7 +68,7 @@ fn serves(region: &Region) -> Result<()> {
         PAGE - 1..PAGE + 1,
         length - 1..length,
     ] {
-        there_and_back(region, range)?;
+        round_trip(region, range)?;
     }
     Ok(())
 }
@@ -93,9 +90,12 @@ fn untouched_memory() -> Result<()> {
     let source = Region::anonymous(20 * PAGE)?;
     let moved = source.drain_to(device.file(), 0..20 * PAGE, POSITION)??;
     ensure!(moved == 20 * PAGE, "{moved} bytes");
-    let mut seen = vec![1; 20 * PAGE];
-    device.file().read_exact_at(&mut seen, POSITION)?;
-    bytes::expect(&seen, &vec![0; 20 * PAGE], "what untouched memory holds")
+    bytes::expect_at(
+        device.file(),
+        POSITION,
+        &vec![0; 20 * PAGE],
+        "what untouched memory holds",
+    )
 }
 
 #[guest_test]
@@ -115,7 +115,7 @@ fn transparent_huge_pages() -> Result<()> {
     serves(&region)
 }
 
-/// Huge pages that the system keeps for who asks for them, while this lives.
+/// A pool of huge pages (`MAP_HUGETLB`), for as long as this lives.
 struct Reserved(String);
 
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
@@ -176,14 +176,12 @@ fn memory_files() -> Result<()> {
     let file = memory_file(length)?;
     let region = Region::file(&file, 0, length, MapFlags::SHARED)?;
     serves(&region)?;
-    // What arrives in the mapping is in the file.
+    // Bytes that arrive in the mapping are in the file.
     let device = open()?;
     let data = bytes::random(2, length - 100);
     device.file().write_all_at(&data, POSITION)?;
     region.fill_from(device.file(), 50..length - 50, POSITION)??;
-    let mut seen = vec![0; length - 100];
-    file.read_exact_at(&mut seen, 50)?;
-    bytes::expect(&seen, &data, "the file")
+    bytes::expect_at(&file, 50, &data, "the file")
 }
 
 #[guest_test]
@@ -197,8 +195,8 @@ fn memory_beyond_the_end_of_its_file() -> Result<()> {
     let result = region.drain_to(device.file(), behind, 0)?;
     errno::expect(result, Errno::FAULT, "a write from memory beyond the end")?;
     let moved = region.fill_from(device.file(), PAGE..4 * PAGE, 0)??;
-    ensure!(moved == PAGE, "{moved} bytes, a page is inside of the file");
-    there_and_back(&Region::anonymous(PAGE)?, 0..PAGE)
+    ensure!(moved == PAGE, "{moved} bytes, one page is inside the file");
+    round_trip(&Region::anonymous(PAGE)?, 0..PAGE)
 }
 
 #[guest_test]
@@ -211,9 +209,7 @@ fn pages_of_a_read_only_file_system_are_a_source() -> Result<()> {
         let region = Region::file_with(&file, 0, 16 * PAGE, ProtFlags::READ, sharing)?;
         let moved = region.drain_to(device.file(), 0..content.len(), POSITION)??;
         ensure!(moved == content.len(), "{moved} bytes");
-        let mut seen = vec![0; content.len()];
-        device.file().read_exact_at(&mut seen, POSITION)?;
-        bytes::expect(&seen, &content, "device memory")?;
+        bytes::expect_at(device.file(), POSITION, &content, "device memory")?;
         let result = region.fill_from(device.file(), 0..PAGE, 0)?;
         errno::expect(
             result,
@@ -232,7 +228,7 @@ fn private_file_mappings_are_copied() -> Result<()> {
     let content = bytes::random(3, length);
     file.write_all_at(&content, 0)?;
     let region = Region::file(&file, 0, length, MapFlags::PRIVATE)?;
-    // Some of the pages are mapped before.
+    // Some of the pages are mapped already.
     region.read(0..2 * PAGE)?;
     region.write(PAGE, &content[PAGE..PAGE + 1])?;
     let data = bytes::random(4, length - 2);
@@ -240,9 +236,7 @@ fn private_file_mappings_are_copied() -> Result<()> {
     let moved = region.fill_from(device.file(), 1..length - 1, POSITION)??;
     ensure!(moved == length - 2, "{moved} bytes");
     bytes::expect(&region.read(1..length - 1)?, &data, "the mapping")?;
-    let mut seen = vec![0; length];
-    file.read_exact_at(&mut seen, 0)?;
-    bytes::expect(&seen, &content, "the file behind it")
+    bytes::expect_at(&file, 0, &content, "the file behind it")
 }
 
 #[guest_test]
@@ -256,9 +250,7 @@ fn shared_file_mappings_reach_the_file_system() -> Result<()> {
 
     let moved = region.drain_to(device.file(), 0..length, POSITION)??;
     ensure!(moved == length, "{moved} bytes written");
-    let mut seen = vec![0; length];
-    device.file().read_exact_at(&mut seen, POSITION)?;
-    bytes::expect(&seen, &content, "device memory")?;
+    bytes::expect_at(device.file(), POSITION, &content, "device memory")?;
 
     let data = bytes::random(6, 20 * PAGE + 11);
     device.file().write_all_at(&data, POSITION)?;
@@ -272,13 +264,11 @@ fn shared_file_mappings_reach_the_file_system() -> Result<()> {
 
     drop(region);
     drop_caches()?;
-    file.read_exact_at(&mut seen, 0)?;
-    bytes::expect(&seen, &expected, "the file, read again")?;
+    bytes::expect_at(&file, 0, &expected, "the file, read again")?;
     drop(file);
     let file_system = file_system.remount()?;
     let file = file_system.open()?;
-    file.read_exact_at(&mut seen, 0)?;
-    bytes::expect(&seen, &expected, "the file, mounted again")
+    bytes::expect_at(&file, 0, &expected, "the file, mounted again")
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
@@ -291,54 +281,43 @@ fn pages_cleaned_during_a_transfer_become_dirty_again() -> Result<()> {
     let file = file_system.open()?;
     let region = Region::file(&file, 0, length, MapFlags::SHARED)?;
     let mut ring = Uring::new(1)?;
-    let entry = opcode::Read::new(fd(device.file()), region.at(0), u32::try_from(length)?)
-        .offset(SLOW.start)
-        .build();
+    let read = uring::read(device.file(), &region, 0..length, SLOW.start);
     // SAFETY: The region lives until the request has completed, below.
-    unsafe { ring.submit(&[entry]) }?;
-    // The pages are clean after this, while the device has yet to write to them.
+    unsafe { ring.submit(&[read]) }?;
+    // This cleans the pages before the device writes to them.
     region.sync()?;
     let early = file_system.stored() != data;
-    let completions = ring.wait(1)?;
-    ensure!(
-        usize::try_from(completions[0].result) == Ok(length),
-        "{completions:?}"
-    );
+    ring.wait(1)?;
     ensure!(
         early,
         "the device was done before the pages were cleaned: nothing was tested"
     );
-    // Nobody stores to the pages: only the driver knows that they have changed.
+    // No CPU stores to the pages: only the driver knows that they have changed.
     drop(region);
     file.sync_all().context("fsync")?;
     bytes::expect(&file_system.stored(), &data, "what was written back")?;
     drop_caches()?;
-    let mut seen = vec![0; length];
-    file.read_exact_at(&mut seen, 0)?;
-    bytes::expect(&seen, &data, "the file, read again")?;
+    bytes::expect_at(&file, 0, &data, "the file, read again")?;
     drop(file);
     let file_system = file_system.remount()?;
     let file = file_system.open()?;
-    file.read_exact_at(&mut seen, 0)?;
-    bytes::expect(&seen, &data, "the file, mounted again")
+    bytes::expect_at(&file, 0, &data, "the file, mounted again")
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn fork_during_a_transfer() -> Result<()> {
     let device = open()?;
-    // Neither the first nor the last byte of the pages is the device's to write.
+    // The device writes neither the first nor the last bytes of the pages.
     let start = 100;
     let data = bytes::random(9, 3 * PAGE - 2 * start);
     device.map(SLOW.start, 3 * PAGE)?.write(0, &data)?;
     let region = Region::anonymous(3 * PAGE)?;
     region.write(0, &[0x11; 3 * PAGE])?;
     let mut ring = Uring::new(1)?;
-    let length = u32::try_from(data.len())?;
-    let entry = opcode::Read::new(fd(device.file()), region.at(start), length)
-        .offset(SLOW.start)
-        .build();
+    let range = start..start + data.len();
+    let read = uring::read(device.file(), &region, range, SLOW.start);
     // SAFETY: The region lives until the request has completed, below.
-    unsafe { ring.submit(&[entry]) }?;
+    unsafe { ring.submit(&[read]) }?;
     let (reader, writer) = rustix::pipe::pipe()?;
     let child = Child::fork(|| {
         region.write(0, &[2])?;
@@ -350,19 +329,15 @@ fn fork_during_a_transfer() -> Result<()> {
         );
         ensure!(
             region.read(start + PAGE..start + PAGE + 10)? == [2; 10],
-            "the device's store"
+            "the device wrote to a page of the child"
         );
         Ok(())
     })?;
-    // A store to a page that parent and child share makes a copy for one of the two. The pinned one
-    // has to stay the parent's.
+    // A store to a page that parent and child share copies it for one of the two. The pinned page has
+    // to stay the parent's.
     region.write(0, &[4])?;
     region.write(3 * PAGE - 1, &[4])?;
-    let completions = ring.wait(1)?;
-    ensure!(
-        usize::try_from(completions[0].result) == Ok(data.len()),
-        "{completions:?}"
-    );
+    ring.wait(1)?;
     rustix::io::write(&writer, &[0])?;
     child.succeed()?;
     bytes::expect(

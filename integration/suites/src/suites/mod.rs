@@ -1,4 +1,4 @@
-//! All suites. A test is reached as `SUITE::TEST`.
+//! All suites; the name of a test is `SUITE::TEST`.
 
 mod asynchronous;
 mod buffers;

@@ -1,22 +1,23 @@
-//! Parameters of the module: what the driver does when it is told to.
+//! Parameters of the module.
 
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::io::Errno;
 use vdma::protocol::PAGE_BOUNCED;
 
 use crate::support::{
-    KIB, MIB, PAGE, bytes,
+    KIB, MIB, PAGE,
+    batch::Batch,
+    bytes,
     driver::{self, Reloaded},
-    errno, open,
+    errno, open, program,
     region::Region,
-    uring::{Uring, fd},
+    uring::Uring,
 };
 
-/// A device that reads wrongly in one place and stores wrongly in another.
+/// A device that flips a bit in what it reads from a range of its memory.
 const FLIPPING: &[&str] = &[
     "--fault=flip=1,op=read,range=8M+1M",
     "--fault=flip=1,op=read-crc32c,range=8M+1M",
@@ -32,7 +33,7 @@ fn memory_beyond_the_dma_mask_is_bounced_with_the_dma_api() -> Result<()> {
     high_memory_is_bounced()
 }
 
-/// A guest with memory above 4 GiB, which is where the kernel takes it from first.
+/// The guest has memory above 4 GiB, which is where the kernel allocates from first.
 fn high_memory_is_bounced() -> Result<()> {
     let _driver = Reloaded::with(&["dma_bits=32"])?;
     let device = open()?;
@@ -54,12 +55,12 @@ fn high_memory_is_bounced() -> Result<()> {
     );
     ensure!(
         high.eq(bounced),
-        "others are bounced than those above 4 GiB: {pages:x?}"
+        "the bounced pages are not those above 4 GiB: {pages:x?}"
     );
     Ok(())
 }
 
-/// With `VIRTIO_F_ACCESS_PLATFORM`, bit 33, virtio maps what it hands to the device.
+/// With `VIRTIO_F_ACCESS_PLATFORM`, bit 33, virtio maps buffers through the DMA API.
 #[guest_test(dma_api)]
 fn the_dma_api_is_used_with_access_platform() -> Result<()> {
     const ACCESS_PLATFORM: usize = 33;
@@ -71,31 +72,25 @@ fn the_dma_api_is_used_with_access_platform() -> Result<()> {
     transfers_work()
 }
 
-/// Transfers of all kinds, with data to compare.
+/// Makes transfers of all kinds and compares their data.
 fn transfers_work() -> Result<()> {
     let device = open()?;
     for (seed, length, offset) in [(1, 1, 0), (2, 5000, 77), (3, 3 * MIB + 1, 4095)] {
         let data = bytes::random(seed, length);
-        device.file().write_all_at(&data, offset)?;
-        let mut back = vec![0; length];
-        device.file().read_exact_at(&mut back, offset)?;
-        bytes::expect(&back, &data, "what was read")?;
+        bytes::round_trip(device.file(), offset, &data, "what was read")?;
     }
-    let data = bytes::random(4, 64 * KIB);
+    let batch = Batch::consecutive(64, KIB, 0);
+    let data = bytes::random(4, batch.total());
     device.file().write_all_at(&data, 0)?;
-    let region = Region::anonymous(64 * KIB)?;
+    let region = Region::anonymous(batch.total())?;
     let mut ring = Uring::new(64)?;
-    let entries: Vec<_> = (0..64)
-        .map(|index| {
-            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
-                .offset((index * KIB) as u64)
-                .build()
-        })
-        .collect();
-    // SAFETY: The region outlives the wait.
-    unsafe { ring.submit(&entries) }?;
-    ring.wait(64)?;
-    bytes::expect(&region.read(0..64 * KIB)?, &data, "what was read at once")?;
+    // SAFETY: The region lives until all requests have completed.
+    unsafe { ring.run(&batch.reads(&device, &region)) }?;
+    bytes::expect(
+        &region.read(0..batch.total())?,
+        &data,
+        "what was read at once",
+    )?;
     let mut copied = vec![0; data.len()];
     device.copy(&*data, &mut *copied)?;
     bytes::expect(&copied, &data, "what was copied")
@@ -113,13 +108,13 @@ fn nothing_is_bounced_by_default() -> Result<()> {
 fn invalid_dma_bits_are_refused() -> Result<()> {
     for bits in ["0", "31", "65"] {
         driver::unload()?;
-        let loaded = driver::tool(&["modprobe", "vdma", &format!("dma_bits={bits}")]);
+        let loaded = program::run(&["modprobe", "vdma", &format!("dma_bits={bits}")]);
         let bound = driver::bound()?;
         driver::unload()?;
         driver::load()?;
-        // The module loads; the device is not driven.
+        // The module loads, but does not bind to the device.
         loaded?;
-        ensure!(bound.is_empty(), "a device is driven with dma_bits={bits}");
+        ensure!(bound.is_empty(), "a device is bound with dma_bits={bits}");
     }
     Ok(())
 }
@@ -142,7 +137,7 @@ fn verification_finds_flipped_bits() -> Result<()> {
     errno::expect(result, Errno::IO, "a read with a flipped bit")?;
     device.file().write_all_at(&data, 0)?;
     device.file().read_exact_at(&mut back, 0)?;
-    bytes::expect(&back, &data, "a read elsewhere")
+    bytes::expect(&back, &data, "a read without a flipped bit")
 }
 
 #[guest_test]
@@ -164,10 +159,12 @@ fn small_transfers_go_through_the_bar() -> Result<()> {
     let before = device.file_statistics()?;
     let data = bytes::random(6, 4096);
     for length in [1, 100, 255, 256, 257, 4096] {
-        device.file().write_all_at(&data[..length], 12_345)?;
-        let mut back = vec![0; length];
-        device.file().read_exact_at(&mut back, 12_345)?;
-        bytes::expect(&back, &data[..length], "what was copied through the BAR")?;
+        bytes::round_trip(
+            device.file(),
+            12_345,
+            &data[..length],
+            "what was copied through the BAR",
+        )?;
     }
     let after = device.file_statistics()?;
     ensure!(
@@ -178,11 +175,11 @@ fn small_transfers_go_through_the_bar() -> Result<()> {
         after.submitted == before.submitted,
         "requests were made: {after:?}"
     );
-    // It is the device's memory: a request reads the same.
+    // It is device memory: a request reads the same bytes.
     let crc = device.crc32c(12_345, 4096, 0)?;
     ensure!(
         crc == device.crc32c_of(&*data, 0)?,
-        "the device sees something else"
+        "the device reads other bytes"
     );
     let mut large = vec![0; 4097];
     device.file().read_exact_at(&mut large, 12_345)?;

@@ -1,4 +1,4 @@
-//! Waiting without blocking, and looking without waiting: poll, epoll, eventfd, polled completions.
+//! poll(2), epoll, eventfd, and completions that are polled for.
 
 use std::{
     io::IoSliceMut,
@@ -18,32 +18,39 @@ use vdma::Device;
 use crate::support::{
     KIB, PAGE,
     aio::{Context, Iocb},
+    batch::Batch,
     bytes,
-    driver::{Reloaded, Unbound},
-    errno, open, open_direct,
+    completion::Expected,
+    driver::{
+        Reloaded, Unbound, {self},
+    },
+    errno, open, open_direct, procfs,
     region::Region,
-    uring::{Uring, fd},
+    uring::{
+        Request, Uring, fd, {self},
+    },
     wait,
 };
 
-/// A queue that is soon full, and requests that stay there for a while: one after another.
+/// A queue that is soon full, and requests that the device delays, one after another.
 const SHALLOW: &[&str] = &["--queue-size=16", "--fault=delay=250ms,range=16M+1M"];
 
-/// Several of them.
+/// Several such queues.
 const SHALLOW_QUEUES: &[&str] = &[
     "--num-queues=4",
     "--queue-size=16",
     "--fault=delay=250ms,range=16M+1M",
 ];
 
-/// Where they stay.
+/// Offset of the delayed requests.
 const SLOW: u64 = 16 << 20;
 
-/// What `poll` says at once.
+/// The events that `poll` reports without waiting.
 fn ready(device: &Device) -> Result<PollFlags> {
     wait_ready(device, 0)
 }
 
+/// The events that `poll` reports within some seconds.
 fn wait_ready(device: &Device, seconds: i64) -> Result<PollFlags> {
     let mut fds = [PollFd::new(device.file(), PollFlags::IN | PollFlags::OUT)];
     let time = Timespec {
@@ -62,28 +69,22 @@ fn an_idle_device_is_ready() -> Result<()> {
     Ok(())
 }
 
-/// Fills the queue with slow requests: `count` of them, each of one page.
-fn fill_queue(device: &Device, ring: &mut Uring, region: &Region, count: usize) -> Result<()> {
-    let entries: Vec<_> = (0..count)
-        .map(|index| {
-            opcode::Read::new(fd(device.file()), region.at(index % 64 * KIB), 1024)
-                .offset(SLOW)
-                .build()
-        })
-        .collect();
-    // SAFETY: Callers keep the region until all has completed.
-    unsafe { ring.submit(&entries) }
+/// As many requests as the queues of the device have descriptors, and `more`, all of them delayed.
+fn delayed(device: &Device, more: usize) -> Batch {
+    let info = device.info();
+    // Each takes one descriptor, an indirect one.
+    let count = (info.queue_size * info.num_queues) as usize + more;
+    Batch::at_one_offset(count, KIB, SLOW)
 }
 
 #[guest_test(device_arguments = SHALLOW)]
 fn a_full_queue_is_not_ready_until_descriptors_are_free() -> Result<()> {
     let device = open()?;
-    let info = device.info();
-    let region = Region::anonymous(64 * KIB)?;
+    let batch = delayed(&device, 4);
+    let region = Region::anonymous(batch.total())?;
     let mut ring = Uring::new(4096)?;
-    // Each takes one descriptor at the least (an indirect one).
-    let count = (info.queue_size * info.num_queues) as usize + 4;
-    fill_queue(&device, &mut ring, &region, count)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&batch.reads(&device, &region)) }?;
     let flags = ready(&device)?;
     ensure!(flags.is_empty(), "a full queue is {flags:?}");
     let flags = wait_ready(&device, 20)?;
@@ -91,83 +92,72 @@ fn a_full_queue_is_not_ready_until_descriptors_are_free() -> Result<()> {
         flags == PollFlags::IN | PollFlags::OUT,
         "{flags:?} in the end"
     );
-    for completion in ring.wait(count)? {
-        ensure!(completion.result == 1024, "{completion:?}");
-    }
-    Ok(())
+    ring.wait(batch.count)
 }
 
 #[guest_test(device_arguments = SHALLOW)]
 fn nowait_on_a_full_queue_is_eagain() -> Result<()> {
     let device = open()?;
-    let region = Region::anonymous(64 * KIB)?;
+    let batch = delayed(&device, 0);
+    let region = Region::anonymous(batch.total())?;
     let mut ring = Uring::new(32)?;
-    let count = (device.info().queue_size * device.info().num_queues) as usize;
-    fill_queue(&device, &mut ring, &region, count)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&batch.reads(&device, &region)) }?;
     let mut buffer = vec![0; PAGE];
     let mut target = [IoSliceMut::new(&mut buffer)];
     let read = |target: &mut [IoSliceMut<'_>]| {
         preadv2(device.file(), target, 0, ReadWriteFlags::NOWAIT).map_err(std::io::Error::from)
     };
     errno::expect(read(&mut target), Errno::AGAIN, "a read with RWF_NOWAIT")?;
-    for completion in ring.wait(count)? {
-        ensure!(completion.result == 1024, "{completion:?}");
-    }
-    let moved = read(&mut target).context("with room")?;
+    ring.wait(batch.count)?;
+    let moved = read(&mut target).context("with free descriptors")?;
     ensure!(moved == PAGE, "{moved} bytes");
     Ok(())
 }
 
-/// io_uring waits at two places for a request that polls, and libaio at one.
+/// io_uring registers a poll request with two wait queues, libaio with one.
 #[guest_test(device_arguments = SHALLOW_QUEUES)]
 fn one_poll_covers_all_queues() -> Result<()> {
     let mut cpu = CpuSet::new();
     cpu.set(0);
     sched_setaffinity(None, &cpu).context("sched_setaffinity")?;
     let device = open()?;
-    let region = Region::anonymous(64 * KIB)?;
+    // One of the queues is full, that of this CPU.
+    let batch = Batch::at_one_offset(device.info().queue_size as usize, KIB, SLOW);
+    let region = Region::anonymous(batch.total())?;
     let mut ring = Uring::new(32)?;
-    let count = device.info().queue_size as usize;
-    fill_queue(&device, &mut ring, &region, count)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&batch.reads(&device, &region)) }?;
     let flags = ready(&device)?;
     ensure!(flags.is_empty(), "a full queue is {flags:?}");
     let events = PollFlags::IN | PollFlags::OUT;
-    let context = Context::new(1)?;
+    let mut context = Context::new(1)?;
     let mut iocbs = [Iocb::poll(device.file(), events, 0)];
     // SAFETY: There is no buffer.
-    unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
+    unsafe { context.submit_all(&mut iocbs) }?;
     let mut poller = Uring::new(1)?;
     let poll = opcode::PollAdd::new(fd(device.file()), events.bits().into()).build();
     // SAFETY: There is no buffer.
-    unsafe { poller.submit(&[poll]) }?;
-    for event in context.wait(1)? {
-        ensure!(event.result > 0, "libaio: {event:?}");
-    }
-    for completion in poller.wait(1)? {
-        ensure!(completion.result > 0, "io_uring: {completion:?}");
-    }
-    for completion in ring.wait(count)? {
-        ensure!(completion.result == 1024, "{completion:?}");
-    }
-    Ok(())
+    unsafe { poller.submit(&[Request::new(poll, Expected::Events)]) }?;
+    context.wait(1).context("libaio")?;
+    poller.wait(1).context("io_uring")?;
+    ring.wait(batch.count)
 }
 
-/// Requests that somebody polls for ask for no interrupt, and who waits for room needs one.
+/// Polled requests need no interrupt, but a poll(2) waiter needs one when descriptors free up.
 #[guest_test(device_arguments = SHALLOW)]
 fn free_descriptors_among_polled_requests_wake_poll() -> Result<()> {
     let device = open_direct()?;
-    let region = Region::anonymous(64 * KIB)?;
-    let mut ring = Uring::polled(32)?;
-    let count = (device.info().queue_size * device.info().num_queues) as usize;
-    fill_queue(&device, &mut ring, &region, count)?;
+    let batch = delayed(&device, 0);
+    let region = Region::anonymous(batch.total())?;
+    let mut ring = Uring::with_iopoll(32)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&batch.reads(&device, &region)) }?;
     let flags = ready(&device)?;
     ensure!(flags.is_empty(), "a full queue is {flags:?}");
     let flags = wait_ready(&device, 20)?;
-    ensure!(!flags.is_empty(), "nobody noticed the room");
-    for completion in ring.wait(count)? {
-        ensure!(completion.result == 1024, "{completion:?}");
-    }
-    Ok(())
+    ensure!(!flags.is_empty(), "free descriptors did not wake poll");
+    ring.wait(batch.count)
 }
 
 #[guest_test]
@@ -176,7 +166,7 @@ fn removal_raises_pollhup() -> Result<()> {
     let waiter = std::thread::scope(|scope| -> Result<PollFlags> {
         let file = device.file();
         let waiter = scope.spawn(move || -> Result<PollFlags> {
-            // Hangups are always reported, and nothing else is asked for.
+            // POLLHUP and POLLERR are always reported, and no other events are asked for.
             let mut fds = [PollFd::new(file, PollFlags::empty())];
             let time = Timespec {
                 tv_sec: 20,
@@ -187,7 +177,10 @@ fn removal_raises_pollhup() -> Result<()> {
         });
         std::thread::sleep(std::time::Duration::from_millis(50));
         let unbound = Unbound::new()?;
-        let flags = waiter.join().ok().context("the waiter panicked")??;
+        let flags = waiter
+            .join()
+            .ok()
+            .context("the polling thread panicked")??;
         unbound.bind()?;
         Ok(flags)
     })?;
@@ -246,109 +239,66 @@ fn eventfd_counts_completions() -> Result<()> {
         }
     };
     ensure!(count()? == 0, "events before anything has happened");
-    let region = Region::anonymous(64 * KIB)?;
+    let batch = Batch::at_one_offset(20, KIB, 0);
+    let region = Region::anonymous(batch.total())?;
     let mut ring = Uring::new(64)?;
-    let entries: Vec<_> = (0..20)
-        .map(|index| {
-            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
-                .offset(0)
-                .build()
-        })
-        .collect();
-    // SAFETY: The region outlives the wait.
-    unsafe { ring.submit(&entries) }?;
-    ring.wait(20)?;
+    // SAFETY: The region lives until all requests have completed.
+    unsafe { ring.run(&batch.reads(&device, &region)) }?;
     let mut events = 0;
     wait::until("an event for each transfer", || {
         events += count()?;
         Ok(events == 20)
     })?;
     device.nop()?;
-    ensure!(count()? == 1, "no event for an operation");
-    // Another file's transfers are none of its business.
+    ensure!(count()? == 1, "not one event for one operation");
+    // Transfers of other files do not count.
     open()?.nop()?;
     ensure!(count()? == 0, "an event of another file");
     device.set_event(None)?;
     device.nop()?;
-    ensure!(count()? == 0, "an event though none is wanted");
+    ensure!(count()? == 0, "an event after the eventfd was removed");
     Ok(())
 }
 
-/// Interrupts of the device so far: each queue has its own, or all have one, which others may share.
+/// Interrupts of the device so far.
 fn interrupts() -> Result<u64> {
-    let table = std::fs::read_to_string("/proc/interrupts").context("/proc/interrupts")?;
-    let cpus = table
-        .lines()
-        .next()
-        .unwrap_or("")
-        .split_whitespace()
-        .count();
-    let device = crate::support::driver::bound()?;
-    let name = device.first().context("the driver is bound to no device")?;
-    let queue = format!("{name}-");
-    let is_its = |line: &&str| {
-        line.split([' ', ','])
-            .any(|word| word == name || word.starts_with(&queue))
-    };
-    ensure!(table.lines().any(|line| is_its(&line)), "{name}: {table}");
-    let mut sum = 0;
-    for line in table.lines().filter(is_its) {
-        for number in line.split_whitespace().skip(1).take(cpus) {
-            sum += number.parse::<u64>()?;
-        }
-    }
-    Ok(sum)
+    let bound = driver::bound()?;
+    procfs::interrupts(bound.first().context("the driver is bound to no device")?)
 }
 
 #[guest_test]
 fn polled_rings_need_no_interrupt() -> Result<()> {
-    const COUNT: usize = 500;
+    const BATCH: Batch = Batch::consecutive(50, KIB, 0);
+    const ROUNDS: usize = 10;
     let device = open_direct()?;
-    let data = bytes::random(1, 64 * KIB);
+    let data = bytes::random(1, BATCH.total());
     device.file().write_all_at(&data, 0)?;
-    let region = Region::anonymous(64 * KIB)?;
-    let mut ring = Uring::polled(64)?;
+    let region = Region::anonymous(BATCH.total())?;
+    let mut ring = Uring::with_iopoll(64)?;
     let before = device.file_statistics()?;
     let interrupts_before = interrupts()?;
-    let mut left = COUNT;
-    while left > 0 {
-        let batch = left.min(50);
-        let entries: Vec<_> = (0..batch)
-            .map(|index| {
-                opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
-                    .offset((index * KIB) as u64)
-                    .build()
-            })
-            .collect();
-        // SAFETY: The region outlives the wait.
-        unsafe { ring.submit(&entries) }?;
-        for completion in ring.wait(batch)? {
-            ensure!(completion.result == 1024, "{completion:?}");
-        }
-        left -= batch;
+    for _ in 0..ROUNDS {
+        // SAFETY: The region lives until all requests have completed.
+        unsafe { ring.run(&BATCH.reads(&device, &region)) }?;
     }
-    bytes::expect(
-        &region.read(0..50 * KIB)?,
-        &data[..50 * KIB],
-        "what was read",
-    )?;
+    bytes::expect(&region.read(0..BATCH.total())?, &data, "what was read")?;
     let after = device.file_statistics()?;
     ensure!(
         after.polled - before.polled > 0,
-        "nothing was found by looking: {after:?}"
+        "no completion was found by polling: {after:?}"
     );
     let interrupts_between = interrupts()?;
     let polled = interrupts_between - interrupts_before;
+    let count = (ROUNDS * BATCH.count) as u64;
     ensure!(
-        polled <= COUNT as u64 / 10,
-        "{polled} interrupts for {COUNT} polled reads"
+        polled <= count / 10,
+        "{polled} interrupts for {count} polled reads"
     );
     let mut ring = Uring::new(1)?;
     for _ in 0..50 {
-        let entry = opcode::Read::new(fd(device.file()), region.at(0), 1024).build();
-        // SAFETY: The region outlives the wait.
-        unsafe { ring.submit(&[entry]) }?;
-        ring.wait(1)?;
+        let read = uring::read(device.file(), &region, 0..KIB, 0);
+        // SAFETY: The region lives until the request has completed.
+        unsafe { ring.run(&[read]) }?;
     }
     let others = interrupts()? - interrupts_between;
     ensure!(
@@ -360,28 +310,27 @@ fn polled_rings_need_no_interrupt() -> Result<()> {
 
 #[guest_test]
 fn polled_and_other_requests_mix() -> Result<()> {
+    const BATCH: Batch = Batch::at_one_offset(16, KIB, 0);
     let device = open_direct()?;
-    let region = Region::anonymous(64 * KIB)?;
-    let mut polled = Uring::polled(64)?;
+    let data = bytes::random(12, KIB);
+    device.file().write_all_at(&data, 0)?;
+    let for_polled = Region::anonymous(BATCH.total())?;
+    let for_plain = Region::anonymous(BATCH.total())?;
+    let mut polled = Uring::with_iopoll(64)?;
     let mut plain = Uring::new(64)?;
     for _ in 0..20 {
-        let entries = |from: usize| -> Vec<_> {
-            (0..16)
-                .map(|index| {
-                    opcode::Read::new(fd(device.file()), region.at((from + index) * KIB), 1024)
-                        .offset(0)
-                        .build()
-                })
-                .collect()
-        };
-        // SAFETY: The region outlives the waits.
-        unsafe { polled.submit(&entries(0)) }?;
-        // SAFETY: As above.
-        unsafe { plain.submit(&entries(16)) }?;
-        device.file().read_exact_at(&mut [0; 512], 0)?;
-        // Those that wait for interrupts do not depend on somebody who looks.
-        plain.wait(16)?;
-        polled.wait(16)?;
+        // SAFETY: The region lives until all requests have completed, below.
+        unsafe { polled.submit(&BATCH.reads(&device, &for_polled)) }?;
+        // SAFETY: The region lives until all requests have completed, below.
+        unsafe { plain.submit(&BATCH.reads(&device, &for_plain)) }?;
+        bytes::expect_at(device.file(), 0, &data[..512], "a plain read")?;
+        // Requests that wait for interrupts do not depend on a poller.
+        plain.wait(BATCH.count).context("with interrupts")?;
+        polled.wait(BATCH.count).context("polled")?;
+    }
+    for region in [&for_polled, &for_plain] {
+        let expected = data.repeat(BATCH.count);
+        bytes::expect(&region.read(0..BATCH.total())?, &expected, "what was read")?;
     }
     Ok(())
 }
@@ -416,7 +365,10 @@ fn hipri_reads_busy_poll() -> Result<()> {
     }
     bytes::expect(&region.read(0..PAGE)?, &data, "what was read")?;
     let polled = device.file_statistics()?.polled - before.polled;
-    ensure!(polled >= 90, "{polled} of 100 were found by looking");
+    ensure!(
+        polled >= 90,
+        "{polled} of 100 completions were found by polling"
+    );
     Ok(())
 }
 
@@ -429,23 +381,27 @@ fn plain_reads_busy_poll_with_poll_us() -> Result<()> {
         device.file().read_exact_at(&mut [0; 512], 0)?;
     }
     let polled = device.file_statistics()?.polled - before.polled;
-    ensure!(polled >= 90, "{polled} of 100 were found by looking");
+    ensure!(
+        polled >= 90,
+        "{polled} of 100 completions were found by polling"
+    );
     Ok(())
 }
 
-/// Such a call has the interrupts off, and needs them when its requests do not all fit into the queue.
+/// A busy-polling call disables interrupts, and needs them when not all of its requests fit into the
+/// queue.
 #[guest_test(device_arguments = SHALLOW)]
 fn a_busy_polling_call_waits_for_free_descriptors() -> Result<()> {
     // Twenty requests of fourteen pages, one after another and each slowly, in a queue of sixteen.
     const PAGES: usize = 280;
-    // Nobody looks after late requests, and so nobody helps out.
+    // Without the time-out, nothing else would notice the completions.
     let _driver = Reloaded::with(&["timeout_ms=0"])?;
     let device = open()?;
     let data = bytes::random(11, PAGES * PAGE);
     device.map(SLOW, data.len())?.write(0, &data)?;
     let target = Region::anonymous(data.len())?;
     target.write(0, &vec![0; data.len()])?;
-    // In no order, hardly a page follows another, and a request has only some.
+    // In random order hardly any pages are contiguous, so that a request holds only a few of them.
     let mut order: Vec<usize> = (0..PAGES).collect();
     fastrand::Rng::with_seed(11).shuffle(&mut order);
     let mut expected = Vec::new();
@@ -476,21 +432,18 @@ fn a_busy_polling_call_waits_for_free_descriptors() -> Result<()> {
     Ok(())
 }
 
-/// The driver's time-out finds them done, and takes nothing for lost.
+/// The driver's time-out finds them completed, and does not take them for lost.
 #[guest_test]
 fn unreaped_polled_requests_do_not_time_out() -> Result<()> {
     let _driver = Reloaded::with(&["timeout_ms=300"])?;
     let device = open_direct()?;
     let region = Region::anonymous(PAGE)?;
-    let mut ring = Uring::polled(8)?;
-    let read = opcode::Read::new(fd(device.file()), region.at(0), 512)
-        .offset(0)
-        .build();
-    // SAFETY: The region outlives the wait.
+    let mut ring = Uring::with_iopoll(8)?;
+    let read = uring::read(device.file(), &region, 0..512, 0);
+    // SAFETY: The region lives until the request has completed, below.
     unsafe { ring.submit(&[read]) }?;
     std::thread::sleep(std::time::Duration::from_millis(1500));
-    let completion = ring.wait(1)?[0];
-    ensure!(completion.result == 512, "{completion:?}");
+    ring.wait(1)?;
     device.nop()?;
     Ok(())
 }

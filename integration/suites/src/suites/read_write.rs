@@ -239,9 +239,12 @@ fn by_segments(data: &[u8], lengths: &[usize], position: u64) -> Result<()> {
     let moved = rustix::io::pwritev(device.file(), &sources, position)?;
     ensure!(moved == total, "{moved} of {total} bytes written");
 
-    let mut whole = vec![0; total];
-    device.file().read_exact_at(&mut whole, position)?;
-    bytes::expect(&whole, &data[..total], "what the segments wrote")?;
+    bytes::expect_at(
+        device.file(),
+        position,
+        &data[..total],
+        "what the segments wrote",
+    )?;
 
     let mut buffer = vec![0; total];
     let mut rest = buffer.as_mut_slice();
@@ -296,9 +299,12 @@ fn one_page_a_thousand_times() -> Result<()> {
     let sources = vec![IoSlice::new(&page); 1000];
     let moved = rustix::io::pwritev(device.file(), &sources, 100)?;
     ensure!(moved == 1000 * PAGE, "{moved} bytes written");
-    let mut back = vec![0; 1000 * PAGE];
-    device.file().read_exact_at(&mut back, 100)?;
-    bytes::expect(&back, &page.repeat(1000), "a thousand times the page")
+    bytes::expect_at(
+        device.file(),
+        100,
+        &page.repeat(1000),
+        "a thousand times the page",
+    )
 }
 
 #[guest_test]
@@ -339,10 +345,7 @@ fn long_transfers_are_split_and_reassembled() -> Result<()> {
 fn still_works() -> Result<()> {
     let device = open()?;
     let data = bytes::random(99, 3 * PAGE);
-    device.file().write_all_at(&data, 12_345)?;
-    let mut back = vec![0; data.len()];
-    device.file().read_exact_at(&mut back, 12_345)?;
-    bytes::expect(&back, &data, "the transfer afterwards")
+    bytes::round_trip(device.file(), 12_345, &data, "the transfer afterwards")
 }
 
 #[guest_test]
@@ -441,9 +444,7 @@ fn read_only_memory_is_a_source_only() -> Result<()> {
         moved == data.len(),
         "{moved} bytes written from read-only memory"
     );
-    let mut back = vec![0; data.len()];
-    device.file().read_exact_at(&mut back, 50)?;
-    bytes::expect(&back, &data, "what read-only memory held")?;
+    bytes::expect_at(device.file(), 50, &data, "what read-only memory held")?;
 
     device.file().write_all_at(&vec![0; data.len()], 50)?;
     let result = buffer.fill_from(device.file(), 0..data.len(), 50)?;
@@ -586,9 +587,7 @@ fn many_threads_and_openers_at_once() -> Result<()> {
             let data = bytes::random(random.u64(..), length);
             file.write_all_at(&data, base + offset as u64)?;
             oracle[offset..offset + length].copy_from_slice(&data);
-            let mut back = vec![0; oracle.len()];
-            file.read_exact_at(&mut back, base)?;
-            bytes::expect(&back, &oracle, "this thread's bytes")?;
+            bytes::expect_at(file, base, &oracle, "this thread's bytes")?;
         }
         Ok(())
     };

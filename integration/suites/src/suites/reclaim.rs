@@ -1,19 +1,20 @@
-//! Pinned pages stay where they are when memory is taken back.
+//! Pinned pages stay in memory when the kernel reclaims others.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::{fs::File, io};
 
 use anyhow::{Result, bail, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::mm::MapFlags;
 
 use crate::support::{
-    PAGE, bytes,
-    faults::{self, VERY_SLOW},
-    file_system::{FileSystem, drop_caches},
+    PAGE, bytes, faults,
+    faults::VERY_SLOW,
+    fuse::{FileSystem, drop_caches},
     open,
     region::Region,
-    uring::{Uring, fd},
+    uring::{
+        Uring, {self},
+    },
 };
 
 /// Which pages of the mapping are in memory.
@@ -27,7 +28,7 @@ fn resident(region: &Region) -> Result<Vec<bool>> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn pinned_pages_stay_cached_and_others_are_dropped() -> Result<()> {
-    // What is mapped is not dropped: only the pins hold anything.
+    // Mapped pages are not dropped: without the mapping, only the pins hold them.
     while_pinned(|file, region| {
         let pages = region.len();
         drop(region);
@@ -36,7 +37,7 @@ fn pinned_pages_stay_cached_and_others_are_dropped() -> Result<()> {
     })
 }
 
-/// As under memory pressure: the pages are unmapped, and those that nobody holds are freed.
+/// As under memory pressure: the pages are unmapped, and those without further references are freed.
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn reclaim_skips_pinned_pages() -> Result<()> {
     while_pinned(|_, region| {
@@ -48,8 +49,8 @@ fn reclaim_skips_pinned_pages() -> Result<()> {
     })
 }
 
-/// Pins some pages of a mapped file, has `take_back` take back what it can, and looks what is left.
-fn while_pinned(take_back: impl FnOnce(&File, Region) -> Result<Region>) -> Result<()> {
+/// Pins some pages of a mapped file, has `reclaim` free what it can, and checks which pages are left.
+fn while_pinned(reclaim: impl FnOnce(&File, Region) -> Result<Region>) -> Result<()> {
     const PAGES: usize = 16;
     const PINNED: std::ops::Range<usize> = 5..8;
     let device = open()?;
@@ -59,19 +60,17 @@ fn while_pinned(take_back: impl FnOnce(&File, Region) -> Result<Region>) -> Resu
     let mut ring = Uring::new(1)?;
     let region = Region::file(&file, 0, PAGES * PAGE, MapFlags::SHARED)?;
     bytes::expect(&region.read(0..PAGES * PAGE)?, &content, "the file")?;
-    let length = u32::try_from(PINNED.len() * PAGE)?;
-    let write = opcode::Write::new(fd(device.file()), region.at(PINNED.start * PAGE), length)
-        .offset(VERY_SLOW.start)
-        .build();
-    // SAFETY: The memory is only read by the device, and pinned while it does.
+    let pinned = PINNED.start * PAGE..PINNED.end * PAGE;
+    let write = uring::write(device.file(), &region, pinned.clone(), VERY_SLOW.start);
+    // SAFETY: The device only reads the memory, which is pinned meanwhile.
     unsafe { ring.submit(&[write]) }?;
-    let region = take_back(&file, region)?;
+    let region = reclaim(&file, region)?;
     let in_flight = device.file_statistics()?.in_flight;
     let resident = resident(&region)?;
     if in_flight != 1 {
         bail!(
-            "the device was done too early, so nothing was tested: {:?}",
-            ring.wait(1)?
+            "the request completed too early, so nothing was tested: {:?}",
+            ring.wait_raw(1)?
         );
     }
     for (page, resident) in resident.iter().enumerate() {
@@ -81,10 +80,12 @@ fn while_pinned(take_back: impl FnOnce(&File, Region) -> Result<Region>) -> Resu
             if *resident { "" } else { "not " }
         );
     }
-    let completion = ring.wait(1)?[0];
-    ensure!(completion.result == length.cast_signed(), "{completion:?}");
-    let mut written = vec![0; length as usize];
-    device.file().read_exact_at(&mut written, VERY_SLOW.start)?;
-    let expected = &content[PINNED.start * PAGE..PINNED.end * PAGE];
-    bytes::expect(&written, expected, "what the device read")
+    ring.wait(1)?;
+    let expected = &content[pinned];
+    bytes::expect_at(
+        device.file(),
+        VERY_SLOW.start,
+        expected,
+        "what the device read",
+    )
 }

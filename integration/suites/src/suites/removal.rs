@@ -1,4 +1,4 @@
-//! The driver taken off its device, and unloaded, while files and mappings are open.
+//! The driver unbound from its device, and unloaded, while files and mappings are open.
 
 use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
@@ -8,14 +8,16 @@ use rustix::{io::Errno, process::Signal};
 
 use crate::support::{
     NODE, PAGE,
-    aio::{Context, Iocb, Opcode},
+    aio::{Context, Opcode},
+    batch::Batch,
     bytes,
     child::Child,
     driver::{self, Unbound},
-    errno,
-    faults::{self, SLOW},
+    errno, faults,
+    faults::SLOW,
     open, procfs,
     region::Region,
+    wait,
 };
 
 #[guest_test]
@@ -57,7 +59,7 @@ fn accesses_to_mappings_raise_sigbus() -> Result<()> {
         storing.die_of(Signal::BUS).context("a store")?;
     }
     gone.bind()?;
-    // The old mapping does not come back to life with the new device.
+    // The old mapping stays dead when the driver is bound again.
     let loading = Child::fork(|| mapping.load::<u32>(0).map(|_| ()).map_err(Into::into))?;
     loading.die_of(Signal::BUS).context("a load afterwards")?;
     let fresh = open()?.map(0, PAGE)?;
@@ -114,35 +116,21 @@ fn rebinding_works_many_times() -> Result<()> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn requests_in_flight_complete_or_are_enodev() -> Result<()> {
-    const COUNT: usize = 6;
+    const BATCH: Batch = Batch::consecutive(6, PAGE, SLOW.start);
     let device = open()?;
-    let context = Context::new(16)?;
-    let region = Region::anonymous(COUNT * PAGE)?;
-    let mut iocbs = (0..COUNT)
-        .map(|index| {
-            let offset = SLOW.start + (index * PAGE) as u64;
-            let file = device.file();
-            Iocb::transfer(
-                Opcode::Read,
-                file,
-                &region,
-                index * PAGE,
-                PAGE,
-                offset,
-                index as u64,
-            )
-        })
-        .collect::<Result<Vec<_>>>()?;
-    // SAFETY: The region lives until all has completed, below.
-    let taken = unsafe { context.submit(&mut iocbs) }.context("io_submit")?;
-    ensure!(taken == COUNT, "{taken} taken");
+    let mut context = Context::new(16)?;
+    let region = Region::anonymous(BATCH.total())?;
+    let mut iocbs = BATCH.iocbs(Opcode::Read, &device, &region)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { context.submit_all(&mut iocbs) }?;
     let gone = Unbound::new()?;
-    for event in context.wait(COUNT)? {
-        let ended =
-            event.result == PAGE as i64 || event.result == -i64::from(Errno::NODEV.raw_os_error());
-        ensure!(ended, "request {} ended with {}", event.data, event.result);
+    for completion in context.wait_raw(BATCH.count)? {
+        ensure!(
+            completion.is_bytes(PAGE) || completion.is_error(Errno::NODEV),
+            "{completion:?}"
+        );
     }
-    ensure!(context.ready()? == 0, "a request completed twice");
+    context.expect_none()?;
     gone.bind()?;
     open()?
         .file()
@@ -152,7 +140,7 @@ fn requests_in_flight_complete_or_are_enodev() -> Result<()> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_blocked_read_returns() -> Result<()> {
-    let watcher = open()?;
+    let observer = open()?;
     let child = Child::fork(|| {
         let mut buffer = vec![0; PAGE];
         let device = open()?;
@@ -162,7 +150,7 @@ fn a_blocked_read_returns() -> Result<()> {
             Err(error) => errno::expect::<(), _>(Err(error), Errno::NODEV, "a waiting read"),
         }
     })?;
-    crate::support::wait::until_busy(&watcher)?;
+    wait::until_busy(&observer)?;
     let gone = Unbound::new()?;
     child.succeed()?;
     gone.bind()
@@ -189,7 +177,7 @@ fn removing_one_device_keeps_the_other() -> Result<()> {
     errno::expect(
         dead.file().read_at(&mut buffer, 0),
         Errno::NODEV,
-        "the removed device",
+        "a read from the removed device",
     )?;
     alive
         .file()
@@ -197,8 +185,8 @@ fn removing_one_device_keeps_the_other() -> Result<()> {
         .context("the other device")?;
     ensure!(buffer[0] != 0 && buffer.iter().all(|&byte| byte == buffer[0]));
     gone.bind()?;
-    ensure!(driver::bound()?.len() == 2, "not both are bound");
-    // The number that was given back is used again.
+    ensure!(driver::bound()?.len() == 2, "not both devices are bound");
+    // The number of the removed node is used again.
     for node in ["/dev/vdma0", "/dev/vdma1"] {
         vdma::Device::open(node)?
             .file()
@@ -227,7 +215,7 @@ fn an_open_file_prevents_unloading() -> Result<()> {
     let mut buffer = [0; 10];
     device.file().read_exact_at(&mut buffer, 0)?;
     let gone = Unbound::new()?;
-    unload_is_refused().context("with the device gone")?;
+    unload_is_refused().context("without the device")?;
     gone.bind()
 }
 
@@ -271,10 +259,7 @@ fn reloading_works() -> Result<()> {
         driver::load().with_context(|| format!("round {round}"))?;
         let device = open()?;
         let data = bytes::random(round, 5 * PAGE);
-        device.file().write_all_at(&data, 7)?;
-        let mut back = vec![0; data.len()];
-        device.file().read_exact_at(&mut back, 7)?;
-        bytes::expect(&back, &data, "what came back")?;
+        bytes::round_trip(device.file(), 7, &data, "what came back")?;
         let text = fs::read_to_string("/proc/self/maps").context("/proc/self/maps")?;
         ensure!(!text.contains(NODE), "a mapping is left");
     }

@@ -44,9 +44,7 @@ fn sendfile_from_the_device() -> Result<()> {
         let target = scratch(&[])?;
         let moved = sendfile_all(&target, device.file(), position, length)?;
         ensure!(moved == length, "{moved} of {length} bytes");
-        let mut back = vec![0; length];
-        target.read_exact_at(&mut back, 0)?;
-        bytes::expect(&back, &data, "what arrived in the file")?;
+        bytes::expect_at(&target, 0, &data, "what arrived in the file")?;
     }
     Ok(())
 }
@@ -68,9 +66,12 @@ fn sendfile_to_the_device() -> Result<()> {
         );
         let mut expected = around;
         expected[100..100 + length].copy_from_slice(&data);
-        let mut back = vec![0; length + 200];
-        device.file().read_exact_at(&mut back, position)?;
-        bytes::expect(&back, &expected, "what arrived in device memory")?;
+        bytes::expect_at(
+            device.file(),
+            position,
+            &expected,
+            "what arrived in device memory",
+        )?;
     }
     Ok(())
 }
@@ -85,9 +86,7 @@ fn sendfile_within_the_device() -> Result<()> {
     target.file().seek(SeekFrom::Start(position))?;
     let moved = sendfile_all(target.file(), device.file(), 100, data.len())?;
     ensure!(moved == data.len(), "{moved} bytes");
-    let mut back = vec![0; data.len()];
-    device.file().read_exact_at(&mut back, position)?;
-    bytes::expect(&back, &data, "what arrived")
+    bytes::expect_at(device.file(), position, &data, "what arrived")
 }
 
 #[guest_test]
@@ -161,9 +160,12 @@ fn splice_from_a_pipe() -> Result<()> {
         ensure!(moved > 0, "{left} bytes are left");
         left -= moved;
     }
-    let mut back = vec![0; expected.len()];
-    device.file().read_exact_at(&mut back, 4000)?;
-    bytes::expect(&back, &expected, "what arrived in device memory")
+    bytes::expect_at(
+        device.file(),
+        4000,
+        &expected,
+        "what arrived in device memory",
+    )
 }
 
 #[guest_test]
@@ -175,9 +177,7 @@ fn sendfile_ends_at_the_end() -> Result<()> {
     let target = scratch(&[])?;
     let moved = sendfile_all(&target, device.file(), size - 5000, MIB)?;
     ensure!(moved == 5000, "{moved} bytes");
-    let mut back = vec![0; 5000];
-    target.read_exact_at(&mut back, 0)?;
-    bytes::expect(&back, &data, "the last bytes")
+    bytes::expect_at(&target, 0, &data, "the last bytes")
 }
 
 #[guest_test]

@@ -1,4 +1,4 @@
-//! What the driver counts, and where it shows it.
+//! The counters of the driver, and where they can be read.
 
 use std::{
     fs,
@@ -12,10 +12,13 @@ use vdma::{Device, Operation, protocol::Command};
 
 use crate::support::{
     MIB, PAGE,
-    faults::{self, SLOW, SLUGGISH},
+    batch::Batch,
+    completion::Expected,
+    faults,
+    faults::{SLOW, SLUGGISH},
     open, procfs,
     region::Region,
-    uring::{self, Uring, fd},
+    uring::{self, Request, Uring, fd},
     wait,
 };
 
@@ -104,7 +107,7 @@ fn the_device_counts_the_requests_of_all_files() -> Result<()> {
     Ok(())
 }
 
-/// Pages and segments that one write from this range of a region takes.
+/// Pages and segments that one write from a range of a region takes.
 fn cost(region: &Region, range: std::ops::Range<usize>) -> Result<(u64, u64)> {
     let device = open()?;
     let length = range.len();
@@ -165,7 +168,7 @@ fn huge_pages_are_coalesced() -> Result<()> {
 
 #[guest_test]
 fn scattered_pages_are_not_coalesced() -> Result<()> {
-    // The same page again and again is never contiguous with itself.
+    // A page that is repeated is not contiguous with itself.
     let device = open()?;
     let region = Region::anonymous(PAGE)?;
     region.write(0, &[1])?;
@@ -175,10 +178,9 @@ fn scattered_pages_are_not_coalesced() -> Result<()> {
     }; 10];
     let mut ring = Uring::new(1)?;
     let entry = opcode::Writev::new(fd(device.file()), vectors.as_ptr(), 10).build();
-    // SAFETY: The region and the vectors live until the request has completed, below.
-    unsafe { ring.submit(&[entry]) }?;
-    let completions = ring.wait(1)?;
-    ensure!(completions[0].result == 10 * 4096, "{completions:?}");
+    let write = Request::new(entry, Expected::Bytes(10 * PAGE));
+    // SAFETY: The region and the vectors live until the request has completed.
+    unsafe { ring.run(&[write]) }?;
     let counts = device.file_statistics()?;
     ensure!(
         counts.pages_pinned == 10 && counts.segments == 10,
@@ -187,31 +189,14 @@ fn scattered_pages_are_not_coalesced() -> Result<()> {
     Ok(())
 }
 
-/// Submits reads of a page at `offset`.
-fn submit_reads(
-    device: &Device,
-    ring: &mut Uring,
-    region: &Region,
-    count: usize,
-    offset: u64,
-) -> Result<()> {
-    let entries: Vec<_> = (0..count)
-        .map(|index| {
-            opcode::Read::new(fd(device.file()), region.at(index * PAGE), 4096)
-                .offset(offset)
-                .build()
-        })
-        .collect();
-    // SAFETY: The callers' regions outlive their requests, for which they wait.
-    unsafe { ring.submit(&entries) }
-}
-
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn requests_in_flight_are_counted() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(8)?;
-    let region = Region::anonymous(4 * PAGE)?;
-    submit_reads(&device, &mut ring, &region, 4, SLOW.start)?;
+    let batch = Batch::at_one_offset(4, PAGE, SLOW.start);
+    let region = Region::anonymous(batch.total())?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&batch.reads(&device, &region)) }?;
     let during = device.file_statistics()?;
     ensure!(during.submitted == 4, "{during:?}");
     ensure!(
@@ -219,7 +204,7 @@ fn requests_in_flight_are_counted() -> Result<()> {
         "{during:?}"
     );
     ensure!(during.in_flight_max >= during.in_flight, "{during:?}");
-    ring.wait(4)?;
+    ring.wait(batch.count)?;
     wait::until_idle(&device)?;
     let after = device.file_statistics()?;
     ensure!(after.in_flight == 0 && after.completed == 4, "{after:?}");
@@ -269,15 +254,18 @@ fn used_objects(name: &str) -> Result<u64> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn slab_caches_grow_with_requests_in_flight() -> Result<()> {
-    const COUNT: usize = 200;
+    const BATCH: Batch = Batch::at_one_offset(200, PAGE, SLUGGISH.start);
     let mut ring = Uring::new(256)?;
-    let region = Region::anonymous(COUNT * PAGE)?;
-    let risen = |device: &Device, names: &[&str]| -> Result<()> {
-        // Counted before anything that has completed since can have made it less.
+    let region = Region::anonymous(BATCH.total())?;
+    let have_grown = |device: &Device, names: &[&str]| -> Result<()> {
+        // Read before the number of requests in flight, which only falls in between.
         let during = names.iter().map(|name| used_objects(name));
         let during = during.collect::<Result<Vec<_>>>()?;
         let in_flight = device.file_statistics()?.in_flight;
-        ensure!(in_flight > 0, "all has completed already: nothing was seen");
+        ensure!(
+            in_flight > 0,
+            "all requests have completed already: nothing was tested"
+        );
         for (name, during) in names.iter().zip(during) {
             ensure!(
                 during >= in_flight,
@@ -287,14 +275,15 @@ fn slab_caches_grow_with_requests_in_flight() -> Result<()> {
         Ok(())
     };
     let device = open()?;
-    submit_reads(&device, &mut ring, &region, COUNT, SLUGGISH.start)?;
-    risen(&device, &["vdma_request"])?;
-    ring.wait(COUNT)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&BATCH.reads(&device, &region)) }?;
+    have_grown(&device, &["vdma_request"])?;
+    ring.wait(BATCH.count)?;
     wait::until_idle(&device)?;
 
-    // A command keeps its results in a transfer until the submitter takes them.
+    // A command keeps its results in a transfer until the submitter fetches them.
     let device = open()?;
-    let mut commands: Vec<Command> = (0..COUNT)
+    let mut commands: Vec<Command> = (0..BATCH.count)
         .map(|index| Command {
             operation: Operation::Read.code(),
             offset: SLUGGISH.start,
@@ -303,13 +292,10 @@ fn slab_caches_grow_with_requests_in_flight() -> Result<()> {
             ..Command::default()
         })
         .collect();
-    let entries: Vec<_> = commands
-        .iter_mut()
-        .map(|command| uring::command(&device, command))
-        .collect();
-    // SAFETY: The commands and the region outlive the requests, which are waited for.
-    unsafe { ring.submit(&entries) }?;
-    risen(&device, &["vdma_request", "vdma_transfer"])?;
-    ring.wait(COUNT)?;
+    let requests = uring::commands(&device, &mut commands);
+    // SAFETY: The commands and the region live until all requests have completed, below.
+    unsafe { ring.submit(&requests) }?;
+    have_grown(&device, &["vdma_request", "vdma_transfer"])?;
+    ring.wait(BATCH.count)?;
     wait::until_idle(&device)
 }

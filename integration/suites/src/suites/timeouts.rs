@@ -1,56 +1,57 @@
-//! Requests that the device never answers: late is an error, and not the end.
+//! Requests that the device never completes: they time out, and the device recovers.
 
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::io::Errno;
 use vdma::Device;
 
 use crate::support::{
-    KIB, PAGE, bytes,
+    KIB, PAGE,
+    batch::Batch,
+    bytes,
     driver::{Reloaded, Unbound},
     errno, faults, open,
     region::Region,
-    uring::{Uring, fd},
+    uring::{
+        Uring, {self},
+    },
     wait,
 };
 
-/// The driver with a time-out that a test can wait for.
-fn impatient() -> Result<Reloaded> {
+/// Loads the driver with a time-out that a test can wait for.
+fn short_timeout() -> Result<Reloaded> {
     Reloaded::with(&["timeout_ms=600"])
 }
 
-/// Fails unless transfers work, once the device is back.
+/// Fails unless transfers work once the device has recovered.
 fn works_again(device: &Device) -> Result<()> {
     let data = bytes::random(1, 3 * PAGE);
-    wait::until("the device is back", || {
+    wait::until("the device recovers", || {
         match device.file().write_at(&data, 5000) {
             Ok(moved) => {
                 ensure!(moved == data.len(), "{moved} bytes");
                 Ok(true)
             }
-            // What is submitted while the device is reset may go down with it.
+            // The reset may fail requests that are submitted meanwhile.
             Err(error) => errno::expect::<(), _>(Err(error), Errno::IO, "a write").map(|()| false),
         }
     })?;
-    let mut back = vec![0; data.len()];
-    device.file().read_exact_at(&mut back, 5000)?;
-    bytes::expect(&back, &data, "what was written afterwards")
+    bytes::expect_at(device.file(), 5000, &data, "what was written afterwards")
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_lost_request_is_eio_and_the_device_recovers() -> Result<()> {
-    let _driver = impatient()?;
+    let _driver = short_timeout()?;
     let device = open()?;
     for round in 0..2 {
         let mut buffer = vec![0; 5000];
         let result = device.file().read_at(&mut buffer, faults::LOST);
-        errno::expect(result, Errno::IO, "a read that is never answered")?;
+        errno::expect(result, Errno::IO, "a read that never completes")?;
         works_again(&device).with_context(|| format!("round {round}"))?;
     }
-    // The driver's own first request after a reset may come back after what was submitted behind it.
+    // The driver's own first request after a reset may complete after later ones.
     wait::until_idle(&device)?;
     let statistics = device.device_statistics()?;
     ensure!(
@@ -62,34 +63,28 @@ fn a_lost_request_is_eio_and_the_device_recovers() -> Result<()> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn lost_requests_among_others_all_complete() -> Result<()> {
-    const COUNT: usize = 30;
-    let _driver = impatient()?;
+    const BATCH: Batch = Batch::consecutive(30, KIB, 0);
+    let is_lost = |index: usize| index % 10 == 9;
+    let _driver = short_timeout()?;
     let device = open()?;
-    let data = bytes::random(2, COUNT * KIB);
+    let data = bytes::random(2, BATCH.total());
     device.file().write_all_at(&data, 0)?;
-    let region = Region::anonymous(COUNT * KIB)?;
+    let region = Region::anonymous(BATCH.total())?;
     let mut ring = Uring::new(32)?;
-    let entries: Vec<_> = (0..COUNT)
-        .map(|index| {
-            let place = if index % 10 == 9 { faults::LOST } else { 0 };
-            opcode::Read::new(fd(device.file()), region.at(index * KIB), 1024)
-                .offset(place + (index * KIB) as u64)
-                .build()
-                .user_data(index as u64)
-        })
-        .collect();
-    // SAFETY: The region lives until all has completed, below.
-    unsafe { ring.submit(&entries) }?;
-    for completion in ring.wait(COUNT)? {
+    let requests = BATCH.requests(|range, offset| {
+        let lost = is_lost(range.start / KIB);
+        let base = if lost { faults::LOST } else { 0 };
+        uring::read(device.file(), &region, range, base + offset)
+    });
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&requests) }?;
+    for completion in ring.wait_raw(BATCH.count)? {
         let index = usize::try_from(completion.user_data)?;
         let range = index * KIB..(index + 1) * KIB;
-        if index % 10 == 9 {
-            ensure!(
-                completion.result == -Errno::IO.raw_os_error(),
-                "lost: {completion:?}"
-            );
+        if is_lost(index) {
+            ensure!(completion.is_error(Errno::IO), "lost: {completion:?}");
         } else {
-            ensure!(completion.result == 1024, "not lost: {completion:?}");
+            ensure!(completion.is_bytes(KIB), "not lost: {completion:?}");
             bytes::expect(&region.read(range.clone())?, &data[range], "not lost")?;
         }
     }
@@ -99,40 +94,40 @@ fn lost_requests_among_others_all_complete() -> Result<()> {
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_completion_with_an_unknown_id_is_survived() -> Result<()> {
-    let _driver = impatient()?;
+    let _driver = short_timeout()?;
     let device = open()?;
     let mut buffer = vec![0; 5000];
     let result = device.file().read_at(&mut buffer, faults::WRONG_ID);
-    errno::expect(result, Errno::IO, "a read whose answer names another")?;
+    errno::expect(result, Errno::IO, "a read that completes with another id")?;
     works_again(&device)
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn mappings_survive_a_device_reset() -> Result<()> {
-    let _driver = impatient()?;
+    let _driver = short_timeout()?;
     let device = open()?;
     let mapping = device.map(0, PAGE)?;
     mapping.store(8, 0x600d_f00d_u32)?;
     let result = device.file().read_at(&mut [0; 10], faults::LOST);
-    errno::expect(result, Errno::IO, "a read that is never answered")?;
+    errno::expect(result, Errno::IO, "a read that never completes")?;
     works_again(&device)?;
     ensure!(
         mapping.load::<u32>(8)? == 0x600d_f00d,
-        "the mapping shows something else"
+        "the mapping holds other bytes"
     );
     mapping.store(8, 0x1234_5678_u32)?;
     let mut back = [0; 4];
     device.file().read_exact_at(&mut back, 8)?;
     ensure!(
         u32::from_le_bytes(back) == 0x1234_5678,
-        "stores go elsewhere"
+        "stores do not reach device memory"
     );
     Ok(())
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn a_stopped_queue_is_enodev_until_rebound() -> Result<()> {
-    let _driver = impatient()?;
+    let _driver = short_timeout()?;
     let device = open()?;
     let mut buffer = vec![0; 5000];
     let result = device.file().read_at(&mut buffer, faults::STOPPING);

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
 use serde_json::Value;
 
-use crate::support::{MIB, NODE, PAGE, bytes, driver::tool, open};
+use crate::support::{MIB, NODE, PAGE, bytes, open, program};
 
 const INPUT: &str = "/tmp/tools-input";
 const OUTPUT: &str = "/tmp/tools-output";
@@ -20,7 +20,7 @@ const OUTPUT: &str = "/tmp/tools-output";
 fn dd_writes_and_reads() -> Result<()> {
     let data = bytes::random(1, 5 * MIB);
     fs::write(INPUT, &data)?;
-    tool(&[
+    program::run(&[
         "dd",
         "if=/tmp/tools-input",
         "of=/dev/vdma0",
@@ -28,7 +28,7 @@ fn dd_writes_and_reads() -> Result<()> {
         "seek=3",
         "conv=fsync",
     ])?;
-    tool(&[
+    program::run(&[
         "dd",
         "if=/dev/vdma0",
         "of=/tmp/tools-output",
@@ -44,7 +44,7 @@ fn dd_with_direct_and_odd_blocks() -> Result<()> {
     let data = bytes::random(2, 777 * 100);
     fs::write(INPUT, &data)?;
     let of = format!("of={NODE}");
-    tool(&[
+    program::run(&[
         "dd",
         "if=/tmp/tools-input",
         &of,
@@ -53,7 +53,7 @@ fn dd_with_direct_and_odd_blocks() -> Result<()> {
         "seek=3",
     ])?;
     let from = format!("if={NODE}");
-    tool(&[
+    program::run(&[
         "dd",
         &from,
         "of=/tmp/tools-output",
@@ -82,7 +82,7 @@ fn dd_stops_at_the_end() -> Result<()> {
     ensure!(text.contains("No space left on device"), "{text}");
     ensure!(text.contains("2097152 bytes"), "{text}");
     let from = format!("if={NODE}");
-    tool(&["dd", &from, "of=/tmp/tools-output", "bs=1M", "skip=63"])?;
+    program::run(&["dd", &from, "of=/tmp/tools-output", "bs=1M", "skip=63"])?;
     ensure!(
         fs::metadata(OUTPUT)?.len() == MIB as u64,
         "not the last MiB"
@@ -94,9 +94,9 @@ fn dd_stops_at_the_end() -> Result<()> {
 fn cp_and_cmp() -> Result<()> {
     let data = bytes::random(3, 3 * MIB + 17);
     fs::write(INPUT, &data)?;
-    tool(&["cp", INPUT, NODE])?;
+    program::run(&["cp", INPUT, NODE])?;
     let count = data.len().to_string();
-    tool(&["cmp", "-n", &count, INPUT, NODE])?;
+    program::run(&["cmp", "-n", &count, INPUT, NODE])?;
     open()?.file().write_all_at(&[!data[MIB]], MIB as u64)?;
     let output = Command::new("cmp")
         .args(["-n", &count, INPUT, NODE])
@@ -111,7 +111,7 @@ fn cp_and_cmp() -> Result<()> {
 fn od_and_tail() -> Result<()> {
     let device = open()?;
     device.file().write_all_at(b"hello, device\n", 4090)?;
-    let text = tool(&["od", "-An", "-c", "-j4090", "-N5", NODE])?;
+    let text = program::run(&["od", "-An", "-c", "-j4090", "-N5", NODE])?;
     ensure!(
         text.split_whitespace().eq(["h", "e", "l", "l", "o"]),
         "{text}"
@@ -119,7 +119,7 @@ fn od_and_tail() -> Result<()> {
     device
         .file()
         .write_all_at(b"the end\n", device.info().memory_size - 8)?;
-    let text = tool(&["tail", "-c", "8", NODE])?;
+    let text = program::run(&["tail", "-c", "8", NODE])?;
     ensure!(text == "the end\n", "{text}");
     Ok(())
 }
@@ -128,14 +128,14 @@ fn od_and_tail() -> Result<()> {
 fn xxd_dumps_and_patches() -> Result<()> {
     let device = open()?;
     device.file().write_all_at(b"0123456789abcdef", 4090)?;
-    let text = tool(&["xxd", "-s", "4090", "-l", "16", NODE])?;
+    let text = program::run(&["xxd", "-s", "4090", "-l", "16", NODE])?;
     ensure!(
         text.starts_with("00000ffa: 3031 3233 3435")
             && text.trim_end().ends_with("0123456789abcdef"),
         "{text}"
     );
     fs::write(INPUT, "00000ffc: 5859\n")?;
-    tool(&["xxd", "-r", INPUT, NODE])?;
+    program::run(&["xxd", "-r", INPUT, NODE])?;
     let mut back = [0; 16];
     device.file().read_exact_at(&mut back, 4090)?;
     ensure!(&back == b"01XY456789abcdef", "{back:?}");
@@ -147,7 +147,7 @@ fn pmap_names_the_device() -> Result<()> {
     let device = open()?;
     let _mapping = device.map(0, 4 * PAGE)?;
     let pid = std::process::id().to_string();
-    let text = tool(&["pmap", &pid])?;
+    let text = program::run(&["pmap", &pid])?;
     let line = text.lines().find(|line| line.ends_with("vdma0"));
     let line = line.with_context(|| format!("pmap shows no vdma0: {text}"))?;
     ensure!(line.contains("16K") && line.contains("rw-s"), "{line}");
@@ -156,7 +156,7 @@ fn pmap_names_the_device() -> Result<()> {
 
 #[guest_test]
 fn lspci_shows_the_function_and_its_bars() -> Result<()> {
-    let text = tool(&["lspci", "-vv", "-d", "1af4:1065"])?;
+    let text = program::run(&["lspci", "-vv", "-d", "1af4:1065"])?;
     ensure!(text.contains("Kernel driver in use: virtio-pci"), "{text}");
     let info = *open()?.info();
     let regions: Vec<&str> = text
@@ -208,13 +208,13 @@ fn region_size(line: &str) -> Option<u64> {
 }
 
 fn json(arguments: &[&str]) -> Result<Value> {
-    let text = tool(arguments)?;
+    let text = program::run(arguments)?;
     serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed {text}"))
 }
 
 #[guest_test]
 fn vdma_list() -> Result<()> {
-    let text = tool(&["vdma", "list"])?;
+    let text = program::run(&["vdma", "list"])?;
     let line = text.lines().find(|line| line.starts_with(NODE));
     let line = line.with_context(|| format!("no {NODE} in {text}"))?;
     ensure!(line.contains("64 MiB"), "{line}");
@@ -243,7 +243,7 @@ fn vdma_info_is_text_and_json() -> Result<()> {
         written(&after) == written(&before) + 4321,
         "{before} {after}"
     );
-    let text = tool(&["vdma", "info"])?;
+    let text = program::run(&["vdma", "info"])?;
     ensure!(text.contains("64 MiB"), "{text}");
     Ok(())
 }
@@ -252,9 +252,9 @@ fn vdma_info_is_text_and_json() -> Result<()> {
 fn vdma_writes_and_reads() -> Result<()> {
     let data = bytes::random(4, 9 * MIB + 1);
     fs::write(INPUT, &data)?;
-    tool(&["vdma", "write", NODE, "--offset", "1M", "--input", INPUT])?;
+    program::run(&["vdma", "write", NODE, "--offset", "1M", "--input", INPUT])?;
     let length = data.len().to_string();
-    tool(&[
+    program::run(&[
         "vdma", "read", NODE, "--offset", "1M", "--length", &length, "--output", OUTPUT,
     ])?;
     bytes::expect(&fs::read(OUTPUT)?, &data, "through files")?;

@@ -1,4 +1,4 @@
-//! What happened: the trace in shared memory, tracepoints, debugfs.
+//! Observation: the trace in shared memory, tracepoints, debugfs.
 
 use std::{
     fs,
@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::{
     io::Errno,
     mm::{MapFlags, MprotectFlags, ProtFlags},
@@ -16,12 +15,13 @@ use rustix::{
 use vdma::Operation;
 
 use crate::support::{
-    PAGE, become_nobody,
+    PAGE,
     child::Child,
-    driver::tool,
-    errno, faults, open,
+    drop_privileges, errno, faults, open, program,
     region::Region,
-    uring::{Uring, fd},
+    uring::{
+        Uring, {self},
+    },
 };
 
 #[guest_test]
@@ -29,7 +29,10 @@ fn the_trace_records_completed_requests() -> Result<()> {
     let device = open()?;
     device.nop()?;
     let mut trace = device.trace()?;
-    ensure!(trace.read()?.records.is_empty(), "records of before");
+    ensure!(
+        trace.read()?.records.is_empty(),
+        "records from before the trace was opened"
+    );
     device.file().write_all_at(&[1; 5000], 12_345)?;
     device.file().read_exact_at(&mut [0; 100], 7)?;
     device.fill(64, 1 << 20, 0)?;
@@ -61,7 +64,10 @@ fn the_trace_records_completed_requests() -> Result<()> {
     );
     for pair in read.records.windows(2) {
         ensure!(pair[0].time <= pair[1].time, "time goes backwards");
-        ensure!(pair[1].stamp == pair[0].stamp + 2, "a number is missing");
+        ensure!(
+            pair[1].stamp == pair[0].stamp + 2,
+            "a sequence number is missing"
+        );
     }
     Ok(())
 }
@@ -87,7 +93,7 @@ fn the_trace_records_failures_and_latencies() -> Result<()> {
     );
     ensure!(
         records[1].latency >= 250_000_000,
-        "a quarter of a second, and {:?}",
+        "a delay of a quarter of a second, and {:?}",
         records[1]
     );
     Ok(())
@@ -113,7 +119,7 @@ fn slow_readers_learn_how_many_records_were_lost() -> Result<()> {
     Ok(())
 }
 
-/// A trace's file, as the driver makes it.
+/// The file of a trace, as the driver creates it, and its length.
 fn trace_file() -> Result<(fs::File, usize)> {
     let device = open()?;
     let mut trace = vdma::protocol::Trace::default();
@@ -131,7 +137,7 @@ fn trace_file() -> Result<(fs::File, usize)> {
         "ioctl TRACE: {}",
         std::io::Error::last_os_error()
     );
-    // SAFETY: The driver has just made the file for this process.
+    // SAFETY: The driver has just opened the file for this process, which has no other owner for it.
     let file = unsafe { fs::File::from_raw_fd(i32::try_from(trace.file)?) };
     Ok((file, usize::try_from(trace.length)?))
 }
@@ -162,7 +168,7 @@ fn the_trace_is_vmalloc_memory_and_read_only() -> Result<()> {
 fn the_trace_needs_privileges() -> Result<()> {
     let device = open()?;
     Child::fork(|| {
-        become_nobody()?;
+        drop_privileges()?;
         errno::expect_vdma(
             device.trace().map(drop),
             Errno::PERM,
@@ -188,11 +194,11 @@ fn the_trace_outlives_the_device_file() -> Result<()> {
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// What ftrace has of the driver's events while `run` does something.
+/// The driver's events that ftrace records while `run` runs.
 fn events_during(run: impl FnOnce() -> Result<()>) -> Result<String> {
     let events = format!("{TRACING}/events/vdma");
     if !std::path::Path::new(&events).exists() {
-        tool(&["mount", "-t", "tracefs", "tracefs", TRACING])
+        program::run(&["mount", "-t", "tracefs", "tracefs", TRACING])
             .context("this kernel shows no tracepoints")?;
     }
     fs::write(format!("{events}/enable"), "1")?;
@@ -217,7 +223,7 @@ fn tracepoints_fire() -> Result<()> {
     Ok(())
 }
 
-/// No thread is woken for a completion: who waits hears of it from the interrupt.
+/// Requests complete in the interrupt handler, without a thread being woken in between.
 #[guest_test]
 fn completions_run_in_interrupt_context() -> Result<()> {
     const COUNT: usize = 20;
@@ -226,10 +232,9 @@ fn completions_run_in_interrupt_context() -> Result<()> {
     let mut ring = Uring::new(1)?;
     let trace = events_during(|| {
         for _ in 0..COUNT {
-            let entry = opcode::Read::new(fd(device.file()), region.at(0), 4096).build();
-            // SAFETY: The region lives until the request has completed, below.
-            unsafe { ring.submit(&[entry]) }?;
-            ring.wait(1)?;
+            let read = uring::read(device.file(), &region, 0..PAGE, 0);
+            // SAFETY: The region lives until the request has completed.
+            unsafe { ring.run(&[read]) }?;
         }
         Ok(())
     })?;
@@ -268,13 +273,13 @@ fn debugfs_shows_the_counts() -> Result<()> {
 
 #[guest_test]
 fn vdma_trace_and_top_show_requests() -> Result<()> {
-    // Both have to see requests that are made after they have begun, whenever that is.
+    // Both have to see requests that are made after they have started, whenever that is.
     let shell = "vdma trace -c 3 -s 20 -o json >/tmp/trace.json & trace=$!; \
                  vdma top -i 2 -r 1 >/tmp/top.txt & top=$!; \
                  while kill -0 $trace 2>/dev/null || kill -0 $top 2>/dev/null; do \
                  dd if=/dev/zero of=/dev/vdma0 bs=64K count=10 2>/dev/null; done; \
                  wait $trace && wait $top";
-    tool(&["sh", "-c", shell])?;
+    program::run(&["sh", "-c", shell])?;
     let trace = fs::read_to_string("/tmp/trace.json")?;
     ensure!(trace.lines().count() == 3, "{trace}");
     let first: serde_json::Value = serde_json::from_str(trace.lines().next().context("no line")?)?;

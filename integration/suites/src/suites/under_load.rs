@@ -1,33 +1,31 @@
-//! Everything at once: removal, sleep and faults find every kind of thing in use.
+//! Removal of the device while every kind of object is in use.
 
 use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::opcode;
 use rustix::{io::Errno, mm::MapFlags, process::Signal};
-use vdma::{
-    MapMode, Operation,
-    protocol::{Command, URING_RUN},
-};
+use vdma::{MapMode, Operation, protocol::Command};
 
 use crate::support::{
-    KIB, MIB, PAGE, bytes,
+    KIB, MIB, PAGE,
+    batch::Batch,
+    bytes,
     child::Child,
     driver::Unbound,
     errno, open,
     region::Region,
-    uring::{Uring, fd},
+    uring::{self, Uring},
 };
 
-/// A queue for a thousand, and requests that stay for some seconds.
-const CROWDED: &[&str] = &["--queue-size=1024", "--fault=delay=5s,range=16M+1M"];
+/// A queue for a thousand requests, which stay in flight for some seconds.
+const DEEP_AND_SLOW: &[&str] = &["--queue-size=1024", "--fault=delay=5s,range=16M+1M"];
 
 const SLOW: u64 = 16 << 20;
 
-#[guest_test(device_arguments = CROWDED, timeout = 120)]
+#[guest_test(device_arguments = DEEP_AND_SLOW, timeout = 120)]
 fn removal_with_everything_in_use() -> Result<()> {
-    const READS: usize = 1000;
+    const READS: Batch = Batch::consecutive(1000, KIB, SLOW);
     let device = open()?;
     ensure!(device.info().queue_size == 1024, "{:?}", device.info());
     let eager = Region::file(device.file(), 0, MIB, MapFlags::SHARED)?;
@@ -40,16 +38,9 @@ fn removal_with_everything_in_use() -> Result<()> {
     allocated.store(0, 0x5555_u16)?;
     let mut trace = device.trace()?;
 
-    let target = Region::anonymous(READS * KIB)?;
+    let target = Region::anonymous(READS.total())?;
     let mut ring = Uring::new(2048)?;
-    let mut entries: Vec<_> = (0..READS)
-        .map(|index| {
-            let offset = SLOW + (index * KIB) as u64 % (1 << 20);
-            opcode::Read::new(fd(device.file()), target.at(index * KIB), 1024)
-                .offset(offset)
-                .build()
-        })
-        .collect();
+    let mut requests = READS.reads(&device, &target);
     let mut command = Command {
         operation: Operation::Read.code(),
         flags: vdma::protocol::COMMAND_INCOMING_BUFFER,
@@ -58,28 +49,20 @@ fn removal_with_everything_in_use() -> Result<()> {
         length: 10 * PAGE as u64,
         ..Command::default()
     };
-    entries.push(
-        opcode::UringCmd16::new(fd(device.file()), URING_RUN)
-            .addr(Some(&raw mut command as u64))
-            .build(),
-    );
-    // SAFETY: Region, buffer and command live until all has completed, below.
-    unsafe { ring.submit(&entries) }?;
+    requests.push(uring::command(&device, &mut command));
+    // SAFETY: Region, buffer and command live until all requests have completed, below.
+    unsafe { ring.submit(&requests) }?;
     let in_flight = device.file_statistics()?.in_flight;
-    ensure!(in_flight == READS as u64 + 1, "{in_flight} in flight");
+    ensure!(in_flight == READS.count as u64 + 1, "{in_flight} in flight");
 
     let unbound = Unbound::new()?;
-    for completion in ring.wait(READS + 1)? {
-        ensure!(
-            completion.result == -Errno::NODEV.raw_os_error(),
-            "{completion:?}, though nothing can be done yet"
-        );
-    }
+    // The device has not had the time to complete any of them.
+    ring.wait_for_error(READS.count + 1, Errno::NODEV)?;
     ring.expect_none()?;
     for region in [&eager, &lazy] {
         Child::fork(|| region.write(0, &[2]))?.die_of(Signal::BUS)?;
     }
-    // What is not the device's stays.
+    // Memory that is not the device's stays.
     ensure!(allocated.load::<u16>(0)? == 0x5555, "the allocated buffer");
     errno::expect_vdma(device.nop(), Errno::NODEV, "an operation")?;
     errno::expect_vdma(
@@ -87,7 +70,7 @@ fn removal_with_everything_in_use() -> Result<()> {
         Errno::NODEV,
         "a read into a buffer",
     )?;
-    ensure!(trace.read()?.records.len() + 1 >= READS, "the trace");
+    ensure!(trace.read()?.records.len() + 1 >= READS.count, "the trace");
     drop(registered);
     drop(allocated);
 

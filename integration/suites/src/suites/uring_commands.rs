@@ -2,31 +2,26 @@
 
 use std::os::unix::fs::FileExt as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
-use io_uring::{opcode, squeue::Entry};
+use io_uring::opcode;
 use rustix::{io::Errno, process::Signal};
 use vdma::{
     Device, Operation,
     protocol::{COMMAND_INCOMING_BUFFER, Command, URING_RUN},
 };
 
-use crate::{
-    support::{
-        KIB, MIB, PAGE, bytes,
-        child::Child,
-        faults::{self, SLOW},
-        open, procfs,
-        region::Region,
-        uring::{self, Uring, fd},
-        wait,
-    },
-    watch::pinned_pages,
+use crate::support::{
+    KIB, MIB, PAGE, bytes,
+    child::Child,
+    completion::Expected,
+    faults,
+    faults::SLOW,
+    open, procfs,
+    region::Region,
+    uring::{self, Request, Uring, fd},
+    wait,
 };
-
-fn entry(device: &Device, command: &mut Command, data: u64) -> Entry {
-    uring::command(device, command).user_data(data)
-}
 
 fn command(operation: Operation, offset: u64, length: usize) -> Command {
     Command {
@@ -37,26 +32,25 @@ fn command(operation: Operation, offset: u64, length: usize) -> Command {
     }
 }
 
-/// Runs commands at once; the results are in them, and are those of the completions.
+/// Runs commands at once. Afterwards each holds its result, which has to be that of its completion.
 fn run(ring: &mut Uring, device: &Device, commands: &mut [Command]) -> Result<()> {
-    let entries: Vec<Entry> = commands
-        .iter_mut()
-        .enumerate()
-        .map(|(index, command)| entry(device, command, index as u64))
+    let requests: Vec<Request> = (0..)
+        .zip(commands.iter_mut())
+        .map(|(index, command)| uring::command(device, command).user_data(index))
         .collect();
-    // SAFETY: The commands, and what they name, outlive the wait below.
-    unsafe { ring.submit(&entries) }?;
-    for completion in ring.wait(commands.len())? {
+    // SAFETY: The commands and the memory that they name live until all have completed, below.
+    unsafe { ring.submit(&requests) }?;
+    for completion in ring.wait_raw(commands.len())? {
         let command = &commands[usize::try_from(completion.user_data)?];
         ensure!(
-            i64::from(completion.result) == command.result,
+            completion.result == command.result,
             "{completion:?} for {command:?}"
         );
     }
     ring.expect_none()
 }
 
-/// Reads that take a while, one for each of 64 pages.
+/// Reads that stay in flight for a while, one for each of 64 pages.
 fn slow_reads(region: &Region) -> Vec<Command> {
     (0..64)
         .map(|index| {
@@ -79,9 +73,7 @@ fn commands_complete_with_their_results() -> Result<()> {
     let mut commands = [write];
     run(&mut ring, &device, &mut commands)?;
     ensure!(commands[0].result == data.len() as i64, "{:?}", commands[0]);
-    let mut back = vec![0; data.len()];
-    device.file().read_exact_at(&mut back, 1234)?;
-    bytes::expect(&back, &data, "what a command wrote")?;
+    bytes::expect_at(device.file(), 1234, &data, "what a command wrote")?;
     let mut copy = command(Operation::Copy, 0, data.len());
     copy.outgoing = region.at(5) as u64;
     copy.incoming = region.at(4 * PAGE + 7) as u64;
@@ -135,9 +127,7 @@ fn long_commands_are_split() -> Result<()> {
         "{written:?} and {:?}",
         commands[0]
     );
-    let mut back = vec![0; LENGTH];
-    device.file().read_exact_at(&mut back, 50)?;
-    bytes::expect(&back, &data, "what a long command wrote")
+    bytes::expect_at(device.file(), 50, &data, "what a long command wrote")
 }
 
 #[guest_test]
@@ -170,31 +160,23 @@ fn bad_commands_fail_as_completions() -> Result<()> {
         (nowhere, Errno::FAULT),
     ];
     for (mut command, expected) in cases {
-        let entry = entry(&device, &mut command, 0);
-        // SAFETY: The command outlives the wait below.
-        unsafe { ring.submit(&[entry]) }?;
-        let completion = ring.wait(1)?[0];
-        ensure!(
-            completion.result == -expected.raw_os_error(),
-            "{completion:?}, not {expected:?}"
-        );
+        let request = uring::command(&device, &mut command);
+        // SAFETY: The command lives until it has completed, below.
+        unsafe { ring.submit(&[request]) }?;
+        ring.wait_for_error(1, expected)?;
     }
     let no_structure = opcode::UringCmd16::new(fd(device.file()), URING_RUN)
         .addr(Some(16))
         .build();
-    // SAFETY: There is no memory behind this one.
-    unsafe { ring.submit(&[no_structure]) }?;
-    ensure!(
-        ring.wait(1)?[0].result == -Errno::FAULT.raw_os_error(),
-        "no structure"
-    );
+    // SAFETY: The address is not that of any memory.
+    unsafe { ring.submit(&[Request::new(no_structure, Expected::Raw)]) }?;
+    ring.wait_for_error(1, Errno::FAULT)
+        .context("no structure")?;
     let unknown = opcode::UringCmd16::new(fd(device.file()), 5).build();
-    // SAFETY: As above.
-    unsafe { ring.submit(&[unknown]) }?;
-    ensure!(
-        ring.wait(1)?[0].result == -Errno::NOTTY.raw_os_error(),
-        "an unknown command"
-    );
+    // SAFETY: It names no memory.
+    unsafe { ring.submit(&[Request::new(unknown, Expected::Raw)]) }?;
+    ring.wait_for_error(1, Errno::NOTTY)
+        .context("an unknown command")?;
     device.nop()?;
     Ok(())
 }
@@ -205,13 +187,11 @@ fn commands_work_with_sqpoll() -> Result<()> {
     let data = bytes::random(3, 9 * PAGE);
     let region = Region::anonymous(10 * PAGE)?;
     region.write(0, &data)?;
-    let mut ring = Uring::with_kernel_thread(8)?;
+    let mut ring = Uring::with_sqpoll(8)?;
     let mut write = command(Operation::Write, 0, data.len());
     write.outgoing = region.at(0) as u64;
     run(&mut ring, &device, &mut [write])?;
-    let mut back = vec![0; data.len()];
-    device.file().read_exact_at(&mut back, 0)?;
-    bytes::expect(&back, &data, "what a command wrote")
+    bytes::expect_at(device.file(), 0, &data, "what a command wrote")
 }
 
 #[guest_test(device_arguments = faults::ARGUMENTS)]
@@ -220,12 +200,9 @@ fn commands_need_no_worker_threads() -> Result<()> {
     let mut ring = Uring::new(64)?;
     let region = Region::anonymous(64 * PAGE)?;
     let mut commands = slow_reads(&region);
-    let entries: Vec<Entry> = commands
-        .iter_mut()
-        .map(|command| entry(&device, command, 0))
-        .collect();
-    // SAFETY: The commands, and the region, outlive the wait below.
-    unsafe { ring.submit(&entries) }?;
+    let requests = uring::commands(&device, &mut commands);
+    // SAFETY: The commands and the region live until all have completed, below.
+    unsafe { ring.submit(&requests) }?;
     let workers = procfs::io_workers()?;
     ensure!(workers.is_empty(), "workers: {workers:?}");
     ring.wait(64)?;
@@ -241,12 +218,12 @@ fn submitting_a_command_does_not_block() -> Result<()> {
     let region = Region::anonymous(PAGE)?;
     let mut slow = command(Operation::Read, SLOW.start, PAGE);
     slow.incoming = region.at(0) as u64;
-    let entry = entry(&device, &mut slow, 0);
-    // SAFETY: The command, and the region, outlive the wait below.
-    unsafe { ring.submit(&[entry]) }?;
+    let request = uring::command(&device, &mut slow);
+    // SAFETY: The command and the region live until it has completed, below.
+    unsafe { ring.submit(&[request]) }?;
     ensure!(
         device.file_statistics()?.in_flight == 1,
-        "the command is not with the device"
+        "the command is not in flight"
     );
     ring.wait(1)?;
     ensure!(slow.result == PAGE as i64, "{slow:?}");
@@ -256,23 +233,21 @@ fn submitting_a_command_does_not_block() -> Result<()> {
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn kill_with_commands_in_flight() -> Result<()> {
     let device = open()?;
-    let pinned = pinned_pages()?;
+    let pinned = procfs::pinned_pages()?;
     let child = Child::fork(|| {
         let mut ring = Uring::new(64)?;
         let region = Region::anonymous(64 * PAGE)?;
         let mut commands = slow_reads(&region);
-        let entries: Vec<Entry> = commands
-            .iter_mut()
-            .map(|command| entry(&device, command, 0))
-            .collect();
-        // SAFETY: The process ends before they do; the pages are pinned.
-        unsafe { ring.submit(&entries) }?;
-        ring.wait(64)?;
-        Ok(())
+        let requests = uring::commands(&device, &mut commands);
+        // SAFETY: The process ends while the commands are in flight; the pages are pinned.
+        unsafe { ring.submit(&requests) }?;
+        ring.wait(64)
     })?;
     wait::until_busy(&device)?;
     child.signal(Signal::KILL)?;
     child.die_of(Signal::KILL)?;
     wait::until_idle(&device)?;
-    wait::until("the pages are let go", || Ok(pinned_pages()? == pinned))
+    wait::until("the pages are unpinned", || {
+        Ok(procfs::pinned_pages()? == pinned)
+    })
 }

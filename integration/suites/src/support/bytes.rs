@@ -1,6 +1,8 @@
 //! Test data, and comparisons that say where they failed.
 
-use anyhow::{Result, bail, ensure};
+use std::{fs::File, os::unix::fs::FileExt as _};
+
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// `length` random bytes; the same ones for the same seed.
 pub(crate) fn random(seed: u64, length: usize) -> Vec<u8> {
@@ -32,4 +34,19 @@ pub(crate) fn expect(actual: &[u8], expected: &[u8], what: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Fails unless `file` (the device, or any other) holds `expected` at `offset`.
+pub(crate) fn expect_at(file: &File, offset: u64, expected: &[u8], what: &str) -> Result<()> {
+    let mut actual = vec![0; expected.len()];
+    file.read_exact_at(&mut actual, offset)
+        .with_context(|| format!("{what}: reading {} bytes", expected.len()))?;
+    expect(&actual, expected, what)
+}
+
+/// Writes `data` to `file` at `offset`, reads it back and compares.
+pub(crate) fn round_trip(file: &File, offset: u64, data: &[u8], what: &str) -> Result<()> {
+    file.write_all_at(data, offset)
+        .with_context(|| format!("{what}: writing {} bytes", data.len()))?;
+    expect_at(file, offset, data, what)
 }

@@ -1,11 +1,11 @@
-//! Child processes that run a piece of a test.
+//! Child processes that run a part of a test.
 
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
-/// A child process. Killed and waited for when dropped.
+/// A child process; dropping this kills it and waits for it.
 pub(crate) struct Child {
     pid: Pid,
     waited: bool,
@@ -14,8 +14,8 @@ pub(crate) struct Child {
 impl Child {
     /// Forks; the child runs `run` and ends with status 0, or 1 and a message if it fails.
     ///
-    /// To be called while the process has one thread: the child has only the calling one, and locks
-    /// that others hold would stay locked.
+    /// The process must have a single thread: the child only has the calling one, and locks that
+    /// others hold would stay locked in it.
     pub(crate) fn fork(run: impl FnOnce() -> Result<()>) -> Result<Self> {
         let threads = std::fs::read_dir("/proc/self/task")
             .context("/proc/self/task")?
@@ -28,16 +28,16 @@ impl Child {
                 let status = match run() {
                     Ok(()) => 0,
                     Err(error) => {
-                        // The exit status says it as well.
+                        // The exit status reports the failure too.
                         let _ = writeln!(std::io::stderr(), "in the child: {error:#}");
                         1
                     }
                 };
-                // SAFETY: Ends the child without running what the parent registered for its end.
+                // SAFETY: This ends the child without running the exit handlers of the parent.
                 unsafe { libc::_exit(status) }
             }
             pid => Ok(Self {
-                pid: Pid::from_raw(pid).context("fork gave a strange pid")?,
+                pid: Pid::from_raw(pid).context("fork returned no valid pid")?,
                 waited: false,
             }),
         }
@@ -48,16 +48,16 @@ impl Child {
         rustix::process::kill_process(self.pid, signal).context("kill")
     }
 
-    /// Waits for the end.
+    /// Waits until it has ended.
     pub(crate) fn wait(mut self) -> Result<WaitStatus> {
         let (_, status) = rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
             .context("waitpid")?
-            .context("waitpid gave nothing")?;
+            .context("waitpid returned no status")?;
         self.waited = true;
         Ok(status)
     }
 
-    /// Waits for the end, which has to be a success.
+    /// Waits until it has ended, which has to be with success.
     pub(crate) fn succeed(self) -> Result<()> {
         let status = self.wait()?;
         ensure!(
@@ -67,7 +67,7 @@ impl Child {
         Ok(())
     }
 
-    /// Waits for the end, which has to be by this signal.
+    /// Waits until it has ended, which has to be by this signal.
     pub(crate) fn die_of(self, signal: Signal) -> Result<()> {
         let status = self.wait()?;
         ensure!(

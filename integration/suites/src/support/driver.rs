@@ -1,14 +1,14 @@
 //! Binding the driver to its device, and loading it.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::{NODE, wait};
+use super::{NODE, program, wait};
 
 const SYSFS: &str = "/sys/bus/virtio/drivers/vdma";
 
-/// The devices that the driver is bound to, such as `virtio2`.
+/// Names of the devices that the driver is bound to, such as `virtio2`.
 pub(crate) fn bound() -> Result<Vec<String>> {
     Ok(fs::read_dir(SYSFS)
         .with_context(|| format!("{SYSFS}: is the driver loaded?"))?
@@ -18,11 +18,11 @@ pub(crate) fn bound() -> Result<Vec<String>> {
         .collect())
 }
 
-/// A device that the driver has been taken off; it is given back when this is dropped.
+/// A device that the driver has been unbound from; dropping this binds it again.
 pub(crate) struct Unbound(Option<String>);
 
 impl Unbound {
-    /// Takes the driver off the only device.
+    /// Unbinds the driver from a device, the only one in most guests.
     pub(crate) fn new() -> Result<Self> {
         let mut names = bound()?;
         let name = names.pop().context("the driver is bound to no device")?;
@@ -69,18 +69,18 @@ pub(crate) fn load() -> Result<()> {
 }
 
 fn load_with(parameters: &[&str]) -> Result<()> {
-    tool(&[&["modprobe", "vdma"], parameters].concat())?;
+    program::run(&[&["modprobe", "vdma"], parameters].concat())?;
     wait_for_node()
 }
 
-/// The driver loaded with parameters of its own; dropping this loads it as it was.
+/// The driver loaded with parameters of its own; dropping this loads it without them.
 pub(crate) struct Reloaded(());
 
 impl Reloaded {
-    /// Loads the driver anew with these parameters.
+    /// Loads the driver again, with these parameters.
     pub(crate) fn with(parameters: &[&str]) -> Result<Self> {
         unload()?;
-        // From here on there is something to be restored.
+        // From here on, failure or not, the driver has to be loaded without them again.
         let reloaded = Self(());
         load_with(parameters)?;
         Ok(reloaded)
@@ -98,25 +98,5 @@ impl Drop for Reloaded {
 
 /// Unloads the module; fails as `rmmod` does when it is in use.
 pub(crate) fn unload() -> Result<()> {
-    tool(&["rmmod", "vdma"]).map(|_| ())
-}
-
-/// Runs a program that has to succeed; gives its output.
-pub(crate) fn tool(arguments: &[&str]) -> Result<String> {
-    let (program, rest) = arguments.split_first().context("no program")?;
-    let output = Command::new(program)
-        .args(rest)
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!(
-            "{} failed ({}): {}{}",
-            arguments.join(" "),
-            output.status,
-            text,
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        );
-    }
-    Ok(text)
+    program::run(&["rmmod", "vdma"]).map(|_| ())
 }

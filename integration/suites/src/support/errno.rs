@@ -1,4 +1,4 @@
-//! Calls that have to fail in one way.
+//! Calls that have to fail with a certain error.
 
 use std::{fmt::Debug, io};
 

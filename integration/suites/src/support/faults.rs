@@ -1,10 +1,10 @@
-//! A device whose memory has places where requests go wrong.
+//! A device on which requests to certain ranges of its memory fail, or take long.
 //!
 //! All tests that need faults use [`ARGUMENTS`], so that they share one guest.
 
 use std::ops::Range;
 
-/// Arguments of the backend. The ranges are those below; syncing takes two seconds.
+/// Arguments of the backend. The ranges are those below; a flush takes two seconds.
 pub(crate) const ARGUMENTS: &[&str] = &[
     "--fault=delay=250ms,range=16M+1M",
     "--fault=delay=2ms,range=17M+1M",
@@ -28,37 +28,37 @@ pub(crate) const ARGUMENTS: &[&str] = &[
 
 const MIB: u64 = 1 << 20;
 
-/// A quarter of a second until a request is done.
+/// A request takes a quarter of a second.
 pub(crate) const SLOW: Range<u64> = 16 * MIB..17 * MIB;
-/// Some milliseconds until a request is done.
+/// A request takes some milliseconds.
 pub(crate) const SLUGGISH: Range<u64> = 17 * MIB..18 * MIB;
-/// Some seconds until a request is done: enough for a signal to find it there.
+/// A request takes two seconds: enough for a signal to arrive while it is in flight.
 pub(crate) const VERY_SLOW: Range<u64> = 18 * MIB..19 * MIB;
-/// Status `IO_ERROR`.
+/// Requests fail with the status `IO_ERROR`.
 pub(crate) const IO_ERROR: u64 = 32 * MIB;
-/// Status `UNSUPPORTED`.
+/// Requests fail with the status `UNSUPPORTED`.
 pub(crate) const UNSUPPORTED: u64 = 33 * MIB;
-/// Status `BAD_REQUEST`.
+/// Requests fail with the status `BAD_REQUEST`.
 pub(crate) const BAD_REQUEST: u64 = 34 * MIB;
-/// A status that does not exist.
+/// Requests complete with a status that does not exist.
 pub(crate) const UNKNOWN_STATUS: u64 = 35 * MIB;
-/// Half of the bytes.
+/// Requests transfer half of their bytes.
 pub(crate) const SHORT: u64 = 36 * MIB;
-/// None of the bytes.
+/// Requests transfer none of their bytes.
 pub(crate) const NOTHING: u64 = 37 * MIB;
-/// The device claims to have written nothing at all, not even the status.
+/// The used length is 0, as if the device had not even written the status.
 pub(crate) const LENGTH_ZERO: u64 = 38 * MIB;
-/// The device claims to have written more than there was room for.
+/// The used length is more than the buffers hold.
 pub(crate) const LENGTH_HUGE: u64 = 39 * MIB;
-/// Completed after the next one.
+/// Requests complete after the one behind them.
 pub(crate) const SWAPPED: u64 = 40 * MIB;
 /// Every third request fails.
 pub(crate) const EVERY_THIRD: u64 = 41 * MIB;
-/// Completed twice.
+/// Requests complete twice.
 pub(crate) const TWICE: u64 = 42 * MIB;
-/// Never completed.
+/// Requests never complete.
 pub(crate) const LOST: u64 = 43 * MIB;
-/// Completed under another request's name.
+/// Requests complete with the descriptor id of another.
 pub(crate) const WRONG_ID: u64 = 44 * MIB;
-/// The queue stops.
+/// A request stops the queue.
 pub(crate) const STOPPING: u64 = 45 * MIB;

@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Reads the kernel's log from some moment on.
+/// Reads the kernel log from a point in time on.
 pub(crate) struct Reader(File);
 
 impl Reader {
-    /// Begins with the next message.
+    /// Starts with the next message.
     pub(crate) fn from_now() -> Result<Self> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -23,7 +23,7 @@ impl Reader {
         Ok(Self(file))
     }
 
-    /// The messages since the last call.
+    /// The messages that have come since the last call.
     pub(crate) fn lines(&mut self) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         let mut record = [0; 8192];

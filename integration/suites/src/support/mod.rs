@@ -1,15 +1,17 @@
 //! What the suites have in common.
 
 pub(crate) mod aio;
+pub(crate) mod batch;
 pub(crate) mod bytes;
 pub(crate) mod child;
+pub(crate) mod completion;
 pub(crate) mod driver;
 pub(crate) mod errno;
 pub(crate) mod faults;
-pub(crate) mod file_system;
+pub(crate) mod fuse;
 pub(crate) mod kernel_log;
-pub(crate) mod pieces;
 pub(crate) mod procfs;
+pub(crate) mod program;
 pub(crate) mod region;
 pub(crate) mod signal;
 pub(crate) mod uring;
@@ -26,9 +28,9 @@ pub(crate) const NODE: &str = "/dev/vdma0";
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
 
-/// Bytes that `K`, `M` stand for.
+/// Bytes of a kibibyte.
 pub(crate) const KIB: usize = 1 << 10;
-/// See [`KIB`].
+/// Bytes of a mebibyte.
 pub(crate) const MIB: usize = 1 << 20;
 
 /// Opens the device for reading and writing.
@@ -44,11 +46,11 @@ pub(crate) fn open_direct() -> Result<Device> {
     Device::open_with(NODE, &options).context("cannot open the device with O_DIRECT")
 }
 
-/// Gives up all privileges of this process, for good.
-pub(crate) fn become_nobody() -> Result<()> {
-    const NOBODY: libc::uid_t = 65534;
+/// Drops all privileges of this process; it cannot get them back.
+pub(crate) fn drop_privileges() -> Result<()> {
+    const UNPRIVILEGED: libc::uid_t = 65534;
     // SAFETY: No memory is involved.
-    let result = unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) };
+    let result = unsafe { libc::setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED) };
     ensure!(
         result == 0,
         "setresuid: {}",

@@ -1,10 +1,15 @@
-//! What the kernel tells of this process and of memory.
+//! What `/proc` says of this process, of memory and of interrupts.
 
 use std::fs;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-/// Names of this process's threads, the kernel's own ones included.
+use super::PAGE;
+
+/// A write to it makes the counts of `/proc/vmstat` exact.
+const REFRESH: &str = "/proc/sys/vm/stat_refresh";
+
+/// Names of this process's threads, those that the kernel has made included.
 pub(crate) fn threads() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir("/proc/self/task").context("/proc/self/task")? {
@@ -17,15 +22,15 @@ pub(crate) fn threads() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Threads that io_uring has made for requests that it could not do in the caller's context.
+/// Threads that io_uring has made for requests that it could not submit in the caller's context.
 pub(crate) fn io_workers() -> Result<Vec<String>> {
     let mut names = threads()?;
     names.retain(|name| name.starts_with("iou-wrk"));
     Ok(names)
 }
 
-/// Lines of `/proc/self/smaps` for the mapping that begins at `address`: the line of
-/// `/proc/self/maps` first.
+/// Lines of `/proc/self/smaps` for the mapping that begins at `address`; the first is the one that
+/// `/proc/self/maps` has too.
 pub(crate) fn smaps(address: usize) -> Result<Option<Vec<String>>> {
     let text = fs::read_to_string("/proc/self/smaps").context("/proc/self/smaps")?;
     let start = format!("{address:x}-");
@@ -59,7 +64,7 @@ pub(crate) fn field<'a>(lines: &'a [String], name: &str) -> Result<&'a str> {
         .with_context(|| format!("smaps has no {name}"))
 }
 
-/// A field in kB of smaps or `/proc/meminfo`, in bytes.
+/// The bytes of a field in kB.
 pub(crate) fn kilobytes(text: &str) -> Result<usize> {
     let number = text.trim().trim_end_matches("kB").trim();
     let number: usize = number
@@ -68,7 +73,7 @@ pub(crate) fn kilobytes(text: &str) -> Result<usize> {
     Ok(number << 10)
 }
 
-/// The line of `/proc/slabinfo` for a cache: objects in use, objects, and bytes of an object.
+/// Objects in use, all objects, and bytes of an object in a cache that `/proc/slabinfo` lists.
 pub(crate) fn slab(name: &str) -> Result<Option<(u64, u64, u64)>> {
     let text = fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?;
     let Some(line) = text
@@ -84,6 +89,89 @@ pub(crate) fn slab(name: &str) -> Result<Option<(u64, u64, u64)>> {
         .collect();
     match numbers.as_slice() {
         [used, all, size, ..] => Ok(Some((*used, *all, *size))),
-        _ => anyhow::bail!("the line of {name} in /proc/slabinfo is strange: {line}"),
+        _ => anyhow::bail!("/proc/slabinfo has no counts for {name}: {line}"),
+    }
+}
+
+/// Number of pages that are charged to this process's limit on locked memory.
+pub(crate) fn locked_pages() -> Result<usize> {
+    Ok(kilobytes_of("/proc/self/status", "VmLck")? / PAGE)
+}
+
+/// Bytes of memory that nothing uses.
+pub(crate) fn free_memory() -> Result<usize> {
+    kilobytes_of("/proc/meminfo", "MemFree")
+}
+
+/// A field in kB of such a file, in bytes.
+fn kilobytes_of(path: &str, name: &str) -> Result<usize> {
+    let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .with_context(|| format!("{path} has no {name}"))?;
+    kilobytes(value)
+}
+
+/// Interrupts of a virtio device so far: each queue has one of its own, or all share one, which
+/// other devices may use too.
+pub(crate) fn interrupts(device: &str) -> Result<u64> {
+    let table = fs::read_to_string("/proc/interrupts").context("/proc/interrupts")?;
+    let cpus = table
+        .lines()
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .count();
+    let queue = format!("{device}-");
+    let belongs = |line: &&str| {
+        line.split([' ', ','])
+            .any(|word| word == device || word.starts_with(&queue))
+    };
+    ensure!(
+        table.lines().any(|line| belongs(&line)),
+        "{device} has no interrupt in {table}"
+    );
+    let mut sum = 0;
+    for line in table.lines().filter(belongs) {
+        for number in line.split_whitespace().skip(1).take(cpus) {
+            sum += number.parse::<u64>()?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Number of pages that are pinned for DMA, in the whole system.
+pub(crate) fn pinned_pages() -> Result<i64> {
+    // Each CPU keeps its share of the counts for up to a second; this has them all added up.
+    if let Err(error) = fs::write(REFRESH, "1")
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        // A kernel for one CPU has no such file, and needs none.
+        return Err(error).context(REFRESH);
+    }
+    let vmstat = fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
+    let count = |name: &str| counter(&vmstat, name);
+    Ok(count("nr_foll_pin_acquired")? - count("nr_foll_pin_released")?)
+}
+
+fn counter(vmstat: &str, name: &str) -> Result<i64> {
+    vmstat
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .with_context(|| format!("the kernel counts no {name}"))?
+        .parse()
+        .with_context(|| format!("{name} in /proc/vmstat"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counter;
+
+    #[test]
+    fn counters_are_found_by_their_whole_name() {
+        let text = "nr_foll_pin_acquired_x 1\nnr_foll_pin_acquired 12\n";
+        assert_eq!(counter(text, "nr_foll_pin_acquired").unwrap(), 12);
+        assert!(counter(text, "nr_foll_pin").is_err());
     }
 }

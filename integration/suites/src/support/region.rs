@@ -1,4 +1,4 @@
-//! Mapped memory of every kind, to be the source or the target of transfers.
+//! Mapped memory of every kind, as source or target of transfers.
 
 use std::{
     ffi::c_void,
@@ -23,7 +23,8 @@ pub(crate) struct Region {
 
 // SAFETY: A mapping belongs to the process, not to a thread, and is only reached by copying.
 unsafe impl Send for Region {}
-// SAFETY: As above.
+// SAFETY: Copies from several threads at once race like those of the device do, on bytes that Rust
+// has no reference to.
 unsafe impl Sync for Region {}
 
 const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
@@ -85,12 +86,12 @@ impl Region {
         })
     }
 
-    /// Bytes of the mapping.
+    /// Length of the mapping in bytes.
     pub(crate) fn len(&self) -> usize {
         self.length
     }
 
-    /// Where it is in the process.
+    /// The address that it begins at.
     pub(crate) fn address(&self) -> usize {
         self.address as usize
     }
@@ -125,7 +126,7 @@ impl Region {
     fn check(&self, range: &Range<usize>) -> Result<()> {
         ensure!(
             range.start <= range.end && range.end <= self.length,
-            "{range:x?} is not inside of a region of {:#x} bytes",
+            "{range:x?} is not inside a region of {:#x} bytes",
             self.length
         );
         Ok(())
@@ -158,18 +159,18 @@ impl Region {
     pub(crate) fn advise(&self, advice: Advice) -> Result<()> {
         ensure!(
             !matches!(advice, Advice::LinuxDontNeed),
-            "that would take the contents away"
+            "that would discard the contents"
         );
         // SAFETY: The mapping is this object's own, and this advice keeps its contents.
         unsafe { rustix::mm::madvise(self.raw(), self.length, advice) }.context("madvise")
     }
 
-    /// Changes the rights of the whole mapping. Copying needs the right to do so.
+    /// Changes the access rights of the whole mapping; copying from or to it needs them.
     pub(crate) fn protect(&self, rights: MprotectFlags) -> Result<()> {
         self.protect_range(0..self.length, rights)
     }
 
-    /// Changes the rights of a range of whole pages.
+    /// Changes the access rights of a range of whole pages.
     pub(crate) fn protect_range(&self, range: Range<usize>, rights: MprotectFlags) -> Result<()> {
         self.check(&range)?;
         // SAFETY: The mapping is this object's own.
@@ -191,7 +192,7 @@ impl Region {
         if tail == 0 {
             return Ok(());
         }
-        // SAFETY: The tail was this object's own, and is out of its reach now.
+        // SAFETY: The tail was this object's own, and the object does not refer to it any more.
         unsafe { rustix::mm::munmap(self.at(length).cast(), tail) }.context("munmap")
     }
 
@@ -204,11 +205,11 @@ impl Region {
         if length == 0 {
             return Ok(());
         }
-        // SAFETY: The head was this object's own, and is out of its reach now.
+        // SAFETY: The head was this object's own, and the object does not refer to it any more.
         unsafe { rustix::mm::munmap(head, length) }.context("munmap")
     }
 
-    /// Moves or resizes the mapping, if the kernel does it.
+    /// Resizes the mapping, which may move it, if the kernel allows it.
     pub(crate) fn remap(&mut self, length: usize) -> Result<(), Errno> {
         let flags = rustix::mm::MremapFlags::MAYMOVE;
         // SAFETY: The mapping is this object's own, and no reference into it exists.
@@ -228,7 +229,7 @@ impl Region {
         // SAFETY: Both mappings belong to this function, and no reference into them exists.
         let address = unsafe { rustix::mm::mremap_fixed(from, length, length, flags, to) }
             .context("mremap")?;
-        // The kernel has put the one in place of the other.
+        // The kernel has replaced the one mapping by the other.
         std::mem::forget(place);
         self.address = address.cast();
         Ok(())
@@ -268,7 +269,7 @@ pub(crate) unsafe fn pread(
     position: u64,
 ) -> io::Result<usize> {
     let file = file.as_fd().as_raw_fd();
-    // SAFETY: The kernel checks the address; the caller vouches for what is there.
+    // SAFETY: The kernel checks the address; the caller vouches for the memory there.
     let result = unsafe { libc::pread(file, address.cast(), length, position.cast_signed()) };
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }

@@ -1,4 +1,4 @@
-//! Signals that do nothing but interrupt.
+//! Signals whose only effect is to interrupt.
 
 use std::{io, mem::MaybeUninit};
 
@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
-/// Makes `signal` interrupt the calls of this process that wait, without starting them again.
+/// Makes `signal` interrupt blocking calls of this process, which are not restarted.
 pub(crate) fn interrupt_on(signal: Signal) -> Result<()> {
     let handler: extern "C" fn(libc::c_int) = ignore;
     // SAFETY: All zeroes is a valid `sigaction`: no flags, an empty mask.
@@ -20,11 +20,11 @@ pub(crate) fn interrupt_on(signal: Signal) -> Result<()> {
     Ok(())
 }
 
-/// `SIGALRM` again and again, until dropped.
+/// Periodic `SIGALRM`, until dropped.
 pub(crate) struct Alarms;
 
 impl Alarms {
-    /// Starts them.
+    /// Starts the timer.
     pub(crate) fn every_microseconds(microseconds: i64) -> Result<Self> {
         set_timer(microseconds)?;
         Ok(Self)
@@ -33,7 +33,7 @@ impl Alarms {
 
 impl Drop for Alarms {
     fn drop(&mut self) {
-        // Stopping a timer does not fail.
+        // Stopping the timer cannot fail.
         let _ = set_timer(0);
     }
 }

@@ -1,31 +1,31 @@
-//! Waiting for a state of the kernel that nobody announces.
+//! Waiting for a state of the kernel that no event announces.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Looks until `holds`; fails when it does not within 20 seconds.
+/// Polls until `holds` is true; fails when that takes more than 20 seconds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !holds()? {
         if Instant::now() >= deadline {
-            bail!("{what}: not within 20 seconds");
+            bail!("not within 20 seconds: {what}");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
 }
 
-/// Waits until nothing is with the device.
+/// Waits until no request is in flight.
 pub(crate) fn until_idle(device: &vdma::Device) -> Result<()> {
-    until("the device answers every request", || {
+    until("every request completes", || {
         Ok(device.device_statistics()?.in_flight == 0)
     })
 }
 
-/// Waits until something is with the device.
+/// Waits until a request is in flight.
 pub(crate) fn until_busy(device: &vdma::Device) -> Result<()> {
-    until("a request is with the device", || {
+    until("a request is in flight", || {
         Ok(device.device_statistics()?.in_flight > 0)
     })
 }

@@ -1,7 +1,7 @@
 //! A file system of one file, served by this process through FUSE.
 //!
-//! Guests have no disk to write to, and files of tmpfs live in the page cache alone. Behind this one
-//! there is a store that the page cache is written back to, and read from again.
+//! Guests have no disk to write to, and files of tmpfs live in the page cache alone. This one has a
+//! store behind the page cache, to which pages are written back and from which they are read again.
 
 use std::{
     ffi::OsStr,
@@ -24,7 +24,7 @@ const MOUNT: &str = "/tmp/one-file";
 const NAME: &str = "file";
 const INODE: INodeNo = INodeNo(2);
 
-/// For as long as the mount.
+/// How long the kernel may cache attributes: longer than any mount lasts.
 const FOREVER: Duration = Duration::from_secs(100_000);
 
 #[derive(Clone)]
@@ -98,7 +98,7 @@ impl Filesystem for Store {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        // Times are set after each writeback; nobody looks at them.
+        // The kernel sets times after each writeback; no test reads them.
         reply.attr(&FOREVER, &self.attributes(inode));
     }
 
@@ -170,7 +170,7 @@ impl Filesystem for Store {
     }
 }
 
-/// The mounted file system. Unmounted when dropped, which is to be after its file is closed.
+/// The mounted file system. Dropping it unmounts it; its file has to be closed by then.
 pub(crate) struct FileSystem {
     store: Store,
     _session: BackgroundSession,
@@ -198,7 +198,7 @@ impl FileSystem {
         })
     }
 
-    /// Unmounts it, with what the kernel knows of its file, and mounts it again.
+    /// Unmounts it, which drops all that the kernel has cached of its file, and mounts it again.
     pub(crate) fn remount(self) -> Result<Self> {
         let store = self.store.clone();
         drop(self);
@@ -215,13 +215,13 @@ impl FileSystem {
             .with_context(|| path.display().to_string())
     }
 
-    /// What has been written back so far.
+    /// The contents that have been written back so far.
     pub(crate) fn stored(&self) -> Vec<u8> {
         self.store.lock().clone()
     }
 }
 
-/// Throws clean pages of the page cache away.
+/// Drops clean pages of the page cache.
 pub(crate) fn drop_caches() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("/proc/sys/vm/drop_caches")
 }
