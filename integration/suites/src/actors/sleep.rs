@@ -86,12 +86,12 @@ fn sleep_under_load() -> Result<()> {
         "what was written before the sleep",
     )?;
     mapping.store(16, 0xbeef_u32)?;
-    let mut word = [0; 4];
-    device.file().read_exact_at(&mut word, 16)?;
-    ensure!(
-        u32::from_le_bytes(word) == 0xbeef,
-        "stores do not reach device memory"
-    );
+    bytes::expect_at(
+        device.file(),
+        16,
+        &0xbeef_u32.to_le_bytes(),
+        "a store through the mapping",
+    )?;
     let statistics = device.device_statistics()?;
     ensure!(
         statistics.failed == 0,

@@ -1,4 +1,4 @@
-//! Operations that read and write cannot express, by ioctl.
+//! Operations that read and write cannot express, as ioctl commands.
 
 use std::{fs::OpenOptions, os::unix::fs::FileExt as _};
 
@@ -45,7 +45,7 @@ fn copy_moves_memory_to_memory() -> Result<()> {
     Ok(())
 }
 
-/// Scattered pages, an odd beginning on one side only: as many entries as there can be.
+/// Scattered pages that begin at different offsets in a page: the most segments that there can be.
 #[guest_test]
 fn long_copies_are_split() -> Result<()> {
     const LENGTH: usize = 3 * MIB + 4567;
@@ -64,7 +64,7 @@ fn long_copies_are_split() -> Result<()> {
         incoming: target.at(4001) as u64,
         ..Command::default()
     };
-    // SAFETY: Both ranges are inside of the regions, into which no references exist.
+    // SAFETY: Both ranges are inside the regions, into which no references exist.
     unsafe { device.run(&mut command) }?;
     ensure!(command.result == LENGTH as i64, "{command:?}");
     let after = device.file_statistics()?;
@@ -118,7 +118,7 @@ fn fill_repeats_the_pattern() -> Result<()> {
             "filled device memory",
         )?;
     }
-    // Of memory: also where it is split, at no multiple of the pattern.
+    // Guest memory is split into requests, and not at multiples of the pattern.
     let region = Region::anonymous(6 * MIB)?;
     region.write(0, &vec![0; 6 * MIB])?;
     for (start, length) in [(1, 5), (4093, 20), (77, 5 * MIB + 3)] {
@@ -129,7 +129,7 @@ fn fill_repeats_the_pattern() -> Result<()> {
             incoming: region.at(start) as u64,
             ..Command::default()
         };
-        // SAFETY: The range is inside of the region, into which no references exist.
+        // SAFETY: The range is inside the region, into which no references exist.
         unsafe { device.run(&mut command) }?;
         ensure!(command.result == length as i64, "{command:?}");
         bytes::expect(
@@ -149,11 +149,11 @@ fn compare_finds_the_first_difference() -> Result<()> {
     device.file().write_all_at(&data, 1000)?;
     ensure!(
         device.compare(1000, &*data)?.is_none(),
-        "equal bytes differ"
+        "equal bytes compare as different"
     );
     ensure!(
         device.compare(1000, &data[..0])?.is_none(),
-        "no bytes differ"
+        "an empty range compares as different"
     );
     for at in [0, 1, 4095, 1_500_000, 3 * MIB, LENGTH - 1] {
         let mut other = data.clone();
@@ -234,14 +234,14 @@ fn only_the_given_range_changes() -> Result<()> {
             incoming: region.at(start) as u64,
             ..Command::default()
         };
-        // SAFETY: The range is inside of the region, into which no references exist.
+        // SAFETY: The range is inside the region, into which no references exist.
         unsafe { device.run(&mut command) }?;
         let mut expected = vec![0xee; 4 * PAGE];
         expected[start..start + length].copy_from_slice(&data[50..50 + length]);
         bytes::expect(
             &region.read(0..4 * PAGE)?,
             &expected,
-            "around what was read",
+            "memory around what was read",
         )?;
     }
     Ok(())
@@ -259,10 +259,10 @@ fn batches_run_every_command() -> Result<()> {
             ..Command::default()
         })
         .collect();
-    // One of them cannot be run; the others do not mind.
+    // One of them is invalid, which does not affect the others.
     commands[100].operation = 99;
     device.fill(0, 256_000, 0xffff_ffff_ffff_ffff)?;
-    // SAFETY: No addresses are in these commands.
+    // SAFETY: These commands name no addresses.
     unsafe { device.run_batch(&mut commands) }?;
     let mut back = vec![0; 256_000];
     device.file().read_exact_at(&mut back, 0)?;
@@ -278,17 +278,18 @@ fn batches_run_every_command() -> Result<()> {
             "command {index} did not fill its part"
         );
     }
-    // SAFETY: As above.
+    // SAFETY: There are no commands.
     unsafe { device.run_batch(&mut []) }?;
     let mut many = vec![Command::default(); 257];
-    // SAFETY: As above.
+    // SAFETY: These commands name no addresses.
     let result = unsafe { device.run_batch(&mut many) };
     ensure!(result.is_err(), "257 commands in a batch");
     Ok(())
 }
 
+/// Fails unless the driver refuses the command with `expected`.
 fn refused(device: &Device, mut command: Command, expected: Errno, what: &str) -> Result<()> {
-    // SAFETY: The commands of these tests name no memory that exists.
+    // SAFETY: The callers' commands name no memory that is mapped and written to.
     let result = unsafe { device.run(&mut command) };
     errno::expect_vdma(result, expected, what)
 }
@@ -318,7 +319,7 @@ fn bad_commands_are_refused() -> Result<()> {
             Errno::INVAL,
         ),
         (
-            "a range that leaves device memory",
+            "a range that exceeds device memory",
             Command {
                 offset: size,
                 length: 1,
@@ -336,7 +337,7 @@ fn bad_commands_are_refused() -> Result<()> {
             Errno::INVAL,
         ),
         (
-            "a source that leaves device memory",
+            "a source that exceeds device memory",
             Command {
                 operation: Operation::Move.code(),
                 argument: size - 1,
@@ -421,7 +422,7 @@ fn bad_addresses_are_efault() -> Result<()> {
             &device,
             command,
             Errno::FAULT,
-            "a copy of memory that is not there",
+            "a copy of memory that is not mapped",
         )?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Every kind of address that a page has, and what becomes of pages on their way to the device.
+//! `explain`: all addresses of a page, and the entries into which pages are merged for the device.
 
 use std::{fs::File, os::unix::fs::FileExt as _};
 
@@ -12,7 +12,7 @@ use vdma::{
 
 use crate::support::{MIB, PAGE, errno, open, procfs, program, region::Region};
 
-/// Frames of this process's pages, from `/proc/self/pagemap`.
+/// The frame of the page at `address`, from `/proc/self/pagemap`.
 fn frame(address: u64) -> Result<u64> {
     let pagemap = File::open("/proc/self/pagemap")?;
     let mut entry = [0; 8];
@@ -25,6 +25,7 @@ fn frame(address: u64) -> Result<u64> {
     Ok(entry & ((1 << 55) - 1))
 }
 
+/// What the driver explains of a range of the region.
 fn explain(
     region: &Region,
     start: usize,
@@ -32,7 +33,7 @@ fn explain(
     offset: u64,
 ) -> Result<Vec<ExplainedPage>> {
     let device = open()?;
-    // SAFETY: The range is inside of the region, and nobody else reaches it now.
+    // SAFETY: The range is inside the region, which nothing else accesses meanwhile.
     let memory = unsafe { std::slice::from_raw_parts_mut(region.at(start), length) };
     Ok(device.explain(memory, offset)?)
 }
@@ -56,7 +57,7 @@ fn addresses_match_pagemap() -> Result<()> {
             page.physical_address == physical,
             "{page:x?}, and pagemap says {physical:#x}"
         );
-        // Without VIRTIO_F_ACCESS_PLATFORM the device is told physical addresses.
+        // Without VIRTIO_F_ACCESS_PLATFORM the device is given physical addresses.
         ensure!(page.bus_address == physical, "{page:x?}");
         ensure!(
             page.kernel_address >> 63 == 1,
@@ -71,7 +72,7 @@ fn addresses_match_pagemap() -> Result<()> {
         at += page.length as usize;
     }
     ensure!(at == start + length, "{} bytes", at - start);
-    // The kernel's direct map keeps distances.
+    // The kernel's direct map preserves distances.
     for pair in pages.windows(2) {
         ensure!(
             pair[1].kernel_address.wrapping_sub(pair[0].kernel_address)
@@ -106,7 +107,7 @@ fn huge_pages_are_one_entry() -> Result<()> {
     ensure!(pages.len() == 512, "{} pages", pages.len());
     ensure!(
         pages[0].flags & PAGE_HUGE != 0,
-        "the guest gave no huge page: {:x?}",
+        "the page is not huge: {:x?}",
         pages[0]
     );
     ensure!(
@@ -126,12 +127,12 @@ fn explain_leaves_nothing_pinned() -> Result<()> {
     let device = open()?;
     errno::expect_vdma(device.explain(&mut [], 0), Errno::INVAL, "no memory")?;
     region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
-    // SAFETY: The slice is made for its address only.
+    // SAFETY: Only the address of the slice is used; its bytes are not accessed.
     let memory = unsafe { std::slice::from_raw_parts_mut(region.at(PAGE), PAGE) };
     errno::expect_vdma(
         device.explain(memory, 0),
         Errno::FAULT,
-        "memory out of reach",
+        "memory without access rights",
     )?;
     ensure!(
         procfs::pinned_pages()? == before,

@@ -1,4 +1,4 @@
-//! fio, as its users run it: every way to submit, blocks of any size, contents verified.
+//! fio as its users run it: every I/O engine, blocks of any size, contents verified.
 
 use std::{
     os::unix::fs::FileExt as _,
@@ -11,16 +11,16 @@ use serde_json::Value;
 
 use crate::support::{NODE, open, wait};
 
-/// What guests for users' programs have; one list, so that tests share them.
+/// Packages of the guests for users' programs; one list, so that tests share the guests.
 pub(super) const PACKAGES: &[&str] = &["fio", "stress-ng", "xxd"];
 
 /// Bytes that a job covers.
 const SIZE: u64 = 8 << 20;
 
-/// Where it begins: at no boundary of anything.
+/// Where a job begins in device memory: not at the boundary of a page or block.
 const OFFSET: u64 = 12_345;
 
-/// Bytes around what a job writes that have to stay as they are.
+/// Bytes on either side of a job that must not change.
 const MARGIN: usize = 5000;
 
 fn fio(arguments: &[&str]) -> Result<Output> {
@@ -39,7 +39,7 @@ fn fio(arguments: &[&str]) -> Result<Output> {
         .context("cannot run fio")
 }
 
-/// Runs fio, which has to succeed; gives what it says of its job.
+/// Runs fio, which has to succeed; returns its report of the job.
 fn job(arguments: &[&str]) -> Result<Value> {
     let output = fio(arguments)?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -49,9 +49,10 @@ fn job(arguments: &[&str]) -> Result<Value> {
         "fio {arguments:?} failed ({}): {text}{errors}",
         output.status
     );
-    // Notes may come before it.
+    // fio may print notes before the report.
     let json = text.find('{').map_or("", |start| &text[start..]);
-    let report: Value = serde_json::from_str(json).with_context(|| format!("fio said {text}"))?;
+    let report: Value =
+        serde_json::from_str(json).with_context(|| format!("fio printed {text}"))?;
     let job = report["jobs"][0].clone();
     ensure!(job["error"] == 0, "{job}");
     Ok(job)
@@ -61,12 +62,13 @@ fn bytes_of(job: &Value, direction: &str) -> u64 {
     job[direction]["io_bytes"].as_u64().unwrap_or_default()
 }
 
-/// Writes with checksums and reads them back, then again with blocks from one byte on.
+/// Writes blocks with checksums and verifies them, then writes and reads blocks of one byte and more.
 fn verified(how: &[&str]) -> Result<()> {
     let device = open()?;
     let before = device.device_statistics()?;
     let checked = checked(how, "--bsrange=512-1M")?;
-    // A block of a few bytes has no room for a checksum: the same byte everywhere, and looked at here.
+    // Blocks of a few bytes cannot hold a checksum: they are filled with one byte, which is compared
+    // here.
     let size = usize::try_from(SIZE)?;
     let mut content = vec![0xee; size + 2 * MARGIN];
     let begin = OFFSET - MARGIN as u64;
@@ -85,10 +87,10 @@ fn verified(how: &[&str]) -> Result<()> {
         let inside = (MARGIN..end).contains(&index);
         byte != if inside { 0x76 } else { 0xee }
     });
-    ensure!(wrong.is_none(), "byte {wrong:?} is not what it should be");
+    ensure!(wrong.is_none(), "byte {wrong:?} has the wrong value");
     wait::until_idle(&device)?;
     let after = device.device_statistics()?;
-    // What this test moved itself is there as well.
+    // The counts include what this test has transferred itself.
     let mine = content.len() as u64;
     ensure!(
         after.bytes_written - before.bytes_written == checked + written + mine
@@ -100,7 +102,8 @@ fn verified(how: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Blocks at random places, each with its checksum; gives the bytes that were written and verified.
+/// Writes blocks at random offsets, each with its checksum; returns the number of bytes that were
+/// written and verified.
 fn checked(how: &[&str], blocks: &str) -> Result<u64> {
     let random = [
         "--rw=randwrite",
@@ -110,7 +113,7 @@ fn checked(how: &[&str], blocks: &str) -> Result<u64> {
     ];
     let job = job(&[how, &random].concat())?;
     let written = bytes_of(&job, "write");
-    // Where what is left is smaller than the next block, fio stops.
+    // fio stops when the next block is larger than what is left.
     ensure!(
         written > SIZE / 2 && bytes_of(&job, "read") == written,
         "{job}"
@@ -187,11 +190,11 @@ fn a_changed_byte_is_found() -> Result<()> {
     ];
     job(&[&ARGUMENTS[..], &["--do_verify=0"]].concat())?;
     job(&[&ARGUMENTS[..], &["--verify_only"]].concat())?;
-    let place = OFFSET + 5 * 4096 + 2000;
+    let offset = OFFSET + 5 * 4096 + 2000;
     let mut byte = [0];
     let device = open()?;
-    device.file().read_exact_at(&mut byte, place)?;
-    device.file().write_all_at(&[!byte[0]], place)?;
+    device.file().read_exact_at(&mut byte, offset)?;
+    device.file().write_all_at(&[!byte[0]], offset)?;
     let output = fio(&[&ARGUMENTS[..], &["--verify_only"]].concat())?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success(), "fio does not verify");
@@ -199,7 +202,7 @@ fn a_changed_byte_is_found() -> Result<()> {
     Ok(())
 }
 
-/// Memory runs short and processes come and go while transfers are verified.
+/// Memory is short, and processes start and exit, while transfers are verified.
 #[guest_test(packages = PACKAGES, timeout = 240)]
 fn verified_under_stress() -> Result<()> {
     let mut stress = Command::new("stress-ng")

@@ -45,12 +45,12 @@ fn device_memory_and_mappings_survive_a_reset() -> Result<()> {
     buffer.read(0, &mut back)?;
     bytes::expect(&back, &data, "what was written before the reset")?;
     mapping.store(16, 0xbeef_u32)?;
-    let mut word = [0; 4];
-    device.file().read_exact_at(&mut word, 16)?;
-    ensure!(
-        u32::from_le_bytes(word) == 0xbeef,
-        "stores do not reach device memory"
-    );
+    bytes::expect_at(
+        device.file(),
+        16,
+        &0xbeef_u32.to_le_bytes(),
+        "a store through the mapping",
+    )?;
     Ok(())
 }
 

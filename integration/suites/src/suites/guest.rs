@@ -1,4 +1,4 @@
-//! The guest as such: what every other suite takes for granted.
+//! The guest itself: what every other suite relies on.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,5 @@
-//! The module found by name and by its device, and the node's owner: what kmod and udev do.
+//! Loading of the module by name and by the alias of its device, and the owner of the node: what kmod
+//! and udev do.
 
 use std::{
     fs::{self, OpenOptions},
@@ -15,9 +16,9 @@ use crate::support::{NODE, driver, open, program};
 const RULES: &str = include_str!("../../../../guest-driver/packaging/60-vdma.rules");
 const RULES_FILE: &str = "/run/udev/rules.d/60-vdma.rules";
 
-/// A number that no user and no group of the image has.
+/// Id of a group that the image does not have.
 const GROUP: u32 = 990;
-/// As [`GROUP`].
+/// Id of a user, and of a group, that the image does not have.
 const USER: u32 = 991;
 
 #[guest_test]
@@ -51,7 +52,7 @@ fn modprobe_loads_and_unloads() -> Result<()> {
         "modprobe --remove virtio_dma left it loaded"
     );
     program::run(&["modprobe", "virtio_dma"])?;
-    ensure!(driver::is_loaded(), "modprobe virtio_dma loaded nothing");
+    ensure!(driver::is_loaded(), "modprobe virtio_dma did not load it");
     open()?;
     Ok(())
 }
@@ -72,7 +73,7 @@ fn the_modalias_loads_the_module() -> Result<()> {
     Ok(())
 }
 
-/// The alias by which the kernel asks for the device's driver.
+/// The alias by which the kernel requests a driver for the device.
 fn modalias() -> Result<String> {
     let bound = driver::bound()?;
     let name = bound.first().context("the driver is bound to no device")?;
@@ -93,7 +94,7 @@ fn udev_accepts_the_rules() -> Result<()> {
     Ok(())
 }
 
-/// Installs the rules, and makes the group that they name.
+/// Installs the rules, and adds the group that they name.
 fn install_rules() -> Result<()> {
     fs::create_dir_all("/run/udev/rules.d")?;
     fs::write(RULES_FILE, RULES).context(RULES_FILE)?;
@@ -104,7 +105,7 @@ fn install_rules() -> Result<()> {
     Ok(())
 }
 
-/// A running udev daemon, ended when dropped.
+/// A running udev daemon; dropping this ends it.
 struct Udev(());
 
 impl Udev {
@@ -140,7 +141,7 @@ fn udev_loads_the_module_and_sets_the_group_of_the_node() -> Result<()> {
     }
     result?;
     ensure!(loaded, "udev did not load the module for its device");
-    // The events of the node itself.
+    // Loading the module has caused events for the node itself.
     program::run(&["udevadm", "settle"])?;
     let node = fs::metadata(NODE).context(NODE)?;
     ensure!(
@@ -152,7 +153,6 @@ fn udev_loads_the_module_and_sets_the_group_of_the_node() -> Result<()> {
     );
     drop(udev);
     let as_user = |group: u32| {
-        // One byte is enough to know.
         Command::new("head")
             .args(["--bytes=1", NODE])
             .uid(USER)
@@ -166,7 +166,10 @@ fn udev_loads_the_module_and_sets_the_group_of_the_node() -> Result<()> {
         "{member:?}"
     );
     let other = as_user(USER)?;
-    ensure!(!other.status.success(), "anybody can read {NODE}");
+    ensure!(
+        !other.status.success(),
+        "a user outside the group can read {NODE}"
+    );
     let text = String::from_utf8_lossy(&other.stderr);
     ensure!(text.contains("Permission denied"), "{text}");
     OpenOptions::new().write(true).open(NODE).context(NODE)?;

@@ -28,7 +28,7 @@ fn reads_see_stores() -> Result<()> {
     mapping.write(0, &data)?;
     let mut back = vec![0; data.len()];
     device.file().read_exact_at(&mut back, offset)?;
-    bytes::expect(&back, &data, "bytes stored one by one")?;
+    bytes::expect(&back, &data, "bytes that were stored")?;
     mapping.store(8, 0x0123_4567_89ab_cdef_u64)?;
     mapping.store(4094, 0xbeef_u16)?;
     mapping.store(4096, 0x7654_3210_u32)?;
@@ -116,7 +116,7 @@ fn proc_maps_and_smaps_show_a_mapping() -> Result<()> {
     Ok(())
 }
 
-/// The result of mapping, without the mapping.
+/// Maps a range and unmaps it again; returns the result of the call.
 fn try_map(offset: u64, length: usize, flags: MapFlags) -> Result<std::io::Result<usize>> {
     let device = open()?;
     Ok(Region::file(device.file(), offset, length, flags).map(|region| region.len()))
@@ -126,7 +126,7 @@ fn try_map(offset: u64, length: usize, flags: MapFlags) -> Result<std::io::Resul
 fn private_mappings_are_einval() -> Result<()> {
     let result = try_map(0, PAGE, MapFlags::PRIVATE)?;
     errno::expect(result, Errno::INVAL, "a private mapping")?;
-    // Without a right to write as well: it could get one later.
+    // A read-only one is refused too: it could be made writable later.
     let device = open()?;
     let result = Region::file_with(device.file(), 0, PAGE, ProtFlags::READ, MapFlags::PRIVATE)
         .map(|region| region.len());
@@ -159,7 +159,7 @@ fn a_read_only_file_maps_for_reading() -> Result<()> {
     device.file().write_all_at(&data, 0)?;
     let file = File::open(NODE)?;
     let region = Region::file_with(&file, 0, PAGE, ProtFlags::READ, MapFlags::SHARED)?;
-    bytes::expect(&region.read(0..PAGE)?, &data, "what is loaded")?;
+    bytes::expect(&region.read(0..PAGE)?, &data, "what was loaded")?;
     let result = region.protect(MprotectFlags::READ | MprotectFlags::WRITE);
     let refused = result
         .as_ref()
@@ -187,12 +187,12 @@ fn growing_a_mapping_is_refused() -> Result<()> {
     ensure!(region.len() == 2 * PAGE);
     ensure!(
         region.read(0..6)? == b"before",
-        "the mapping is not what it was"
+        "the contents of the mapping have changed"
     );
     region.remap(PAGE).context("shrinking a mapping")?;
     ensure!(
         region.read(0..6)? == b"before",
-        "the mapping is not what it was"
+        "the contents of the mapping have changed"
     );
     errno::expect(
         region.remap(2 * PAGE),
@@ -208,18 +208,14 @@ fn moving_a_mapping_keeps_its_memory() -> Result<()> {
     device.file().write_all_at(&data, 0)?;
     let mut region = Region::file(device.file(), 0, 2 * PAGE, MapFlags::SHARED)?;
     region.relocate()?;
-    bytes::expect(
-        &region.read(0..2 * PAGE)?,
-        &data,
-        "what the moved mapping shows",
-    )?;
+    bytes::expect(&region.read(0..2 * PAGE)?, &data, "the moved mapping")?;
     region.write(PAGE, b"moved")?;
-    let mut back = [0; 5];
-    device.file().read_exact_at(&mut back, PAGE as u64)?;
-    ensure!(
-        &back == b"moved",
-        "stores to the moved mapping go elsewhere"
-    );
+    bytes::expect_at(
+        device.file(),
+        PAGE as u64,
+        b"moved",
+        "a store to the moved mapping",
+    )?;
     let lines = procfs::smaps(region.address())?.context("the mapping is not in smaps")?;
     let flags = procfs::field(&lines, "VmFlags")?;
     ensure!(flags.contains("pf") && flags.contains("io"), "{flags}");
@@ -238,19 +234,26 @@ fn a_hole_in_a_mapping_keeps_the_rest() -> Result<()> {
     bytes::expect(
         &front.read(0..4 * PAGE)?,
         &data[..4 * PAGE],
-        "in front of the hole",
+        "the part in front of the hole",
     )?;
     bytes::expect(
         &back.read(0..4 * PAGE)?,
         &data[5 * PAGE..],
-        "behind the hole",
+        "the part behind the hole",
     )?;
     drop(front);
-    bytes::expect(&back.read(0..4 * PAGE)?, &data[5 * PAGE..], "what is left")?;
+    bytes::expect(
+        &back.read(0..4 * PAGE)?,
+        &data[5 * PAGE..],
+        "the part that is left",
+    )?;
     back.write(0, b"still")?;
-    let mut seen = [0; 5];
-    device.file().read_exact_at(&mut seen, 5 * PAGE as u64)?;
-    ensure!(&seen == b"still", "stores go elsewhere");
+    bytes::expect_at(
+        device.file(),
+        5 * PAGE as u64,
+        b"still",
+        "a store through the mapping",
+    )?;
     Ok(())
 }
 
@@ -262,16 +265,16 @@ fn fork_shares_a_mapping() -> Result<()> {
     let child = Child::fork(|| {
         ensure!(
             mapping.load::<u32>(0)? == 1,
-            "the child sees something else"
+            "the child reads another value"
         );
         mapping.store(0, 2_u32)?;
-        // What the child does to its mapping is not done to the parent's.
+        // Unmapping in the child does not affect the mapping of the parent.
         drop(mapping);
         Ok(())
     })?;
     child.succeed()?;
     let seen: u32 = open()?.map(0, PAGE)?.load(0)?;
-    ensure!(seen == 2, "the child's store is not there");
+    ensure!(seen == 2, "the store of the child is lost");
     Ok(())
 }
 
@@ -279,17 +282,17 @@ fn fork_shares_a_mapping() -> Result<()> {
 fn a_mapping_outlives_its_file() -> Result<()> {
     let mapping = open()?.map(0, PAGE)?;
     mapping.store(100, 0x1234_5678_u32)?;
-    let mut back = [0; 4];
-    open()?.file().read_exact_at(&mut back, 100)?;
-    ensure!(
-        u32::from_le_bytes(back) == 0x1234_5678,
-        "the store went elsewhere"
-    );
+    bytes::expect_at(
+        open()?.file(),
+        100,
+        &0x1234_5678_u32.to_le_bytes(),
+        "a store through the mapping",
+    )?;
     Ok(())
 }
 
-/// A node of a container, say: the file system that it is on can be unmounted, and is in use for as long as
-/// mappings may need it.
+/// As the node of a container, for example: its file system can be unmounted, but not while a mapping
+/// still uses the node.
 #[guest_test]
 fn a_mapping_keeps_the_file_system_of_its_node_mounted() -> Result<()> {
     const MOUNT: &str = "/root/nodes";
@@ -320,7 +323,7 @@ fn a_mapping_keeps_the_file_system_of_its_node_mounted() -> Result<()> {
     errno::expect(
         unmount(MOUNT, UnmountFlags::empty()).map_err(std::io::Error::from),
         Errno::BUSY,
-        "unmounting what the mapping is found by",
+        "unmounting the file system while the device is mapped",
     )?;
     drop((mapping, device));
     unmount(MOUNT, UnmountFlags::empty()).context("umount")?;

@@ -1,4 +1,4 @@
-//! Several queues: each CPU has its own.
+//! Several queues, one for each CPU.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::FileExt as _};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
 use rustix::thread::CpuSet;
 
-use crate::support::open;
+use crate::support::{bytes, open};
 
 const TWO: &[&str] = &["--num-queues=2"];
 
@@ -48,11 +48,11 @@ fn all_queues_work_at_once() -> Result<()> {
                     let device = open()?;
                     let offset = number as u64 * 100_000;
                     for round in 0..50 {
-                        let data = crate::support::bytes::random(round, 10_000);
+                        let data = bytes::random(round, 10_000);
                         device.file().write_all_at(&data, offset)?;
                         let mut back = vec![0; data.len()];
                         device.file().read_exact_at(&mut back, offset)?;
-                        crate::support::bytes::expect(&back, &data, "what was read")?;
+                        bytes::expect(&back, &data, "what was read")?;
                     }
                     Ok(())
                 })

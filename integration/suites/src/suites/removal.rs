@@ -259,7 +259,7 @@ fn reloading_works() -> Result<()> {
         driver::load().with_context(|| format!("round {round}"))?;
         let device = open()?;
         let data = bytes::random(round, 5 * PAGE);
-        bytes::round_trip(device.file(), 7, &data, "what came back")?;
+        bytes::round_trip(device.file(), 7, &data, "what was read back")?;
         let text = fs::read_to_string("/proc/self/maps").context("/proc/self/maps")?;
         ensure!(!text.contains(NODE), "a mapping is left");
     }

@@ -116,12 +116,12 @@ fn mappings_survive_a_device_reset() -> Result<()> {
         "the mapping holds other bytes"
     );
     mapping.store(8, 0x1234_5678_u32)?;
-    let mut back = [0; 4];
-    device.file().read_exact_at(&mut back, 8)?;
-    ensure!(
-        u32::from_le_bytes(back) == 0x1234_5678,
-        "stores do not reach device memory"
-    );
+    bytes::expect_at(
+        device.file(),
+        8,
+        &0x1234_5678_u32.to_le_bytes(),
+        "a store through the mapping",
+    )?;
     Ok(())
 }
 

@@ -1,23 +1,17 @@
-//! Mappings that are filled when they are touched, and the cache attribute of all mappings.
+//! Mappings that are populated by page faults.
 
-use std::{
-    fs::{self, File},
-    os::unix::fs::FileExt as _,
-};
+use std::{fs::File, os::unix::fs::FileExt as _};
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
 use rustix::{io::Errno, mm::MapFlags, process::Signal};
-use vdma::{Cache, Device, MapMode};
+use vdma::{Device, MapMode};
 
-use crate::{
-    support::{
-        MIB, PAGE, bytes, child::Child, driver::Unbound, drop_privileges, errno, open, procfs,
-        region::Region,
-    },
-    test::Skip,
+use crate::support::{
+    MIB, PAGE, bytes, child::Child, driver::Unbound, errno, open, procfs, region::Region,
 };
 
+/// Opens the device with lazy mappings.
 fn lazy() -> Result<Device> {
     let device = open()?;
     device.set_map_mode(MapMode::Lazy)?;
@@ -130,11 +124,11 @@ fn a_forked_child_takes_its_own_faults() -> Result<()> {
     let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;
     region.write(0, &[1])?;
     Child::fork(|| {
-        ensure!(region.read(0..1)? == [1], "the child sees something else");
+        ensure!(region.read(0..1)? == [1], "the child reads other bytes");
         region.write(1, &[2])
     })?
     .succeed()?;
-    ensure!(region.read(1..2)? == [2], "the parent sees something else");
+    ensure!(region.read(1..2)? == [2], "the parent reads other bytes");
     Ok(())
 }
 
@@ -177,6 +171,7 @@ fn mappings_are_counted_exactly() -> Result<()> {
     Ok(())
 }
 
+/// Stores to a mapping after the device was removed.
 fn touch_after_removal(touched_before: bool) -> Result<()> {
     let device = lazy()?;
     let region = Region::file(device.file(), 0, 4 * MIB, MapFlags::SHARED)?;
@@ -196,7 +191,7 @@ fn touch_after_removal(touched_before: bool) -> Result<()> {
         "mapping a dead device",
     )?;
     unbound.bind()?;
-    // The old file stays dead, the new one works.
+    // The old file stays dead, and a new one works.
     Child::fork(|| {
         region.write(0, &[2])?;
         Ok(())
@@ -216,7 +211,7 @@ fn accesses_to_an_untouched_mapping_raise_sigbus() -> Result<()> {
     touch_after_removal(false)
 }
 
-/// `/proc/PID/mem`, as ptrace, goes through `vm_ops->access`.
+/// `/proc/PID/mem` accesses mappings as ptrace does, through `vm_ops->access`.
 #[guest_test]
 fn debuggers_reach_device_memory() -> Result<()> {
     for mode in [MapMode::Eager, MapMode::Lazy] {
@@ -243,64 +238,4 @@ fn debuggers_reach_device_memory() -> Result<()> {
         ensure!(back[..10] == [9; 10], "what a debugger wrote");
     }
     Ok(())
-}
-
-/// Attributes that the kernel has reserved for the first page of the BAR.
-fn reserved(device: &Device) -> Result<Vec<String>> {
-    let Ok(list) = fs::read_to_string("/sys/kernel/debug/x86/pat_memtype_list") else {
-        return Err(Skip("this kernel does not list memory types".to_owned()).into());
-    };
-    let start = format!("0x{:016x}-", device.info().bar_address);
-    Ok(list
-        .lines()
-        .filter(|line| line.contains(&start))
-        .filter_map(|line| line.rsplit(' ').next().map(str::to_owned))
-        .collect())
-}
-
-#[guest_test]
-fn cache_attributes_are_as_selected() -> Result<()> {
-    let device = open()?;
-    let data = bytes::random(3, PAGE);
-    for (cache, names) in [
-        (Cache::WriteCombining, &["write-combining"][..]),
-        (Cache::Uncached, &["uncached", "uncached-minus"]),
-        // Firmware may have declared the window uncached (MTRR), which write-back does not override.
-        (Cache::WriteBack, &["write-back", "uncached-minus"]),
-    ] {
-        device.set_cache(cache)?;
-        for mode in [MapMode::Eager, MapMode::Lazy] {
-            device.set_map_mode(mode)?;
-            let region = Region::file(device.file(), 0, MIB, MapFlags::SHARED)?;
-            region.write(0, &data)?;
-            bytes::expect_at(device.file(), 0, &data, "what was stored")?;
-            let found = reserved(&device)?;
-            ensure!(
-                !found.is_empty() && found.iter().all(|name| names.contains(&name.as_str())),
-                "{cache:?}, {mode:?}: the kernel has reserved {found:?}"
-            );
-        }
-    }
-    Ok(())
-}
-
-#[guest_test]
-fn cache_attributes_are_fixed_while_mapped() -> Result<()> {
-    let device = open()?;
-    let region = Region::file(device.file(), 0, PAGE, MapFlags::SHARED)?;
-    let refused = device.set_cache(Cache::Uncached);
-    errno::expect_vdma(refused, Errno::BUSY, "another attribute while mapped")?;
-    region.write(0, &[1])?;
-    drop(region);
-    device.set_cache(Cache::Uncached)?;
-    device.set_cache(Cache::WriteBack)?;
-    Child::fork(|| {
-        drop_privileges()?;
-        errno::expect_vdma(
-            device.set_cache(Cache::Uncached),
-            Errno::PERM,
-            "an ordinary user",
-        )
-    })?
-    .succeed()
 }

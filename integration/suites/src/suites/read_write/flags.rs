@@ -1,0 +1,143 @@
+//! Flags and modes of files and calls.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{IoSlice, IoSliceMut},
+    os::unix::fs::FileExt as _,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use guest_suites_macros::guest_test;
+use rustix::{
+    io::{Errno, ReadWriteFlags},
+    mm::MapFlags,
+};
+
+use crate::support::{MIB, NODE, PAGE, bytes, errno, open, open_direct, region::Region};
+
+#[guest_test]
+fn direct_files_take_any_alignment() -> Result<()> {
+    let device = open_direct()?;
+    let buffer = Region::anonymous(4 * PAGE)?;
+    for (start, length, position) in [(0, PAGE, 0), (1, 1, 1), (17, 5000, 4095), (511, 513, 7)] {
+        let data = bytes::random(position, length);
+        buffer.write(start, &data)?;
+        let range = start..start + length;
+        ensure!(buffer.drain_to(device.file(), range.clone(), position)?? == length);
+        buffer.write(start, &vec![0; length])?;
+        ensure!(buffer.fill_from(device.file(), range.clone(), position)?? == length);
+        bytes::expect(&buffer.read(range)?, &data, "through O_DIRECT")?;
+    }
+    Ok(())
+}
+
+/// The number of bytes, or nothing for `EAGAIN`.
+fn or_again(result: rustix::io::Result<usize>) -> Result<Option<usize>> {
+    match result {
+        Ok(moved) => Ok(Some(moved)),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error).context("a call with RWF_NOWAIT"),
+    }
+}
+
+#[guest_test]
+fn nowait_succeeds_or_returns_eagain() -> Result<()> {
+    let device = open()?;
+    for length in [1, PAGE, 100_000, 4 * MIB] {
+        let old = bytes::random(1, length);
+        let new = bytes::random(2, length);
+        device.file().write_all_at(&old, 0)?;
+        let source = [IoSlice::new(&new)];
+        let result = rustix::io::pwritev2(device.file(), &source, 0, ReadWriteFlags::NOWAIT);
+        let written = or_again(result)?;
+        // An idle queue has free descriptors for a single request.
+        ensure!(
+            length > PAGE || written == Some(length),
+            "{written:?} of {length} bytes written"
+        );
+        let written = written.unwrap_or(0);
+        let mut expected = old;
+        expected[..written].copy_from_slice(&new[..written]);
+        let mut back = vec![0; length];
+        device.file().read_exact_at(&mut back, 0)?;
+        bytes::expect(&back, &expected, "after a write with RWF_NOWAIT")?;
+
+        back.fill(0);
+        let mut target = [IoSliceMut::new(&mut back)];
+        let result = rustix::io::preadv2(device.file(), &mut target, 0, ReadWriteFlags::NOWAIT);
+        let read = or_again(result)?;
+        ensure!(
+            length > PAGE || read == Some(length),
+            "{read:?} of {length} bytes read"
+        );
+        let read = read.unwrap_or(0);
+        bytes::expect(&back[..read], &expected[..read], "a read with RWF_NOWAIT")?;
+        ensure!(
+            back[read..].iter().all(|&byte| byte == 0),
+            "bytes beyond the count"
+        );
+    }
+    Ok(())
+}
+
+#[guest_test]
+fn high_priority_reads_and_writes() -> Result<()> {
+    let device = open_direct()?;
+    let data = bytes::random(3, 20_000);
+    let flags = ReadWriteFlags::HIPRI;
+    let moved = rustix::io::pwritev2(device.file(), &[IoSlice::new(&data)], 9, flags)?;
+    ensure!(moved == data.len(), "{moved} bytes written");
+    let mut back = vec![0; data.len()];
+    let mut target = [IoSliceMut::new(&mut back)];
+    let moved = rustix::io::preadv2(device.file(), &mut target, 9, flags)?;
+    ensure!(moved == data.len(), "{moved} bytes read");
+    bytes::expect(&back, &data, "through RWF_HIPRI")
+}
+
+#[guest_test]
+fn the_access_mode_is_honoured() -> Result<()> {
+    let read_only = File::open(NODE)?;
+    let mut buffer = [0; 10];
+    read_only.read_exact_at(&mut buffer, 0)?;
+    errno::expect(
+        read_only.write_at(&buffer, 0),
+        Errno::BADF,
+        "a write to a read-only file",
+    )?;
+    let result = Region::file(&read_only, 0, PAGE, MapFlags::SHARED).map(|region| region.len());
+    errno::expect(
+        result,
+        Errno::ACCESS,
+        "a writable mapping of a read-only file",
+    )?;
+
+    let write_only = OpenOptions::new().write(true).open(NODE)?;
+    write_only.write_all_at(&buffer, 0)?;
+    let result = write_only.read_at(&mut buffer, 0);
+    errno::expect(result, Errno::BADF, "a read from a write-only file")
+}
+
+#[guest_test]
+fn other_ioctls_are_enotty() -> Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let device = open()?;
+    for command in [0, 0x5401, 0xd500, libc::c_ulong::from(u32::MAX)] {
+        // SAFETY: The kernel checks the address, which is null.
+        let result = unsafe { libc::ioctl(device.file().as_raw_fd(), command, 0) };
+        let error = std::io::Error::last_os_error();
+        ensure!(result == -1, "ioctl {command:#x} gave {result}");
+        errno::expect::<(), _>(Err(error), Errno::NOTTY, &format!("ioctl {command:#x}"))?;
+    }
+    // A known command with a bad address.
+    let command = libc::c_ulong::from(vdma_info_command());
+    // SAFETY: The kernel checks the address, which is null.
+    let result = unsafe { libc::ioctl(device.file().as_raw_fd(), command, 0) };
+    let error = std::io::Error::last_os_error();
+    ensure!(result == -1, "ioctl INFO to address 0 gave {result}");
+    errno::expect::<(), _>(Err(error), Errno::FAULT, "ioctl INFO to address 0")
+}
+
+/// `_IOR(0xd5, 0, DeviceInfo)`.
+fn vdma_info_command() -> u32 {
+    2 << 30 | 64 << 16 | 0xd5 << 8
+}
