@@ -1,5 +1,5 @@
-//! The load of a measurement: reads through io_uring with as little code around them as possible, so
-//! that the cost of a request is not lost in that of the program.
+//! The load of a measurement: reads through io_uring with as little code around them as possible,
+//! so that the cost of a request is not lost in that of the program.
 
 use std::{
     fs::OpenOptions,
@@ -61,7 +61,8 @@ pub(crate) fn read(node: &str, count: u32, fixed: bool) -> Result<()> {
                     .offset(offset)
                     .build()
             };
-            // SAFETY: The buffer is part of the region, and not used until the request has completed.
+            // SAFETY: The buffer is part of the region, and not used until the request has
+            // completed.
             unsafe { ring.submission().push(&entry.user_data(slot.into())) }
                 .context("the ring is full")?;
             submitted += 1;

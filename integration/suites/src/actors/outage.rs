@@ -8,7 +8,8 @@ use rustix::{io::Errno, process::Signal};
 use super::ready::{GONE, say_ready};
 use crate::support::{MIB, NODE, PAGE, child::Child, driver, open, program, wait};
 
-/// Transfers data until the backend dies; requests in flight have to end within the driver's time-out.
+/// Transfers data until the backend dies; requests in flight have to end within the driver's
+/// time-out.
 pub(super) fn load_a_dying_device() -> Result<()> {
     driver::unload()?;
     program::run(&["modprobe", "vdma", "timeout_ms=1500"])?;
@@ -27,10 +28,8 @@ pub(super) fn load_a_dying_device() -> Result<()> {
     }
     // Late requests fail first; then the driver disables the device.
     wait::until("the device is disabled", || {
-        let result = device.file().read_at(&mut [0; 10], 0);
-        Ok(
-            matches!(result, Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error())),
-        )
+        let error = device.file().read_at(&mut [0; 10], 0).err();
+        Ok(error.and_then(|error| error.raw_os_error()) == Some(Errno::NODEV.raw_os_error()))
     })?;
     let toucher = Child::fork(|| mapping.load::<u32>(0).map(|_| ()).map_err(Into::into))?;
     toucher

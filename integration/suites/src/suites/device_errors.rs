@@ -83,13 +83,13 @@ fn a_short_transfer_is_a_short_count() -> Result<()> {
     bytes::expect(&back[..moved], &new[..moved], "what was transferred")?;
     bytes::expect(&back[moved..], &data[moved..], "what was not")?;
 
-    // A caller that continues behind a short count gets everything.
+    // A caller that continues after a short count gets everything.
     let mut whole = vec![0; 8192];
     device
         .file()
         .read_exact_at(&mut whole[..8191], faults::SHORT)
         .map_or_else(
-            // Half of the last byte is nothing, which is an error.
+            // Half of the last byte is no byte at all, which is an error.
             |error| {
                 ensure!(
                     error.raw_os_error() == Some(Errno::IO.raw_os_error()),

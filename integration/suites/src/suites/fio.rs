@@ -62,13 +62,14 @@ fn bytes_of(job: &Value, direction: &str) -> u64 {
     job[direction]["io_bytes"].as_u64().unwrap_or_default()
 }
 
-/// Writes blocks with checksums and verifies them, then writes and reads blocks of one byte and more.
+/// Writes blocks with checksums and verifies them, then writes and reads blocks of one byte and
+/// more.
 fn verified(how: &[&str]) -> Result<()> {
     let device = open()?;
     let before = device.device_statistics()?;
     let checked = checked(how, "--bsrange=512-1M")?;
-    // Blocks of a few bytes cannot hold a checksum: they are filled with one byte, which is compared
-    // here.
+    // Blocks of a few bytes cannot hold a checksum: they are filled with one byte, which is
+    // compared here.
     let size = usize::try_from(SIZE)?;
     let mut content = vec![0xee; size + 2 * MARGIN];
     let begin = OFFSET - MARGIN as u64;

@@ -1,5 +1,5 @@
-//! Resets of the PCI function while the driver is bound (`/sys/bus/pci/devices/.../reset`). The driver
-//! prepares for one, and recovers, as it does for a suspend of the machine.
+//! Resets of the PCI function while the driver is bound (`/sys/bus/pci/devices/.../reset`). The
+//! driver prepares for one, and recovers, as it does for a suspend of the machine.
 
 use std::{fs, os::unix::fs::FileExt as _};
 

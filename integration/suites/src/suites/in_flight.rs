@@ -88,8 +88,8 @@ fn unmapping_a_buffer_does_not_affect_requests() -> Result<()> {
     let device = open()?;
     let mut ring = Uring::new(8)?;
     let mut region = Region::anonymous(IN_FLIGHT.total())?;
-    // SAFETY: The test unmaps the region while the requests are in flight. The pages stay pinned, and
-    // nothing in this process refers to them.
+    // SAFETY: The test unmaps the region while the requests are in flight. The pages stay pinned,
+    // and nothing in this process refers to them.
     unsafe { ring.submit(&IN_FLIGHT.reads(&device, &region)) }?;
     region.cut_back(0)?;
     // The kernel must not hand out these pages now.
@@ -104,7 +104,7 @@ fn unmapping_a_buffer_does_not_affect_requests() -> Result<()> {
     )
 }
 
-/// How the process of a test ends, or its program.
+/// How a process ends, or the program that it runs.
 #[derive(Clone, Copy)]
 enum End {
     Exit,

@@ -1,5 +1,5 @@
-//! Loading of the module by name and by the alias of its device, and the owner of the node: what kmod
-//! and udev do.
+//! Loading of the module by name and by the alias of its device, and the owner of the node: what
+//! kmod and udev do.
 
 use std::{
     fs::{self, OpenOptions},

@@ -291,8 +291,8 @@ fn a_mapping_outlives_its_file() -> Result<()> {
     Ok(())
 }
 
-/// As the node of a container, for example: its file system can be unmounted, but not while a mapping
-/// still uses the node.
+/// As the node of a container, for example: its file system can be unmounted, but not while a
+/// mapping still uses the node.
 #[guest_test]
 fn a_mapping_keeps_the_file_system_of_its_node_mounted() -> Result<()> {
     const MOUNT: &str = "/root/nodes";

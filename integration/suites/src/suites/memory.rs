@@ -333,8 +333,8 @@ fn fork_during_a_transfer() -> Result<()> {
         );
         Ok(())
     })?;
-    // A store to a page that parent and child share copies it for one of the two. The pinned page has
-    // to stay the parent's.
+    // A store to a page that parent and child share copies it for one of the two. The pinned page
+    // has to stay the parent's.
     region.write(0, &[4])?;
     region.write(3 * PAGE - 1, &[4])?;
     ring.wait(1)?;

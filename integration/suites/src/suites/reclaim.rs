@@ -37,7 +37,8 @@ fn pinned_pages_stay_cached_and_others_are_dropped() -> Result<()> {
     })
 }
 
-/// As under memory pressure: the pages are unmapped, and those without further references are freed.
+/// As under memory pressure: the pages are unmapped, and those without further references are
+/// freed.
 #[guest_test(device_arguments = faults::ARGUMENTS)]
 fn reclaim_skips_pinned_pages() -> Result<()> {
     while_pinned(|_, region| {
@@ -49,7 +50,8 @@ fn reclaim_skips_pinned_pages() -> Result<()> {
     })
 }
 
-/// Pins some pages of a mapped file, has `reclaim` free what it can, and checks which pages are left.
+/// Pins some pages of a mapped file, has `reclaim` free what it can, and checks which pages are
+/// left.
 fn while_pinned(reclaim: impl FnOnce(&File, Region) -> Result<Region>) -> Result<()> {
     const PAGES: usize = 16;
     const PINNED: std::ops::Range<usize> = 5..8;

@@ -1,4 +1,5 @@
-//! splice and sendfile: device memory to and from files and pipes, without a copy through user space.
+//! splice and sendfile: device memory to and from files and pipes, without a copy through user
+//! space.
 
 use std::{
     fs::File,

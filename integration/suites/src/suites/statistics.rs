@@ -258,7 +258,7 @@ fn slab_caches_grow_with_requests_in_flight() -> Result<()> {
     let mut ring = Uring::new(256)?;
     let region = Region::anonymous(BATCH.total())?;
     let have_grown = |device: &Device, names: &[&str]| -> Result<()> {
-        // Read before the number of requests in flight, which only falls in between.
+        // Read before the number of requests in flight, which can only fall in between.
         let during = names.iter().map(|name| used_objects(name));
         let during = during.collect::<Result<Vec<_>>>()?;
         let in_flight = device.file_statistics()?.in_flight;

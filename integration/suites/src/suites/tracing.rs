@@ -137,7 +137,8 @@ fn trace_file() -> Result<(fs::File, usize)> {
         "ioctl TRACE: {}",
         std::io::Error::last_os_error()
     );
-    // SAFETY: The driver has just opened the file for this process, which has no other owner for it.
+    // SAFETY: The driver has just opened the file for this process, which has no other owner for
+    // it.
     let file = unsafe { fs::File::from_raw_fd(i32::try_from(trace.file)?) };
     Ok((file, usize::try_from(trace.length)?))
 }

@@ -1,4 +1,5 @@
-//! libaio's system calls, which no crate wraps, with waits that end and completions that are checked.
+//! libaio's system calls, which no crate wraps, with waits that end and completions that are
+//! checked.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! libaio.
+//! libaio: requests and their completions.
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
@@ -86,7 +86,8 @@ fn libaio_beyond_the_depth_of_the_queue() -> Result<()> {
     libaio_round_trip(Batch::consecutive(1000, 777, 1))
 }
 
-/// The last request waits until the ring is empty, so that no other request kicks the device for it.
+/// The last request of a submission waits for free descriptors until all others have completed, so
+/// that none of them kicks the device for it.
 #[guest_test(device_arguments = &["--queue-size=16"])]
 fn libaio_waits_for_free_descriptors_with_the_last_request() -> Result<()> {
     const BATCH: Batch = Batch::at_one_offset(17, PAGE, 0);

@@ -1,4 +1,4 @@
-//! io_uring.
+//! io_uring: requests of every kind and their completions.
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;

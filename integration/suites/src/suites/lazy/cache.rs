@@ -1,4 +1,4 @@
-//! The cache attribute of all mappings.
+//! The cache attribute of lazy and eager mappings.
 
 use std::fs::{self};
 
@@ -32,7 +32,8 @@ fn cache_attributes_are_as_selected() -> Result<()> {
     for (cache, names) in [
         (Cache::WriteCombining, &["write-combining"][..]),
         (Cache::Uncached, &["uncached", "uncached-minus"]),
-        // Firmware may have declared the window uncached in an MTRR, which write-back does not override.
+        // Firmware may have declared the window uncached in an MTRR, which write-back does not
+        // override.
         (Cache::WriteBack, &["write-back", "uncached-minus"]),
     ] {
         device.set_cache(cache)?;

@@ -1,4 +1,4 @@
-//! Lazy mappings, and what they have in common with others.
+//! Lazy mappings, and the cache attribute of lazy and eager ones.
 
 mod cache;
 mod faults;

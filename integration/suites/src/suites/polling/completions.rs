@@ -148,8 +148,8 @@ fn plain_reads_busy_poll_with_poll_us() -> Result<()> {
     Ok(())
 }
 
-/// A busy-polling call disables interrupts, and needs them when not all of its requests fit into the
-/// queue.
+/// A busy-polling call disables interrupts, and needs them when not all of its requests fit into
+/// the queue.
 #[guest_test(device_arguments = SHALLOW)]
 fn a_busy_polling_call_waits_for_free_descriptors() -> Result<()> {
     // Twenty requests of fourteen pages, one after another and each slowly, in a queue of sixteen.

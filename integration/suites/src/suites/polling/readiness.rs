@@ -25,7 +25,7 @@ use crate::support::{
     wait,
 };
 
-/// Several such queues.
+/// Four queues like that of [`SHALLOW`].
 const SHALLOW_QUEUES: &[&str] = &[
     "--num-queues=4",
     "--queue-size=16",

@@ -69,8 +69,8 @@ fn bad_memory_behind_good_is_short() -> Result<()> {
         let mut buffer = Region::anonymous(good + 2 * PAGE)?;
         buffer.cut_back(good)?;
         let start = PAGE - 100;
-        // SAFETY: The region is this test's own, and nothing is mapped behind it: no mapping was made
-        // since its end was unmapped.
+        // SAFETY: The region is this test's own, and nothing is mapped behind it: no mapping was
+        // made since its end was unmapped.
         let moved =
             unsafe { region::pread(device.file(), buffer.at(start), good + PAGE, position) }
                 .with_context(|| format!("a read into {good_pages} pages"))?;

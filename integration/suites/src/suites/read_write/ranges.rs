@@ -37,7 +37,8 @@ fn any_alignment_and_length_moves_these_bytes_and_no_others() -> Result<()> {
     Ok(())
 }
 
-/// Performs random operations on a window of device memory and on an array, which have to stay equal.
+/// Performs random operations on a window of device memory and on an array, which have to stay
+/// equal.
 fn random_operations(seed: u64) -> Result<()> {
     const WINDOW: usize = 6 * PAGE;
     const BUFFER: usize = 6 * PAGE;
@@ -89,7 +90,8 @@ fn random_operations(seed: u64) -> Result<()> {
             )?;
         }
     }
-    // The BAR shows device memory to the CPU without the DMA path that is tested.
+    // The BAR exposes device memory to the CPU without the DMA path, which may be wrong in reads
+    // and writes alike.
     let first_page = margin_at / PAGE as u64 * PAGE as u64;
     let lead = usize::try_from(margin_at - first_page)?;
     let mapping = device.map(first_page, (lead + oracle.len()).next_multiple_of(PAGE))?;
