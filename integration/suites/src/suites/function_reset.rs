@@ -9,7 +9,12 @@ use rustix::io::Errno;
 
 use crate::{
     support::{
-        KIB, MIB, PAGE, batch::Batch, bytes, faults, faults::VERY_SLOW, open, region::Region,
+        KIB, MIB, PAGE,
+        batch::Batch,
+        bytes,
+        faults::{self, VERY_SLOW},
+        open,
+        region::Region,
         uring::Uring,
     },
     test::Skip,

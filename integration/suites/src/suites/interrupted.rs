@@ -9,8 +9,8 @@ use rustix::{io::Errno, process::Signal};
 use crate::support::{
     MIB, PAGE, bytes,
     child::Child,
-    errno, faults,
-    faults::{SLUGGISH, VERY_SLOW},
+    errno,
+    faults::{self, SLUGGISH, VERY_SLOW},
     open, procfs,
     region::Region,
     signal,

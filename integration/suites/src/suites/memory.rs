@@ -17,8 +17,8 @@ use crate::{
     support::{
         MIB, PAGE, bytes,
         child::Child,
-        errno, faults,
-        faults::SLOW,
+        errno,
+        faults::{self, SLOW},
         fuse::{FileSystem, drop_caches},
         open, procfs,
         region::Region,

@@ -7,8 +7,8 @@ use guest_suites_macros::guest_test;
 use rustix::mm::MapFlags;
 
 use crate::support::{
-    PAGE, bytes, faults,
-    faults::VERY_SLOW,
+    PAGE, bytes,
+    faults::{self, VERY_SLOW},
     fuse::{FileSystem, drop_caches},
     open,
     region::Region,
