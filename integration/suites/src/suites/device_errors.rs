@@ -36,9 +36,9 @@ fn all_fail(position: u64, error: Errno) -> Result<()> {
         let buffer = Region::anonymous(20_480)?;
         buffer.write(0, &data)?;
         let what = format!("{length} bytes at {position:#x}");
-        let result = buffer.drain_to(device.file(), 0..length, position)?;
+        let result = buffer.pwrite(device.file(), 0..length, position)?;
         errno::expect(result, error, &format!("a write of {what}"))?;
-        let result = buffer.fill_from(device.file(), 0..length, position)?;
+        let result = buffer.pread(device.file(), 0..length, position)?;
         errno::expect(result, error, &format!("a read of {what}"))?;
         works(&device)?;
     }
@@ -144,7 +144,7 @@ fn a_used_length_beyond_the_buffers_is_eio() -> Result<()> {
     device.map(faults::LENGTH_HUGE, 12_288)?.write(0, &data)?;
     let region = Region::anonymous(16_384)?;
     region.write(0, &[0xdd; 16_384])?;
-    let result = region.fill_from(device.file(), 0..10_000, faults::LENGTH_HUGE)?;
+    let result = region.pread(device.file(), 0..10_000, faults::LENGTH_HUGE)?;
     errno::expect(
         result,
         Errno::IO,
@@ -193,7 +193,7 @@ fn a_failure_within_a_long_transfer_is_a_short_count() -> Result<()> {
     }
     let before = device.file_statistics()?;
     let moved = region
-        .fill_from(device.file(), 0..LENGTH, position)?
+        .pread(device.file(), 0..LENGTH, position)?
         .context("the read")?;
     ensure!(
         (1..=BEFORE).contains(&moved),

@@ -79,7 +79,7 @@ fn pages_stay_pinned_until_the_device_answers() -> Result<()> {
     signal::interrupt_on(Signal::USR1)?;
     let child = Child::fork(|| {
         let device = open()?;
-        let result = buffer.fill_from(device.file(), 0..data.len(), VERY_SLOW.start)?;
+        let result = buffer.pread(device.file(), 0..data.len(), VERY_SLOW.start)?;
         errno::expect(result, Errno::INTR, "an interrupted read")?;
         let pinned = procfs::pinned_pages()? - before;
         let busy = device.device_statistics()?.in_flight > 0;
@@ -114,7 +114,7 @@ fn memory_is_not_reused_before_the_transfer_ends() -> Result<()> {
     signal_during(|| {
         let device = open()?;
         let mut buffer = Region::anonymous(64 * PAGE)?;
-        let result = buffer.fill_from(device.file(), 0..64 * PAGE, VERY_SLOW.start)?;
+        let result = buffer.pread(device.file(), 0..64 * PAGE, VERY_SLOW.start)?;
         errno::expect(result, Errno::INTR, "an interrupted read")?;
         buffer.cut_back(0)?;
         let others = Region::anonymous(32 * MIB)?;
@@ -160,7 +160,7 @@ fn a_storm_of_signals() -> Result<()> {
         let (mut whole, mut interrupted) = (0, 0);
         for round in 0..150 {
             let buffer = Region::anonymous(data.len())?;
-            match buffer.fill_from(device.file(), 0..data.len(), SLUGGISH.start)? {
+            match buffer.pread(device.file(), 0..data.len(), SLUGGISH.start)? {
                 Ok(moved) => {
                     bytes::expect(&buffer.read(0..moved)?, &data[..moved], "what was read")
                         .with_context(|| format!("round {round}"))?;

@@ -39,20 +39,18 @@ fn round_trip(region: &Region, range: std::ops::Range<usize>) -> Result<()> {
     let data = bytes::random(length as u64, region.len());
     region.write(0, &data)?;
     let what = format!("{range:#x?} of {:#x}", region.len());
-    let moved = region
-        .drain_to(device.file(), range.clone(), POSITION)?
-        .context(what.clone())?;
-    ensure!(moved == length, "{what}: {moved} bytes written");
+    region
+        .pwrite_all(device.file(), range.clone(), POSITION)
+        .with_context(|| what.clone())?;
     let mut bytes = data[range.clone()].to_vec();
     let device_memory = format!("{what}: device memory");
     bytes::expect_at(device.file(), POSITION, &bytes, &device_memory)?;
 
     bytes.reverse();
     device.file().write_all_at(&bytes, POSITION)?;
-    let moved = region
-        .fill_from(device.file(), range.clone(), POSITION)?
-        .context(what.clone())?;
-    ensure!(moved == length, "{what}: {moved} bytes read");
+    region
+        .pread_exact(device.file(), range.clone(), POSITION)
+        .with_context(|| what.clone())?;
     let mut expected = data;
     expected[range].copy_from_slice(&bytes);
     bytes::expect(&region.read(0..region.len())?, &expected, &what)
@@ -84,12 +82,10 @@ fn untouched_memory() -> Result<()> {
     let data = bytes::random(1, 20 * PAGE);
     device.file().write_all_at(&data, POSITION)?;
     let target = Region::anonymous(20 * PAGE)?;
-    let moved = target.fill_from(device.file(), 0..20 * PAGE, POSITION)??;
-    ensure!(moved == 20 * PAGE, "{moved} bytes");
+    target.pread_exact(device.file(), 0..20 * PAGE, POSITION)?;
     bytes::expect(&target.read(0..20 * PAGE)?, &data, "what was read")?;
     let source = Region::anonymous(20 * PAGE)?;
-    let moved = source.drain_to(device.file(), 0..20 * PAGE, POSITION)??;
-    ensure!(moved == 20 * PAGE, "{moved} bytes");
+    source.pwrite_all(device.file(), 0..20 * PAGE, POSITION)?;
     bytes::expect_at(
         device.file(),
         POSITION,
@@ -154,7 +150,7 @@ fn reserved_huge_pages() -> Result<()> {
             .context("a mapping of huge pages")?;
         serves(&region)?;
         let device = open()?;
-        region.drain_to(device.file(), 0..4 * MIB, POSITION)??;
+        region.pwrite_all(device.file(), 0..4 * MIB, POSITION)?;
         let counts = device.file_statistics()?;
         ensure!(
             counts.pages_pinned == 1024 && counts.segments <= 2,
@@ -180,7 +176,7 @@ fn memory_files() -> Result<()> {
     let device = open()?;
     let data = bytes::random(2, length - 100);
     device.file().write_all_at(&data, POSITION)?;
-    region.fill_from(device.file(), 50..length - 50, POSITION)??;
+    region.pread_exact(device.file(), 50..length - 50, POSITION)?;
     bytes::expect_at(&file, 50, &data, "the file")
 }
 
@@ -190,11 +186,11 @@ fn memory_beyond_the_end_of_its_file() -> Result<()> {
     let file = memory_file(2 * PAGE)?;
     let region = Region::file(&file, 0, 6 * PAGE, MapFlags::SHARED)?;
     let behind = 3 * PAGE..4 * PAGE;
-    let result = region.fill_from(device.file(), behind.clone(), 0)?;
+    let result = region.pread(device.file(), behind.clone(), 0)?;
     errno::expect(result, Errno::FAULT, "a read to memory beyond the end")?;
-    let result = region.drain_to(device.file(), behind, 0)?;
+    let result = region.pwrite(device.file(), behind, 0)?;
     errno::expect(result, Errno::FAULT, "a write from memory beyond the end")?;
-    let moved = region.fill_from(device.file(), PAGE..4 * PAGE, 0)??;
+    let moved = region.pread(device.file(), PAGE..4 * PAGE, 0)??;
     ensure!(moved == PAGE, "{moved} bytes, one page is inside the file");
     round_trip(&Region::anonymous(PAGE)?, 0..PAGE)
 }
@@ -207,10 +203,9 @@ fn pages_of_a_read_only_file_system_are_a_source() -> Result<()> {
     file.read_exact_at(&mut content, 0)?;
     for sharing in [MapFlags::SHARED, MapFlags::PRIVATE] {
         let region = Region::file_with(&file, 0, 16 * PAGE, ProtFlags::READ, sharing)?;
-        let moved = region.drain_to(device.file(), 0..content.len(), POSITION)??;
-        ensure!(moved == content.len(), "{moved} bytes");
+        region.pwrite_all(device.file(), 0..content.len(), POSITION)?;
         bytes::expect_at(device.file(), POSITION, &content, "device memory")?;
-        let result = region.fill_from(device.file(), 0..PAGE, 0)?;
+        let result = region.pread(device.file(), 0..PAGE, 0)?;
         errno::expect(
             result,
             Errno::FAULT,
@@ -233,8 +228,7 @@ fn private_file_mappings_are_copied() -> Result<()> {
     region.write(PAGE, &content[PAGE..PAGE + 1])?;
     let data = bytes::random(4, length - 2);
     device.file().write_all_at(&data, POSITION)?;
-    let moved = region.fill_from(device.file(), 1..length - 1, POSITION)??;
-    ensure!(moved == length - 2, "{moved} bytes");
+    region.pread_exact(device.file(), 1..length - 1, POSITION)?;
     bytes::expect(&region.read(1..length - 1)?, &data, "the mapping")?;
     bytes::expect_at(&file, 0, &content, "the file behind it")
 }
@@ -248,15 +242,13 @@ fn shared_file_mappings_reach_the_file_system() -> Result<()> {
     let file = file_system.open()?;
     let region = Region::file(&file, 0, length, MapFlags::SHARED)?;
 
-    let moved = region.drain_to(device.file(), 0..length, POSITION)??;
-    ensure!(moved == length, "{moved} bytes written");
+    region.pwrite_all(device.file(), 0..length, POSITION)?;
     bytes::expect_at(device.file(), POSITION, &content, "device memory")?;
 
     let data = bytes::random(6, 20 * PAGE + 11);
     device.file().write_all_at(&data, POSITION)?;
     let range = 3 * PAGE + 100..23 * PAGE + 111;
-    let moved = region.fill_from(device.file(), range.clone(), POSITION)??;
-    ensure!(moved == data.len(), "{moved} bytes read");
+    region.pread_exact(device.file(), range.clone(), POSITION)?;
     let mut expected = content;
     expected[range].copy_from_slice(&data);
     region.sync()?;

@@ -189,12 +189,12 @@ fn small_transfers_go_through_the_bar() -> Result<()> {
     );
     let region = Region::anonymous(2 * PAGE)?;
     region.protect_range(PAGE..2 * PAGE, rustix::mm::MprotectFlags::empty())?;
-    let moved = region.fill_from(device.file(), PAGE - 100..PAGE + 100, 0)?;
+    let moved = region.pread(device.file(), PAGE - 100..PAGE + 100, 0)?;
     ensure!(
         matches!(moved, Ok(100)),
         "{moved:?} up to a page that is not there"
     );
-    let moved = region.fill_from(device.file(), PAGE..PAGE + 100, 0)?;
+    let moved = region.pread(device.file(), PAGE..PAGE + 100, 0)?;
     errno::expect(moved, Errno::FAULT, "a page that is not there")?;
     transfers_work()
 }

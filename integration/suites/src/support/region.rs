@@ -133,7 +133,7 @@ impl Region {
     }
 
     /// `pread` of device or file bytes at `position` into a range of the region.
-    pub(crate) fn fill_from(
+    pub(crate) fn pread(
         &self,
         file: impl AsFd,
         range: Range<usize>,
@@ -145,7 +145,7 @@ impl Region {
     }
 
     /// `pwrite` of a range of the region to device or file bytes at `position`.
-    pub(crate) fn drain_to(
+    pub(crate) fn pwrite(
         &self,
         file: impl AsFd,
         range: Range<usize>,
@@ -155,7 +155,36 @@ impl Region {
         Ok(pwrite(file, self.at(range.start), range.len(), position))
     }
 
-    /// Gives the kernel advice on the whole mapping.
+    /// As [`Region::pread`], of the whole range.
+    pub(crate) fn pread_exact(
+        &self,
+        file: impl AsFd,
+        range: Range<usize>,
+        position: u64,
+    ) -> Result<()> {
+        let length = range.len();
+        let read = self.pread(file, range, position)?.context("pread")?;
+        ensure!(read == length, "{read} of {length} bytes read in one call");
+        Ok(())
+    }
+
+    /// As [`Region::pwrite`], of the whole range.
+    pub(crate) fn pwrite_all(
+        &self,
+        file: impl AsFd,
+        range: Range<usize>,
+        position: u64,
+    ) -> Result<()> {
+        let length = range.len();
+        let written = self.pwrite(file, range, position)?.context("pwrite")?;
+        ensure!(
+            written == length,
+            "{written} of {length} bytes written in one call"
+        );
+        Ok(())
+    }
+
+    /// Advises the kernel on the whole mapping.
     pub(crate) fn advise(&self, advice: Advice) -> Result<()> {
         ensure!(
             !matches!(advice, Advice::LinuxDontNeed),

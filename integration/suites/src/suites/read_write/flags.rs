@@ -23,9 +23,9 @@ fn direct_files_take_any_alignment() -> Result<()> {
         let data = bytes::random(position, length);
         buffer.write(start, &data)?;
         let range = start..start + length;
-        ensure!(buffer.drain_to(device.file(), range.clone(), position)?? == length);
+        buffer.pwrite_all(device.file(), range.clone(), position)?;
         buffer.write(start, &vec![0; length])?;
-        ensure!(buffer.fill_from(device.file(), range.clone(), position)?? == length);
+        buffer.pread_exact(device.file(), range.clone(), position)?;
         bytes::expect(&buffer.read(range)?, &data, "through O_DIRECT")?;
     }
     Ok(())

@@ -112,31 +112,25 @@ fn read_only_memory_is_a_source_only() -> Result<()> {
     let buffer = Region::anonymous(data.len())?;
     buffer.write(0, &data)?;
     buffer.protect(MprotectFlags::READ)?;
-    let moved = buffer.drain_to(device.file(), 0..data.len(), 50)??;
-    ensure!(
-        moved == data.len(),
-        "{moved} bytes written from read-only memory"
-    );
+    buffer.pwrite_all(device.file(), 0..data.len(), 50)?;
     bytes::expect_at(device.file(), 50, &data, "what read-only memory held")?;
 
     device.file().write_all_at(&vec![0; data.len()], 50)?;
-    let result = buffer.fill_from(device.file(), 0..data.len(), 50)?;
+    let result = buffer.pread(device.file(), 0..data.len(), 50)?;
     errno::expect(result, Errno::FAULT, "a read into read-only memory")?;
     bytes::expect(&buffer.read(0..data.len())?, &data, "read-only memory")?;
 
     // The kernel's zero page must not be written to.
     let zeroes = Region::anonymous(PAGE)?;
     zeroes.read(0..1)?;
-    let moved = zeroes.fill_from(device.file(), 0..PAGE, 50 + PAGE as u64)??;
-    ensure!(moved == PAGE);
+    zeroes.pread_exact(device.file(), 0..PAGE, 50 + PAGE as u64)?;
     device.file().write_all_at(&data, 50)?;
-    let moved = zeroes.fill_from(device.file(), 0..PAGE, 50)??;
-    ensure!(moved == PAGE);
+    zeroes.pread_exact(device.file(), 0..PAGE, 50)?;
     let others = Region::anonymous(PAGE)?;
     bytes::expect(&others.read(0..PAGE)?, &[0; PAGE], "fresh memory")?;
 
     buffer.protect(MprotectFlags::empty())?;
-    let result = buffer.drain_to(device.file(), 0..PAGE, 0)?;
+    let result = buffer.pwrite(device.file(), 0..PAGE, 0)?;
     errno::expect(
         result,
         Errno::FAULT,
@@ -149,9 +143,9 @@ fn read_only_memory_is_a_source_only() -> Result<()> {
 fn mapped_device_memory_as_a_buffer_is_efault() -> Result<()> {
     let device = open()?;
     let mapping = Region::file(device.file(), 0, 4 * PAGE, MapFlags::SHARED)?;
-    let result = mapping.fill_from(device.file(), 0..PAGE, MIB as u64)?;
+    let result = mapping.pread(device.file(), 0..PAGE, MIB as u64)?;
     errno::expect(result, Errno::FAULT, "a read into the mapped BAR")?;
-    let result = mapping.drain_to(device.file(), 1..PAGE, MIB as u64)?;
+    let result = mapping.pwrite(device.file(), 1..PAGE, MIB as u64)?;
     errno::expect(result, Errno::FAULT, "a write from the mapped BAR")?;
     still_works()
 }

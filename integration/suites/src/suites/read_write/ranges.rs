@@ -66,10 +66,9 @@ fn random_operations(seed: u64) -> Result<()> {
             if is_write { "write" } else { "read" }
         );
         if is_write {
-            let moved = buffer
-                .drain_to(file, range.clone(), position)?
-                .context(what.clone())?;
-            ensure!(moved == length, "{what}: {moved} bytes");
+            buffer
+                .pwrite_all(file, range.clone(), position)
+                .with_context(|| what.clone())?;
             oracle[device_range].copy_from_slice(&before[range]);
             bytes::expect(
                 &buffer.read(0..BUFFER)?,
@@ -77,10 +76,9 @@ fn random_operations(seed: u64) -> Result<()> {
                 &format!("{what}: the buffer"),
             )?;
         } else {
-            let moved = buffer
-                .fill_from(file, range.clone(), position)?
-                .context(what.clone())?;
-            ensure!(moved == length, "{what}: {moved} bytes");
+            buffer
+                .pread_exact(file, range.clone(), position)
+                .with_context(|| what.clone())?;
             let mut expected = before;
             expected[range].copy_from_slice(&oracle[device_range]);
             bytes::expect(

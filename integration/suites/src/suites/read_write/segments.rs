@@ -105,10 +105,8 @@ fn long_transfers_are_split_and_reassembled() -> Result<()> {
     }
     source.write(0, &data)?;
     let position = 3 * MIB as u64 + 77;
-    let moved = source.drain_to(device.file(), 0..LENGTH, position)??;
-    ensure!(moved == LENGTH, "{moved} bytes written in one call");
-    let moved = target.fill_from(device.file(), 0..LENGTH, position)??;
-    ensure!(moved == LENGTH, "{moved} bytes read in one call");
+    source.pwrite_all(device.file(), 0..LENGTH, position)?;
+    target.pread_exact(device.file(), 0..LENGTH, position)?;
     bytes::expect(&target.read(0..LENGTH)?, &data, "what was read back")?;
     let statistics = device.file_statistics()?;
     ensure!(
