@@ -87,7 +87,7 @@
 /* Operation.Write with the CRC32C of the bytes in Response.value. */
 #define VDMA_OP_WRITE_CRC32C 11U
 
-/* Makes all that completed before durable in the memory file. */
+/* Makes the effects of requests that completed before durable in the memory file. */
 #define VDMA_OP_FLUSH 12U
 
 /* Makes length bytes at offset read as zeroes and gives the memory behind whole pages back. */
@@ -156,7 +156,7 @@
 /* Runs a Batch of commands, all at once, and waits for all of them. */
 #define VDMA_IOCTL_RUN_BATCH 0xc010d506U
 
-/* Pins memory of the caller for good, as Registration says, and fills in its id. */
+/* Pins memory of the caller long-term, as Registration says, and fills in its id. */
 #define VDMA_IOCTL_REGISTER_BUFFER 0xc018d507U
 
 /* Allocates memory for DMA, as Allocation says, and fills in its id and a file to map it with. */
@@ -168,25 +168,28 @@
  */
 #define VDMA_IOCTL_IMPORT_BUFFER 0xc018d509U
 
-/* Takes a Choice: the id of a buffer, which is let go when no request uses it any more. */
+/*
+ * Takes a Choice: the id of a buffer to release; its memory is unpinned when the last request
+ * that uses it has completed.
+ */
 #define VDMA_IOCTL_RELEASE_BUFFER 0x4008d50aU
 
 /*
  * Fills a Trace with a file, to be mapped read-only: a TraceHeader and TraceRecords,
- * written while there is such a file. EPERM without CAP_SYS_ADMIN: it shows everybody's
- * requests.
+ * written while there is such a file. EPERM without CAP_SYS_ADMIN: it shows the
+ * requests of all users.
  */
 #define VDMA_IOCTL_TRACE 0x8010d50bU
 
 /*
- * Shows, as an Explanation, what memory of the caller looks like to the device. EPERM without
- * CAP_SYS_ADMIN: it shows addresses of the kernel.
+ * Fills in an Explanation: the addresses of memory of the caller on its way to the device. EPERM
+ * without CAP_SYS_ADMIN: it shows addresses of the kernel.
  */
 #define VDMA_IOCTL_EXPLAIN 0xc028d50cU
 
 /*
  * Takes a Choice: an eventfd that is incremented with each transfer or command of this file that
- * ends, or NO_FILE for none any more.
+ * ends, or NO_FILE to stop that.
  */
 #define VDMA_IOCTL_EVENTFD 0x4008d50dU
 
@@ -203,7 +206,7 @@
 /* Map mode: the whole range is mapped at once (io_remap_pfn_range). The mode of a new file. */
 #define VDMA_MAP_EAGER 0U
 
-/* Map mode: what is touched is mapped when it is touched, in huge pages where that is possible. */
+/* Map mode: pages are mapped by the fault of the first access, huge ones where that is possible. */
 #define VDMA_MAP_LAZY 1U
 
 /* Cache attribute: write-back, as ordinary memory. The attribute of a new device. */
@@ -345,20 +348,20 @@ struct vdma_command {
 struct vdma_batch {
 	/* Address of an array of Commands. */
 	__u64 commands;
-	/* How many there are, BATCH_MAX at the most. */
+	/* Number of commands, at most BATCH_MAX. */
 	__u32 count;
-	/* Filled in: how many were run; the results of these are filled in. */
+	/* Filled in: number of commands that were run; their results are filled in. */
 	__u32 done;
 };
 
 /*
- * Memory of the caller that is pinned until it is let go, or the file closed. It counts against
+ * Memory of the caller that is pinned until it is released, or the file closed. It counts against
  * RLIMIT_MEMLOCK.
  */
 struct vdma_registration {
-	/* Where it begins, at any byte. */
+	/* Address of its first byte; any alignment. */
 	__u64 address;
-	/* Bytes. */
+	/* Length in bytes. */
 	__u64 length;
 	/* Filled in: the id of the buffer, for this open file. */
 	__u32 id;
@@ -395,9 +398,9 @@ struct vdma_trace {
 
 /* The beginning of a mapped trace. */
 struct vdma_trace_header {
-	/* Records that were begun; the next has this number. */
+	/* Number of the next record. */
 	__u64 head;
-	/* Records that there is room for, a power of two: record *n* is in slot *n* modulo this. */
+	/* Number of slots, a power of two: record *n* is in slot *n* modulo this. */
 	__u32 capacity;
 	/* Bytes from the beginning of the mapping to slot 0. */
 	__u32 records_offset;
@@ -439,7 +442,7 @@ struct vdma_trace_record {
 	__u64 transferred;
 };
 
-/* What memory of the caller looks like to the device. */
+/* The pages of memory of the caller on their way to the device. */
 struct vdma_explanation {
 	/* Where the memory begins. */
 	__u64 address;
@@ -450,7 +453,7 @@ struct vdma_explanation {
 	/* Address of an array of ExplainedPages. */
 	__u64 pages;
 	/* Elements of the array. */
-	__u32 room;
+	__u32 capacity;
 	/*
 	 * Filled in: elements that were filled in; fewer than the memory has pages if the array is too
 	 * short.

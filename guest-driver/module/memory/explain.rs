@@ -36,7 +36,7 @@ pub(crate) fn explain(
     let (mut reader, mut writer) =
         UserSlice::new(UserPtr::from_addr(address), size_of::<Explanation>()).reader_writer();
     let mut explanation: Explanation = reader.read()?;
-    let capacity = usize::try_from(explanation.room)?.min(MAX_PAGES);
+    let capacity = usize::try_from(explanation.capacity)?.min(MAX_PAGES);
     let length = usize::try_from(explanation.length)?;
     if length == 0 || capacity == 0 {
         return Err(EINVAL);

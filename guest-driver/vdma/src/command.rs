@@ -54,17 +54,31 @@ impl<'a> From<&'a mut [u8]> for Target<'a> {
     }
 }
 
-fn command(operation: Operation, offset: u64, length: u64, argument: u64) -> Command {
-    Command {
-        operation: operation.code(),
-        offset,
-        length,
-        argument,
-        ..Command::default()
+/// The data of an operation.
+enum Data<'a> {
+    /// The operation has none; it works on `length` bytes of device memory.
+    None {
+        /// Bytes to work on.
+        length: u64,
+    },
+    Outgoing(Source<'a>),
+    Incoming(Target<'a>),
+    Both(Source<'a>, Target<'a>),
+}
+
+impl Data<'_> {
+    /// Whether there are outgoing, and incoming data.
+    fn parts(&self) -> (bool, bool) {
+        match self {
+            Self::None { .. } => (false, false),
+            Self::Outgoing(_) => (true, false),
+            Self::Incoming(_) => (false, true),
+            Self::Both(..) => (true, true),
+        }
     }
 }
 
-/// Notes what the device reads; returns the bytes.
+/// Fills in what the device reads; returns its length.
 fn set_source(command: &mut Command, source: &Source<'_>) -> u64 {
     match *source {
         Source::Slice(slice) => {
@@ -80,7 +94,7 @@ fn set_source(command: &mut Command, source: &Source<'_>) -> u64 {
     }
 }
 
-/// Notes what the device writes; returns the bytes.
+/// Fills in what the device writes; returns its length.
 fn set_target(command: &mut Command, target: &mut Target<'_>) -> u64 {
     match target {
         Target::Slice(slice) => {
@@ -122,13 +136,13 @@ impl Device {
     pub unsafe fn run(&self, command: &mut Command) -> Result<(), Error> {
         // SAFETY: The driver reads and writes a `Command`; the caller vouches for the rest.
         let call = unsafe { Updater::<{ IOCTL_RUN as Opcode }, Command>::new(command) };
-        // SAFETY: As above.
+        // SAFETY: The structure of the call stays borrowed until it returns.
         unsafe { ioctl(self.file().as_fd(), call) }
             .map_err(Into::into)
             .map_err(self.error("ioctl RUN"))
     }
 
-    /// Runs all of `commands` at once, 256 at the most, and fills in their results.
+    /// Runs all of `commands` at once, at most 256, and fills in their results.
     ///
     /// # Safety
     ///
@@ -152,13 +166,45 @@ impl Device {
         // SAFETY: The driver reads and writes a `Batch`, and the commands behind it, which are
         // borrowed; the caller vouches for the rest.
         let call = unsafe { Updater::<{ IOCTL_RUN_BATCH as Opcode }, Batch>::new(&mut batch) };
-        // SAFETY: As above.
+        // SAFETY: The structure of the call stays borrowed until it returns.
         unsafe { ioctl(self.file().as_fd(), call) }
             .map_err(Into::into)
             .map_err(self.error("ioctl RUN_BATCH"))
     }
 
-    fn run_checked(&self, call: &'static str, mut command: Command) -> Result<Command, Error> {
+    /// Runs one operation on the data that it has, and fails unless all of it is done.
+    fn operate(
+        &self,
+        operation: Operation,
+        [offset, argument]: [u64; 2],
+        data: Data<'_>,
+    ) -> Result<Command, Error> {
+        let mut command = Command {
+            operation: operation.code(),
+            offset,
+            argument,
+            ..Command::default()
+        };
+        let shape = operation.shape();
+        debug_assert_eq!(
+            data.parts(),
+            (shape.outgoing, shape.incoming),
+            "{operation:?}"
+        );
+        command.length = match data {
+            Data::None { length } => length,
+            Data::Outgoing(source) => set_source(&mut command, &source),
+            Data::Incoming(mut target) => set_target(&mut command, &mut target),
+            Data::Both(source, mut target) => {
+                let from = set_source(&mut command, &source);
+                let to = set_target(&mut command, &mut target);
+                if from != to {
+                    return Err(Error::Lengths { from, to });
+                }
+                from
+            }
+        };
+        let call = operation.name();
         // SAFETY: The addresses come from slices that are borrowed as the operation needs them, and
         // the driver does not return before the device is done, unless the process is killed.
         unsafe { self.run(&mut command) }?;
@@ -180,7 +226,7 @@ impl Device {
     ///
     /// [`Error::Call`].
     pub fn nop(&self) -> Result<(), Error> {
-        self.run_checked("nop", command(Operation::Nop, 0, 0, 0))
+        self.operate(Operation::Nop, [0, 0], Data::None { length: 0 })
             .map(drop)
     }
 
@@ -194,9 +240,12 @@ impl Device {
         offset: u64,
         target: impl Into<Target<'a>>,
     ) -> Result<u32, Error> {
-        let mut command = command(Operation::ReadCrc32c, offset, 0, 0);
-        command.length = set_target(&mut command, &mut target.into());
-        self.run_checked("read-crc32c", command).map(checksum)
+        self.operate(
+            Operation::ReadCrc32c,
+            [offset, 0],
+            Data::Incoming(target.into()),
+        )
+        .map(checksum)
     }
 
     /// Writes device memory at `offset`, and returns the CRC32C of what was written.
@@ -209,9 +258,12 @@ impl Device {
         offset: u64,
         source: impl Into<Source<'a>>,
     ) -> Result<u32, Error> {
-        let mut command = command(Operation::WriteCrc32c, offset, 0, 0);
-        command.length = set_source(&mut command, &source.into());
-        self.run_checked("write-crc32c", command).map(checksum)
+        self.operate(
+            Operation::WriteCrc32c,
+            [offset, 0],
+            Data::Outgoing(source.into()),
+        )
+        .map(checksum)
     }
 
     /// Reads device memory at `offset` to memory of the process or of a buffer.
@@ -220,9 +272,8 @@ impl Device {
     ///
     /// [`Error::Call`], [`Error::Short`].
     pub fn read<'a>(&self, offset: u64, target: impl Into<Target<'a>>) -> Result<(), Error> {
-        let mut command = command(Operation::Read, offset, 0, 0);
-        command.length = set_target(&mut command, &mut target.into());
-        self.run_checked("read", command).map(drop)
+        self.operate(Operation::Read, [offset, 0], Data::Incoming(target.into()))
+            .map(drop)
     }
 
     /// Writes memory of the process or of a buffer to device memory at `offset`.
@@ -231,9 +282,8 @@ impl Device {
     ///
     /// [`Error::Call`], [`Error::Short`].
     pub fn write<'a>(&self, offset: u64, source: impl Into<Source<'a>>) -> Result<(), Error> {
-        let mut command = command(Operation::Write, offset, 0, 0);
-        command.length = set_source(&mut command, &source.into());
-        self.run_checked("write", command).map(drop)
+        self.operate(Operation::Write, [offset, 0], Data::Outgoing(source.into()))
+            .map(drop)
     }
 
     /// Copies memory to memory; both have to be equally long.
@@ -246,17 +296,8 @@ impl Device {
         source: impl Into<Source<'a>>,
         target: impl Into<Target<'b>>,
     ) -> Result<(), Error> {
-        let mut command = command(Operation::Copy, 0, 0, 0);
-        let source = set_source(&mut command, &source.into());
-        let target = set_target(&mut command, &mut target.into());
-        if source != target {
-            return Err(Error::Lengths {
-                from: source,
-                to: target,
-            });
-        }
-        command.length = source;
-        self.run_checked("copy", command).map(drop)
+        let data = Data::Both(source.into(), target.into());
+        self.operate(Operation::Copy, [0, 0], data).map(drop)
     }
 
     /// Copies `length` bytes of device memory from `from` to `to`; the ranges may overlap.
@@ -265,7 +306,7 @@ impl Device {
     ///
     /// [`Error::Call`].
     pub fn move_within(&self, to: u64, from: u64, length: u64) -> Result<(), Error> {
-        self.run_checked("move", command(Operation::Move, to, length, from))
+        self.operate(Operation::Move, [to, from], Data::None { length })
             .map(drop)
     }
 
@@ -275,7 +316,7 @@ impl Device {
     ///
     /// [`Error::Call`].
     pub fn fill(&self, offset: u64, length: u64, pattern: u64) -> Result<(), Error> {
-        self.run_checked("fill", command(Operation::Fill, offset, length, pattern))
+        self.operate(Operation::Fill, [offset, pattern], Data::None { length })
             .map(drop)
     }
 
@@ -289,9 +330,12 @@ impl Device {
         target: impl Into<Target<'a>>,
         pattern: u64,
     ) -> Result<(), Error> {
-        let mut command = command(Operation::FillGuest, 0, 0, pattern);
-        command.length = set_target(&mut command, &mut target.into());
-        self.run_checked("fill-guest", command).map(drop)
+        self.operate(
+            Operation::FillGuest,
+            [0, pattern],
+            Data::Incoming(target.into()),
+        )
+        .map(drop)
     }
 
     /// Compares memory with device memory at `offset`: the index of the first byte that differs.
@@ -304,9 +348,8 @@ impl Device {
         offset: u64,
         source: impl Into<Source<'a>>,
     ) -> Result<Option<u64>, Error> {
-        let mut command = command(Operation::Compare, offset, 0, 0);
-        command.length = set_source(&mut command, &source.into());
-        let command = self.run_checked("compare", command)?;
+        let data = Data::Outgoing(source.into());
+        let command = self.operate(Operation::Compare, [offset, 0], data)?;
         Ok(Some(command.value).filter(|index| *index < command.length))
     }
 
@@ -316,8 +359,12 @@ impl Device {
     ///
     /// [`Error::Call`].
     pub fn crc32c(&self, offset: u64, length: u64, seed: u32) -> Result<u32, Error> {
-        let command = command(Operation::Crc32c, offset, length, seed.into());
-        self.run_checked("crc32c", command).map(checksum)
+        self.operate(
+            Operation::Crc32c,
+            [offset, seed.into()],
+            Data::None { length },
+        )
+        .map(checksum)
     }
 
     /// The CRC32C of memory; `seed` is that of what came before it, 0 for nothing.
@@ -326,9 +373,9 @@ impl Device {
     ///
     /// [`Error::Call`], [`Error::Short`].
     pub fn crc32c_of<'a>(&self, source: impl Into<Source<'a>>, seed: u32) -> Result<u32, Error> {
-        let mut command = command(Operation::Crc32cGuest, 0, 0, seed.into());
-        command.length = set_source(&mut command, &source.into());
-        self.run_checked("crc32c-guest", command).map(checksum)
+        let data = Data::Outgoing(source.into());
+        self.operate(Operation::Crc32cGuest, [0, seed.into()], data)
+            .map(checksum)
     }
 
     /// Makes device memory read as zeroes, and gives the memory behind whole pages back to the host.
@@ -337,7 +384,7 @@ impl Device {
     ///
     /// [`Error::Call`].
     pub fn discard(&self, offset: u64, length: u64) -> Result<(), Error> {
-        self.run_checked("discard", command(Operation::Discard, offset, length, 0))
+        self.operate(Operation::Discard, [offset, 0], Data::None { length })
             .map(drop)
     }
 
@@ -347,7 +394,7 @@ impl Device {
     ///
     /// [`Error::Call`].
     pub fn flush(&self) -> Result<(), Error> {
-        self.run_checked("flush", command(Operation::Flush, 0, 0, 0))
+        self.operate(Operation::Flush, [0, 0], Data::None { length: 0 })
             .map(drop)
     }
 }

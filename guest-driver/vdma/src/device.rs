@@ -39,7 +39,7 @@ fn choose<const OPCODE: Opcode>(file: BorrowedFd<'_>, value: u32) -> io::Result<
     let choice = Choice { value, reserved: 0 };
     // SAFETY: The opcodes used here are declared, in `vdma_protocol`, as reading a `Choice`.
     let setter = unsafe { Setter::<OPCODE, Choice>::new(choice) };
-    // SAFETY: As above.
+    // SAFETY: The structure of the call stays borrowed until it returns.
     unsafe { ioctl(file, setter) }.map_err(Into::into)
 }
 
@@ -56,7 +56,7 @@ fn get<const OPCODE: Opcode, T>(file: BorrowedFd<'_>) -> io::Result<T> {
     // SAFETY: The opcodes used here are declared, in `vdma_protocol`, with the size of the structure
     // that the driver fills, which is made of integers only.
     let getter = unsafe { Getter::<OPCODE, T>::new() };
-    // SAFETY: As above.
+    // SAFETY: The structure of the call stays borrowed until it returns.
     unsafe { ioctl(file, getter) }.map_err(Into::into)
 }
 
@@ -194,8 +194,7 @@ impl Device {
             .map_err(self.error("ioctl EVENTFD"))
     }
 
-    /// What `memory` looks like on its way to device memory at `offset`: its pages, up to 1024 of
-    /// them.
+    /// The pages of `memory`, at most 1024 of them, on their way to device memory at `offset`.
     ///
     /// # Errors
     ///
@@ -207,14 +206,14 @@ impl Device {
             length: memory.len() as u64,
             offset,
             pages: pages.as_mut_ptr() as u64,
-            room: u32::try_from(pages.len()).unwrap_or(0),
+            capacity: u32::try_from(pages.len()).unwrap_or(0),
             count: 0,
         };
         // SAFETY: The driver reads and writes an `Explanation`, and writes the array behind it; both
         // are borrowed.
         let call =
             unsafe { Updater::<{ IOCTL_EXPLAIN as Opcode }, Explanation>::new(&mut explanation) };
-        // SAFETY: As above.
+        // SAFETY: The structure of the call stays borrowed until it returns.
         unsafe { ioctl(self.file.as_fd(), call) }
             .map_err(Into::into)
             .map_err(self.error("ioctl EXPLAIN"))?;

@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf};
 
-/// What can go wrong.
+/// Why a call of this crate failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The device node cannot be opened.
@@ -22,7 +22,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// The file is not a vdma device.
-    #[error("{}: not a vdma device; `vdma list` shows those that there are", path.display())]
+    #[error("{}: not a vdma device; `vdma list` shows the devices of this system", path.display())]
     NotVdma {
         /// The file.
         path: PathBuf,
@@ -52,7 +52,7 @@ pub enum Error {
         length: u64,
     },
     /// Source and target of a copy differ in length.
-    #[error("copy of {from} bytes to {to}: they have to be equally long")]
+    #[error("copy of {from} bytes to {to} bytes: source and target must have the same length")]
     Lengths {
         /// Bytes of the source.
         from: u64,
@@ -60,7 +60,7 @@ pub enum Error {
         to: u64,
     },
     /// More commands than a batch may have.
-    #[error("{count} commands in a batch; 256 are possible: split it")]
+    #[error("{count} commands in a batch; the limit is 256: split it")]
     TooManyCommands {
         /// How many there are.
         count: usize,
@@ -72,7 +72,9 @@ pub enum Error {
 
 fn open_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound => "; is the module vdma loaded, and a device there? (`vdma list`)",
+        io::ErrorKind::NotFound => {
+            "; is the module vdma loaded, and a device present? (`vdma list`)"
+        }
         io::ErrorKind::PermissionDenied => "; try as root, or join the group that owns the node",
         _ => "",
     }

@@ -1,4 +1,4 @@
-//! `vdma`: looks at vdma devices and moves data to and from them.
+//! `vdma`: inspects vdma devices and moves data to and from their memory.
 
 mod cli;
 
@@ -8,8 +8,8 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough.
+        Ok(code) => code,
+        // The reader of the pipe has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vdma: {error:#}");

@@ -41,7 +41,7 @@ impl Device {
     pub fn trace(&self) -> Result<Trace, Error> {
         // SAFETY: The driver fills a structure of integers.
         let call = unsafe { Getter::<{ IOCTL_TRACE as Opcode }, vdma_protocol::Trace>::new() };
-        // SAFETY: As above.
+        // SAFETY: The structure of the call stays borrowed until it returns.
         let trace = unsafe { ioctl(self.file().as_fd(), call) }
             .map_err(Into::into)
             .map_err(self.error("ioctl TRACE"))?;

@@ -41,7 +41,7 @@ little_endian!(Le16, u16);
 little_endian!(Le32, u32);
 little_endian!(Le64, u64);
 
-/// The eight bytes at `at`, which has to leave room for them.
+/// The eight bytes at `at`, which must be inside of `bytes`.
 pub(super) fn le64_at<const N: usize>(bytes: &[u8; N], at: usize) -> Le64 {
     let mut field = [0; 8];
     field.copy_from_slice(&bytes[at..at + 8]);

@@ -41,7 +41,7 @@ pub const IOCTL_RUN: u32 = ioctl(DIRECTION_READ | DIRECTION_WRITE, 5, size_of::<
 /// Runs a [`Batch`] of commands, all at once, and waits for all of them.
 pub const IOCTL_RUN_BATCH: u32 = ioctl(DIRECTION_READ | DIRECTION_WRITE, 6, size_of::<Batch>());
 
-/// Pins memory of the caller for good, as [`Registration`] says, and fills in its id.
+/// Pins memory of the caller long-term, as [`Registration`] says, and fills in its id.
 pub const IOCTL_REGISTER_BUFFER: u32 = ioctl(
     DIRECTION_READ | DIRECTION_WRITE,
     7,
@@ -57,16 +57,17 @@ pub const IOCTL_ALLOCATE_BUFFER: u32 =
 pub const IOCTL_IMPORT_BUFFER: u32 =
     ioctl(DIRECTION_READ | DIRECTION_WRITE, 9, size_of::<Allocation>());
 
-/// Takes a [`Choice`]: the id of a buffer, which is let go when no request uses it any more.
+/// Takes a [`Choice`]: the id of a buffer to release; its memory is unpinned when the last request
+/// that uses it has completed.
 pub const IOCTL_RELEASE_BUFFER: u32 = ioctl(DIRECTION_WRITE, 10, size_of::<Choice>());
 
 /// Fills a [`Trace`] with a file, to be mapped read-only: a [`TraceHeader`] and [`TraceRecord`]s,
-/// written while there is such a file. `EPERM` without `CAP_SYS_ADMIN`: it shows everybody's
-/// requests.
+/// written while there is such a file. `EPERM` without `CAP_SYS_ADMIN`: it shows the
+/// requests of all users.
 pub const IOCTL_TRACE: u32 = ioctl(DIRECTION_READ, 11, size_of::<Trace>());
 
-/// Shows, as an [`Explanation`], what memory of the caller looks like to the device. `EPERM` without
-/// `CAP_SYS_ADMIN`: it shows addresses of the kernel.
+/// Fills in an [`Explanation`]: the addresses of memory of the caller on its way to the device. `EPERM`
+/// without `CAP_SYS_ADMIN`: it shows addresses of the kernel.
 pub const IOCTL_EXPLAIN: u32 = ioctl(
     DIRECTION_READ | DIRECTION_WRITE,
     12,
@@ -74,7 +75,7 @@ pub const IOCTL_EXPLAIN: u32 = ioctl(
 );
 
 /// Takes a [`Choice`]: an eventfd that is incremented with each transfer or command of this file that
-/// ends, or [`NO_FILE`] for none any more.
+/// ends, or [`NO_FILE`] to stop that.
 pub const IOCTL_EVENTFD: u32 = ioctl(DIRECTION_WRITE, 13, size_of::<Choice>());
 
 /// The `cmd_op` of an io_uring `URING_CMD`: runs the [`Command`] at the address in `addr` of the
@@ -87,7 +88,7 @@ pub const NO_FILE: u32 = u32::MAX;
 
 /// Map mode: the whole range is mapped at once (`io_remap_pfn_range`). The mode of a new file.
 pub const MAP_EAGER: u32 = 0;
-/// Map mode: what is touched is mapped when it is touched, in huge pages where that is possible.
+/// Map mode: pages are mapped by the fault of the first access, huge ones where that is possible.
 pub const MAP_LAZY: u32 = 1;
 
 /// Cache attribute: write-back, as ordinary memory. The attribute of a new device.
@@ -156,20 +157,20 @@ pub const BATCH_MAX: u32 = 256;
 pub struct Batch {
     /// Address of an array of [`Command`]s.
     pub commands: u64,
-    /// How many there are, [`BATCH_MAX`] at the most.
+    /// Number of commands, at most [`BATCH_MAX`].
     pub count: u32,
-    /// Filled in: how many were run; the results of these are filled in.
+    /// Filled in: number of commands that were run; their results are filled in.
     pub done: u32,
 }
 
-/// Memory of the caller that is pinned until it is let go, or the file closed. It counts against
+/// Memory of the caller that is pinned until it is released, or the file closed. It counts against
 /// `RLIMIT_MEMLOCK`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registration {
-    /// Where it begins, at any byte.
+    /// Address of its first byte; any alignment.
     pub address: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u64,
     /// Filled in: the id of the buffer, for this open file.
     pub id: u32,
@@ -210,9 +211,9 @@ pub struct Trace {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TraceHeader {
-    /// Records that were begun; the next has this number.
+    /// Number of the next record.
     pub head: u64,
-    /// Records that there is room for, a power of two: record *n* is in slot *n* modulo this.
+    /// Number of slots, a power of two: record *n* is in slot *n* modulo this.
     pub capacity: u32,
     /// Bytes from the beginning of the mapping to slot 0.
     pub records_offset: u32,
@@ -262,7 +263,7 @@ pub const PAGE_ANONYMOUS: u32 = 2;
 /// device can reach.
 pub const PAGE_BOUNCED: u32 = 4;
 
-/// What memory of the caller looks like to the device.
+/// The pages of memory of the caller on their way to the device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
@@ -275,7 +276,7 @@ pub struct Explanation {
     /// Address of an array of [`ExplainedPage`]s.
     pub pages: u64,
     /// Elements of the array.
-    pub room: u32,
+    pub capacity: u32,
     /// Filled in: elements that were filled in; fewer than the memory has pages if the array is too
     /// short.
     pub count: u32,

@@ -10,7 +10,7 @@ use core::mem::{offset_of, size_of};
 
 use super::{Le16, Le32, Le64, endian::le64_at};
 
-/// What the device is asked to do: the code in [`RequestHeader::operation`] (SPEC.md, section 7.3).
+/// The operation that a request asks for: the code in [`RequestHeader::operation`] (SPEC.md, section 7.3).
 ///
 /// `offset` and `length` are the header's fields; "outgoing" is the device-readable data, "incoming"
 /// the device-writable data. Unless said otherwise both must be empty.
@@ -43,7 +43,7 @@ pub enum Operation {
     ReadCrc32c = 10,
     /// [`Operation::Write`] with the CRC32C of the bytes in [`Response::value`].
     WriteCrc32c = 11,
-    /// Makes all that completed before durable in the memory file.
+    /// Makes the effects of requests that completed before durable in the memory file.
     Flush = 12,
     /// Makes `length` bytes at `offset` read as zeroes and gives the memory behind whole pages back.
     Discard = 13,
@@ -182,7 +182,7 @@ impl RequestHeader {
     }
 }
 
-/// What became of a request: the code in [`Response::status`] (SPEC.md, section 7.6).
+/// The outcome of a request: the code in [`Response::status`] (SPEC.md, section 7.6).
 ///
 /// Not an `enum`, for a peer may send any value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -210,7 +210,7 @@ impl Status {
     /// device did not write.
     pub const UNWRITTEN: Self = Self(0xffff);
 
-    /// One line for people.
+    /// A one-line description.
     #[must_use]
     pub const fn describe(self) -> &'static str {
         match self {
@@ -264,7 +264,7 @@ impl Response {
         }
     }
 
-    /// What became of the request.
+    /// The outcome of the request.
     #[must_use]
     #[inline]
     pub const fn status(&self) -> Status {

@@ -1,5 +1,5 @@
 //! `include/virtio_dma.h`: rendered from the Rust sources, compared with the file in the tree, and
-//! compiled to be asked what it really says.
+//! compiled, and its numbers compared.
 //!
 //! `UPDATE_HEADER=1 cargo test -p vdma-protocol --test c_header` rewrites the file.
 #![allow(clippy::unwrap_used, unreachable_pub)]
@@ -338,7 +338,7 @@ fn layouts() -> Vec<Layout> {
             length,
             offset,
             pages,
-            room,
+            capacity,
             count,
         }),
         layout!(ExplainedPage {

@@ -40,7 +40,7 @@ impl Buffer {
                     .write(true)
                     .open(path)
                     .with_context(|| format!("cannot open {}", path.display()))?;
-                let size = file.metadata().context("cannot ask for its size")?.len();
+                let size = file.metadata().context("cannot read its size")?.len();
                 ensure!(
                     size >= (skew + length) as u64,
                     "{}: {size} bytes, and {} are to be shown; choose a smaller --length",
@@ -52,11 +52,11 @@ impl Buffer {
             }
             (Memory::File, None) => anyhow::bail!("--memory file needs --file FILE"),
             (Memory::Shared, _) => {
-                // SAFETY: As above.
+                // SAFETY: A new mapping at an address of the kernel's choice replaces nothing.
                 unsafe { mmap_anonymous(ptr::null_mut(), mapped, access, MapFlags::SHARED) }
             }
             _ => {
-                // SAFETY: As above.
+                // SAFETY: A new mapping at an address of the kernel's choice replaces nothing.
                 unsafe { mmap_anonymous(ptr::null_mut(), mapped, access, MapFlags::PRIVATE) }
             }
         }
@@ -135,7 +135,7 @@ pub(super) fn explain(request: &Request<'_>) -> Result<()> {
     ensure!(length > 0, "--length is 0; there is nothing to show");
     ensure!(
         request.skew < 4096,
-        "--skew is {}; it has to be below 4096",
+        "--skew is {}; it must be below 4096",
         request.skew
     );
     let reach = length.saturating_add(request.skew);

@@ -1,4 +1,4 @@
-/// Prints a line to standard output; an error, not a panic, where nobody reads.
+/// Prints a line to standard output; a closed pipe is an error, not a panic.
 macro_rules! print_line {
     ($($text:tt)*) => {
         std::io::Write::write_fmt(
@@ -15,11 +15,11 @@ mod size;
 mod transfer;
 mod watch;
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Looks at vdma devices and moves data to and from their memory.
+/// Inspects vdma devices and moves data to and from their memory.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -29,6 +29,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         vdma write /dev/vdma0 --offset 1M --input disk.img\n  \
         vdma read /dev/vdma0 --offset 1M --length 64K | sha256sum\n  \
         vdma explain --length 20K --memory huge\n  \
+        vdma trace --count 3 --timeout 10 -- dd if=/dev/zero of=/dev/vdma0 bs=64K count=3\n  \
         vdma top\n\n\
         A device node is a file like any other: dd, cmp, xxd and fio work on it too."
 )]
@@ -41,7 +42,7 @@ pub(crate) struct Cli {
 enum Command {
     /// Lists the vdma devices of this system
     List(Format),
-    /// Shows what a device is and what went through it
+    /// Shows the properties of a device and its statistics
     Info {
         /// The device node
         #[arg(default_value = "/dev/vdma0")]
@@ -56,7 +57,7 @@ enum Command {
         /// Bytes to read; K, M and G are powers of 1024 [default: to the end of device memory]
         #[arg(short, long, value_parser = size::parse)]
         length: Option<u64>,
-        /// Where to put them; "-" is standard output
+        /// The file to write; "-" is standard output
         #[arg(short = 'O', long, default_value = "-", value_name = "FILE")]
         output: PathBuf,
     },
@@ -64,10 +65,10 @@ enum Command {
     Write {
         #[command(flatten)]
         range: Range,
-        /// Bytes to write at the most; K, M and G are powers of 1024 [default: all of the input]
+        /// Most bytes to write; K, M and G are powers of 1024 [default: all of the input]
         #[arg(short, long, value_parser = size::parse)]
         length: Option<u64>,
-        /// What to write; "-" is standard input
+        /// The file to read; "-" is standard input
         #[arg(short, long, default_value = "-", value_name = "FILE")]
         input: PathBuf,
     },
@@ -87,10 +88,10 @@ enum Command {
         /// The device node
         #[arg(default_value = "/dev/vdma0")]
         device: PathBuf,
-        /// Where to move it
+        /// Offset to move to
         #[arg(long, value_parser = size::parse)]
         to: u64,
-        /// Where it is
+        /// Offset to move from
         #[arg(long, value_parser = size::parse)]
         from: u64,
         /// Bytes to move; K, M and G are powers of 1024
@@ -107,7 +108,7 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Makes device memory read as zeroes, and gives the host's memory behind it back
+    /// Zeroes device memory, and frees the host's memory behind it
     Discard {
         #[command(flatten)]
         range: Range,
@@ -115,7 +116,7 @@ enum Command {
         #[arg(short, long, value_parser = size::parse)]
         length: Option<u64>,
     },
-    /// Makes durable what was written before
+    /// Makes everything written before durable
     Flush {
         /// The device node
         #[arg(default_value = "/dev/vdma0")]
@@ -128,10 +129,10 @@ enum Command {
         /// Bytes of the buffer, up to 4M; K, M and G are powers of 1024
         #[arg(short, long, default_value = "16K", value_parser = size::parse)]
         length: u64,
-        /// Byte of the first page at which the buffer begins
+        /// Offset of the buffer in its first page
         #[arg(long, default_value_t = 0)]
         skew: usize,
-        /// What kind of memory the buffer is
+        /// Kind of memory of the buffer
         #[arg(short, long, value_enum, default_value_t = Memory::Anonymous)]
         memory: Memory,
         /// The file to map, with `--memory file`
@@ -140,21 +141,30 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Prints requests as the device completes them (as root)
+    /// Prints requests as they complete (as root)
     Trace {
         /// The device node
         #[arg(default_value = "/dev/vdma0")]
         device: PathBuf,
-        /// Ends after so many requests
+        /// Number of requests to print
         #[arg(short, long)]
         count: Option<u64>,
-        /// Ends after so many seconds
-        #[arg(short, long)]
-        seconds: Option<f64>,
+        /// Seconds after which to end; an error if requests are still missing, or COMMAND still runs
+        #[arg(
+            short,
+            long,
+            value_name = "SECONDS",
+            alias = "seconds",
+            short_alias = 's'
+        )]
+        timeout: Option<f64>,
         #[command(flatten)]
         format: Format,
+        /// A command to run when the trace is attached; it ends with the command, with its exit status
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
     },
-    /// Shows rates and latencies of each operation, again and again (as root)
+    /// Shows rates and latencies of each operation, repeatedly (as root)
     Top {
         /// The device node
         #[arg(default_value = "/dev/vdma0")]
@@ -162,7 +172,7 @@ enum Command {
         /// Seconds between two screens
         #[arg(short, long, default_value_t = 1.0)]
         interval: f64,
-        /// Ends after so many screens
+        /// Number of screens to show
         #[arg(short, long)]
         rounds: Option<u64>,
     },
@@ -173,7 +183,7 @@ enum Command {
 enum Memory {
     /// Private memory without a file, in small pages
     Anonymous,
-    /// The same in transparent huge pages
+    /// Private memory without a file, in transparent huge pages
     Huge,
     /// Shared memory without a file
     Shared,
@@ -181,7 +191,7 @@ enum Memory {
     File,
 }
 
-/// A number, hexadecimal with 0x before it.
+/// Parses a number; hexadecimal with the prefix 0x.
 fn pattern(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
@@ -192,16 +202,16 @@ fn pattern(text: &str) -> Result<u64, String> {
 
 #[derive(Debug, Args)]
 struct Format {
-    /// How to print
+    /// Format of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text, value_name = "FORMAT")]
     output: Output,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people
+    /// A table
     Text,
-    /// For programs; the field `version` changes when a field changes its meaning
+    /// JSON; the field `version` changes when a field changes its meaning
     Json,
 }
 
@@ -210,13 +220,13 @@ struct Range {
     /// The device node
     #[arg(default_value = "/dev/vdma0")]
     device: PathBuf,
-    /// Where in device memory to begin, in bytes; K, M and G are powers of 1024
+    /// Offset in device memory, in bytes; K, M and G are powers of 1024
     #[arg(short = 's', long, default_value = "0", value_parser = size::parse)]
     offset: u64,
 }
 
 impl Cli {
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::List(format) => show::list(format.output),
             Command::Info { device, format } => show::info(&device, format.output),
@@ -269,15 +279,24 @@ impl Cli {
             Command::Trace {
                 device,
                 count,
-                seconds,
+                timeout,
                 format,
-            } => watch::trace(&device, count, seconds, format.output),
+                command,
+            } => {
+                let limits = watch::Limits {
+                    count,
+                    timeout,
+                    command,
+                };
+                return watch::trace(&device, &limits, format.output);
+            }
             Command::Top {
                 device,
                 interval,
                 rounds,
             } => watch::top(&device, interval, rounds),
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 

@@ -66,8 +66,8 @@ pub(super) fn write(
         if got == 0 {
             break;
         }
-        let room = device.info().memory_size.saturating_sub(at);
-        if got as u64 > room {
+        let left = device.info().memory_size.saturating_sub(at);
+        if got as u64 > left {
             bail!(
                 "{}: the input does not fit: device memory ends at {:#x}; use --length to cut it",
                 path.display(),

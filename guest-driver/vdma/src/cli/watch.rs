@@ -1,12 +1,15 @@
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     io::{IsTerminal as _, Write as _, stdout},
+    os::unix::process::ExitStatusExt as _,
     path::Path,
+    process::{Child, Command, ExitCode, ExitStatus},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use vdma::{Device, Operation, TraceRecord};
 
@@ -15,26 +18,51 @@ use super::{
     show::{JSON_VERSION, size},
 };
 
-/// Time between two looks at the trace: short enough for nothing to be lost at 400 000 requests per
+/// Time between two reads of the trace: short enough for nothing to be lost at 400 000 requests per
 /// second.
-const LOOK: Duration = Duration::from_millis(10);
+const READ_INTERVAL: Duration = Duration::from_millis(10);
 
 fn name(record: &TraceRecord) -> &'static str {
     Operation::from_code(record.operation).map_or("?", Operation::name)
 }
 
-/// Prints requests as they complete, `count` of them, or for `seconds`.
-pub(super) fn trace(
-    path: &Path,
-    count: Option<u64>,
-    seconds: Option<f64>,
-    output: Output,
-) -> Result<()> {
+/// When a trace ends, apart from an interrupt, and what runs meanwhile.
+pub(super) struct Limits {
+    /// Number of requests to print.
+    pub(super) count: Option<u64>,
+    /// Seconds after which to give up.
+    pub(super) timeout: Option<f64>,
+    /// A program to trace, with its arguments; empty for none.
+    pub(super) command: Vec<OsString>,
+}
+
+impl Limits {
+    /// What the user is told when the trace is attached.
+    fn describe(&self) -> String {
+        let mut ends = Vec::new();
+        if !self.command.is_empty() {
+            ends.push("with the command".to_owned());
+        }
+        if let Some(count) = self.count {
+            ends.push(format!("after {count} requests"));
+        }
+        if let Some(timeout) = self.timeout {
+            ends.push(format!("after {timeout} seconds"));
+        }
+        if ends.is_empty() {
+            ends.push("with an interrupt (Ctrl-C)".to_owned());
+        }
+        format!("ends {}", ends.join(" or "))
+    }
+}
+
+/// Prints requests as they complete. The exit status is that of the command, if there is one.
+pub(super) fn trace(path: &Path, limits: &Limits, output: Output) -> Result<ExitCode> {
     let device = Device::open(path)?;
+    let deadline = deadline(limits.timeout)?;
     let mut trace = device.trace()?;
-    let deadline = deadline(seconds)?;
-    let mut left = count.unwrap_or(u64::MAX);
-    let mut lost = 0;
+    // What completes from here on is recorded: a script waits for this line before it submits.
+    eprintln!("tracing {}; {}", path.display(), limits.describe());
     if output == Output::Text {
         print_line!(
             "{:>16} {:>5} {:<12} {:>12} {:>10} {:>5} {:>5} {:>10} result",
@@ -48,68 +76,145 @@ pub(super) fn trace(
             "latency"
         )?;
     }
-    while left > 0 && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+    let mut program = Program::start(&limits.command)?;
+    let wanted = limits.count.unwrap_or(u64::MAX);
+    let mut printed = 0;
+    let mut lost = 0;
+    let in_time = loop {
+        // Asked before the trace is read, so that the last requests of the program are in it.
+        let ended = program.has_ended()?;
         let read = trace.read()?;
         lost += read.lost;
-        let mut out = stdout().lock();
-        for record in read
-            .records
-            .iter()
-            .take(usize::try_from(left).unwrap_or(usize::MAX))
-        {
-            left -= 1;
-            let printed = match output {
-                Output::Text => writeln!(
-                    out,
-                    "{:>9}.{:06} {:>5} {:<12} {:>#12x} {:>10} {:>5} {:>5} {:>7} µs {}",
-                    record.time / 1_000_000_000,
-                    record.time / 1000 % 1_000_000,
-                    record.queue,
-                    name(record),
-                    record.offset,
-                    record.length,
-                    record.pages,
-                    record.segments,
-                    record.latency / 1000,
-                    record.result
-                ),
-                Output::Json => writeln!(
-                    out,
-                    "{}",
-                    json!({
-                        "version": JSON_VERSION,
-                        "time": record.time,
-                        "queue": record.queue,
-                        "operation": name(record),
-                        "offset": record.offset,
-                        "length": record.length,
-                        "transferred": record.transferred,
-                        "pages": record.pages,
-                        "segments": record.segments,
-                        "latency": record.latency,
-                        "result": record.result,
-                    })
-                ),
-            };
-            printed.context("cannot print")?;
+        for record in &read.records {
+            if printed < wanted {
+                print_record(record, output)?;
+                printed += 1;
+            }
         }
-        drop(out);
+        if printed == wanted && !program.is_running() || ended && read.records.is_empty() {
+            break true;
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            break false;
+        }
         if read.records.is_empty() {
-            sleep(LOOK);
+            sleep(READ_INTERVAL);
         }
-    }
+    };
     if lost > 0 {
-        eprintln!("{lost} requests were overwritten before they could be shown");
+        eprintln!("{lost} requests were overwritten before they could be printed");
     }
-    Ok(())
+    match program.finish()? {
+        Some(status) => Ok(exit_code(status)),
+        None => match limits.count {
+            Some(count) if !in_time => {
+                bail!("{printed} of {count} requests completed before the time-out")
+            }
+            _ => Ok(ExitCode::SUCCESS),
+        },
+    }
+}
+
+fn print_record(record: &TraceRecord, output: Output) -> Result<()> {
+    let mut out = stdout().lock();
+    match output {
+        Output::Text => writeln!(
+            out,
+            "{:>9}.{:06} {:>5} {:<12} {:>#12x} {:>10} {:>5} {:>5} {:>7} µs {}",
+            record.time / 1_000_000_000,
+            record.time / 1000 % 1_000_000,
+            record.queue,
+            name(record),
+            record.offset,
+            record.length,
+            record.pages,
+            record.segments,
+            record.latency / 1000,
+            record.result
+        ),
+        Output::Json => writeln!(
+            out,
+            "{}",
+            json!({
+                "version": JSON_VERSION,
+                "time": record.time,
+                "queue": record.queue,
+                "operation": name(record),
+                "offset": record.offset,
+                "length": record.length,
+                "transferred": record.transferred,
+                "pages": record.pages,
+                "segments": record.segments,
+                "latency": record.latency,
+                "result": record.result,
+            })
+        ),
+    }
+    .context("cannot print")
+}
+
+/// The program that is traced, if there is one.
+struct Program {
+    child: Option<Child>,
+    status: Option<ExitStatus>,
+}
+
+impl Program {
+    fn start(command: &[OsString]) -> Result<Self> {
+        let child = command
+            .split_first()
+            .map(|(program, arguments)| {
+                Command::new(program)
+                    .args(arguments)
+                    .spawn()
+                    .with_context(|| format!("cannot run {}", program.display()))
+            })
+            .transpose()?;
+        Ok(Self {
+            child,
+            status: None,
+        })
+    }
+
+    fn has_ended(&mut self) -> Result<bool> {
+        if let (Some(child), None) = (&mut self.child, self.status) {
+            self.status = child.try_wait().context("cannot wait for the command")?;
+        }
+        Ok(self.status.is_some())
+    }
+
+    fn is_running(&self) -> bool {
+        self.child.is_some() && self.status.is_none()
+    }
+
+    /// The status of the program. One that still runs is killed: its time is over.
+    fn finish(mut self) -> Result<Option<ExitStatus>> {
+        if self.is_running()
+            && let Some(child) = &mut self.child
+        {
+            child.kill().context("cannot end the command")?;
+            child.wait().context("cannot wait for the command")?;
+            bail!("the command was still running at the time-out, and was killed");
+        }
+        Ok(self.status)
+    }
+}
+
+/// The status as a shell has it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 fn deadline(seconds: Option<f64>) -> Result<Option<Instant>> {
     seconds
         .map(|seconds| {
             Duration::try_from_secs_f64(seconds)
-                .map(|duration| Instant::now() + duration)
-                .with_context(|| format!("{seconds} seconds is not a time"))
+                .ok()
+                .and_then(|duration| Instant::now().checked_add(duration))
+                .with_context(|| format!("a time-out of {seconds} seconds is not possible"))
         })
         .transpose()
 }
@@ -136,14 +241,14 @@ impl Sum {
         self.latencies.sort_unstable();
         let index = (self.latencies.len() * percent / 100).min(self.latencies.len() - 1);
         self.latencies.get(index).map_or(0.0, |nanoseconds| {
-            #[allow(clippy::cast_precision_loss)] // For people.
+            #[allow(clippy::cast_precision_loss)] // Rounded for display.
             let nanoseconds = *nanoseconds as f64;
             nanoseconds / 1000.0
         })
     }
 }
 
-/// Shows rates and latencies of each operation, again and again.
+/// Shows rates and latencies of each operation, repeatedly.
 pub(super) fn top(path: &Path, interval: f64, rounds: Option<u64>) -> Result<()> {
     let interval = Duration::try_from_secs_f64(interval)
         .ok()
@@ -167,7 +272,7 @@ pub(super) fn top(path: &Path, interval: f64, rounds: Option<u64>) -> Result<()>
             if rest.is_zero() {
                 break;
             }
-            sleep(rest.min(LOOK));
+            sleep(rest.min(READ_INTERVAL));
         }
         let in_flight = device.device_statistics()?.in_flight;
         print_screen(&device, begin.elapsed(), &mut sums, lost, in_flight)?;
@@ -198,7 +303,7 @@ fn print_screen(
         "operation", "requests/s", "MiB/s", "failed", "p50 µs", "p99 µs"
     )?;
     for (name, sum) in sums {
-        #[allow(clippy::cast_precision_loss)] // For people.
+        #[allow(clippy::cast_precision_loss)] // Rounded for display.
         let (requests, mib) = (
             sum.requests as f64 / elapsed.as_secs_f64(),
             sum.bytes as f64 / elapsed.as_secs_f64() / f64::from(1 << 20),
