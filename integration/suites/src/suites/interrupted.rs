@@ -14,9 +14,7 @@ use crate::support::{
     open, procfs,
     region::Region,
     signal,
-    uring::{
-        Uring, {self},
-    },
+    uring::{self, Uring},
     wait,
 };
 

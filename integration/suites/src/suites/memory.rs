@@ -22,9 +22,7 @@ use crate::{
         fuse::{FileSystem, drop_caches},
         open, procfs,
         region::Region,
-        uring::{
-            Uring, {self},
-        },
+        uring::{self, Uring},
     },
     test::Skip,
 };

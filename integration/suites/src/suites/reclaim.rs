@@ -12,9 +12,7 @@ use crate::support::{
     fuse::{FileSystem, drop_caches},
     open,
     region::Region,
-    uring::{
-        Uring, {self},
-    },
+    uring::{self, Uring},
 };
 
 /// Which pages of the mapping are in memory.

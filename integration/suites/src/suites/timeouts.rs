@@ -14,9 +14,7 @@ use crate::support::{
     driver::{Reloaded, Unbound},
     errno, faults, open,
     region::Region,
-    uring::{
-        Uring, {self},
-    },
+    uring::{self, Uring},
     wait,
 };
 

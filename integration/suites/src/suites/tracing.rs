@@ -19,9 +19,7 @@ use crate::support::{
     child::Child,
     drop_privileges, errno, faults, open, program,
     region::Region,
-    uring::{
-        Uring, {self},
-    },
+    uring::{self, Uring},
 };
 
 #[guest_test]

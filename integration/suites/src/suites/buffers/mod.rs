@@ -12,6 +12,7 @@ use vdma::{
 };
 
 use crate::support::{PAGE, bytes, errno, open};
+
 /// A command whose data is in the buffer `id`.
 pub(super) fn with_buffer(operation: Operation, id: u32, at: u64, length: usize) -> Command {
     Command {

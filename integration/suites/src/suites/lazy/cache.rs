@@ -1,6 +1,6 @@
 //! The cache attribute of lazy and eager mappings.
 
-use std::fs::{self};
+use std::fs;
 
 use anyhow::{Result, ensure};
 use guest_suites_macros::guest_test;

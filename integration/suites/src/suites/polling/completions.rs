@@ -10,14 +10,10 @@ use crate::support::{
     KIB, PAGE,
     batch::Batch,
     bytes,
-    driver::{
-        Reloaded, {self},
-    },
+    driver::{self, Reloaded},
     open, open_direct, procfs,
     region::Region,
-    uring::{
-        Uring, {self},
-    },
+    uring::{self, Uring},
 };
 
 /// Interrupts of the device so far.

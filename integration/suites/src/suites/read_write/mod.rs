@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use guest_suites_macros::guest_test;
 
 use crate::support::{KIB, MIB, bytes, open};
+
 #[guest_test]
 fn many_threads_and_openers_at_once() -> Result<()> {
     const THREADS: usize = 8;
