@@ -179,10 +179,10 @@ impl Vdma {
             .unwrap_or(FaultResult::BUS_ERROR)
     }
 
-    /// Counts a mapping that has come (`true`) or gone.
-    pub(crate) fn count_mapping(&self, come: bool) {
+    /// Counts a mapping that was made (`true`) or is gone.
+    pub(crate) fn count_mapping(&self, made: bool) {
         if let Some(bar) = &self.bar {
-            bar.count_mapping(come);
+            bar.count_mapping(made);
         }
     }
 

@@ -37,7 +37,7 @@ impl Drop for Root {
     }
 }
 
-/// What the files of a device show.
+/// What the files of a device are made from.
 struct Shown {
     observer: Arc<DeviceObserver>,
     queues: Arc<Queues>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The structures of ioctl calls on their way from and to user space.
+//! Copies the structures of `ioctl` calls from and to user space.
 
 use core::mem::size_of;
 
