@@ -20,3 +20,6 @@ pub use self::{
     pass::{Pass, Processor},
     request::{Completion, Request},
 };
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! The processor on a ring in plain memory, without any transport.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use vdma_protocol::{Operation, RequestHeader, Response, Status};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::{
+    Completion, Decision, IdleAction, Interceptor, MAX_BATCH, Pass, PassError, PassThrough,
+    Processor, QueueHost, Request,
+};
+use crate::{
+    engine::Engine,
+    memory::{Backing, DeviceMemory},
+    metrics::QueueMetrics,
+    virtqueue::{ActiveQueue, GuestView},
+};
+
+const SIZE: u16 = 64;
+const AVAILABLE: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const HEADER: u64 = 0x3000;
+const RESPONSES: u64 = 0x4000;
+
+/// A queue whose chains 0, 2, 4, … are NOPs, without the event index.
+struct Bench<I> {
+    memory: GuestMemoryMmap,
+    view: GuestView,
+    queue: Queue,
+    metrics: Arc<QueueMetrics>,
+    processor: Processor<I>,
+}
+
+impl<I: Interceptor> Bench<I> {
+    fn new(interceptor: I) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let header = RequestHeader::new(Operation::Nop, 0, 0, 0).to_bytes();
+        memory.write_slice(&header, GuestAddress(HEADER)).unwrap();
+        for head in (0..SIZE).step_by(2) {
+            let response = RESPONSES + 16 * u64::from(head);
+            let descriptors = [(HEADER, 32u32, 1u16, head + 1), (response, 16, 2, 0)];
+            for (at, (address, length, flags, next)) in (u64::from(head)..).zip(descriptors) {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&address.to_le_bytes());
+                bytes[8..12].copy_from_slice(&length.to_le_bytes());
+                bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+                bytes[14..].copy_from_slice(&next.to_le_bytes());
+                memory.write_slice(&bytes, GuestAddress(16 * at)).unwrap();
+            }
+        }
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_size(SIZE);
+        queue.try_set_desc_table_address(GuestAddress(0)).unwrap();
+        queue
+            .try_set_avail_ring_address(GuestAddress(AVAILABLE))
+            .unwrap();
+        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.set_ready(true);
+        let device = DeviceMemory::open(Backing::Memfd, Some(4096)).unwrap();
+        let view = GuestView::new(&memory, &device);
+        let metrics = Arc::new(QueueMetrics::default());
+        let engine = Engine::new(Arc::new(device));
+        Self {
+            memory,
+            view,
+            queue,
+            processor: Processor::new(engine, Arc::clone(&metrics), interceptor),
+            metrics,
+        }
+    }
+
+    fn load(&self, address: u64) -> u16 {
+        self.memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    fn store(&self, address: u64, value: u16) {
+        self.memory.write_obj(value, GuestAddress(address)).unwrap();
+    }
+
+    /// Makes this number of NOPs available.
+    fn submit(&self, count: u16) {
+        let index = self.load(AVAILABLE + 2);
+        for number in index..index + count {
+            let slot = u64::from(number % SIZE);
+            self.store(AVAILABLE + 4 + 2 * slot, 2 * (number % (SIZE / 2)));
+        }
+        self.store(AVAILABLE + 2, index + count);
+    }
+
+    fn used_index(&self) -> u16 {
+        self.load(USED + 2)
+    }
+
+    fn pass(&mut self, host: &mut Host) -> Result<Pass, PassError> {
+        self.processor.pass(&mut self.queue, &self.view, host)
+    }
+}
+
+/// A host that counts, and treats an empty ring always in the same way.
+struct Host {
+    idle_action: IdleAction,
+    calls: u32,
+    executed: u32,
+}
+
+impl Host {
+    fn new(idle_action: IdleAction) -> Self {
+        Self {
+            idle_action,
+            calls: 0,
+            executed: 0,
+        }
+    }
+}
+
+impl QueueHost for Host {
+    fn call(&mut self) {
+        self.calls += 1;
+    }
+
+    fn idle_action(&mut self) -> IdleAction {
+        self.idle_action
+    }
+
+    fn executed(&mut self, _head: u16, completion: Completion) {
+        assert_eq!(completion.status, Status::OK);
+        self.executed += 1;
+    }
+}
+
+#[test]
+fn each_batch_is_published_with_one_call() {
+    let mut bench = Bench::new(PassThrough);
+    let mut host = Host::new(IdleAction::EnableNotification);
+    let count = SIZE / 2;
+    bench.submit(count);
+    bench.submit(8);
+    assert_eq!(bench.pass(&mut host), Ok(Pass::AwaitKick));
+    assert_eq!((host.executed, host.calls), (40, 2));
+    assert_eq!(MAX_BATCH, usize::from(count));
+    assert_eq!((bench.used_index(), bench.metrics.calls.get()), (40, 2));
+    assert_eq!(bench.load(USED), 0, "kicks are enabled");
+    let mut response = [0xff; Response::SIZE];
+    bench
+        .memory
+        .read_slice(&mut response, GuestAddress(RESPONSES))
+        .unwrap();
+    assert_eq!(
+        Response::from_bytes(&response),
+        Response::new(Status::OK, 0, 0)
+    );
+    // The driver asks for no calls.
+    bench.store(AVAILABLE, 1);
+    bench.submit(1);
+    assert_eq!(bench.pass(&mut host), Ok(Pass::AwaitKick));
+    assert_eq!((host.executed, host.calls), (41, 2));
+}
+
+#[test]
+fn a_host_that_yields_gets_its_thread_back_without_kicks() {
+    let mut bench = Bench::new(PassThrough);
+    let mut host = Host::new(IdleAction::Yield);
+    bench.submit(1);
+    assert_eq!(bench.pass(&mut host), Ok(Pass::Yielded));
+    assert_eq!(bench.load(USED), 1, "kicks stay disabled");
+    assert_eq!(bench.metrics.poll_hits.get(), 0);
+    bench.submit(3);
+    assert_eq!(bench.pass(&mut host), Ok(Pass::Yielded));
+    assert_eq!(bench.metrics.poll_hits.get(), 3);
+    assert_eq!(bench.used_index(), 4);
+}
+
+/// Holds the third request, or fails its completion.
+struct Third {
+    hold: bool,
+    seen: u16,
+    until: Instant,
+}
+
+impl Interceptor for Third {
+    type Plan = u16;
+
+    fn plan(&mut self, _request: &Request<'_, '_>, index: u16) -> Decision<u16> {
+        self.seen = index + 1;
+        if self.hold && self.seen == 3 {
+            Decision::HoldUntil(self.until)
+        } else {
+            Decision::Execute(self.seen)
+        }
+    }
+
+    fn execute(
+        &mut self,
+        request: &Request<'_, '_>,
+        engine: &mut Engine,
+        _plan: &u16,
+    ) -> Completion {
+        request.execute(engine)
+    }
+
+    fn complete(
+        &mut self,
+        queue: &mut ActiveQueue<'_, '_>,
+        head: u16,
+        completion: Completion,
+        plan: &u16,
+    ) -> Result<(), PassError> {
+        if *plan == 3 {
+            return Err(PassError::Injected);
+        }
+        queue.add_used(u32::from(head), completion.written);
+        Ok(())
+    }
+
+    fn end_batch(&mut self, _queue: &mut ActiveQueue<'_, '_>) {}
+
+    fn reset(&mut self) {
+        self.hold = false;
+    }
+}
+
+#[test]
+fn an_interceptor_holds_a_request_or_stops_the_queue() {
+    let until = Instant::now() + Duration::from_secs(3600);
+    let mut bench = Bench::new(Third {
+        hold: true,
+        seen: 0,
+        until,
+    });
+    let mut host = Host::new(IdleAction::EnableNotification);
+    bench.submit(5);
+    for _ in 0..2 {
+        assert_eq!(bench.pass(&mut host), Ok(Pass::HeldUntil(until)));
+        assert_eq!((bench.queue.next_avail(), bench.used_index()), (2, 2));
+    }
+    // Completions before the error are published.
+    bench.processor.reset();
+    assert_eq!(bench.pass(&mut host), Err(PassError::Injected));
+    assert_eq!((bench.queue.next_avail(), bench.used_index()), (3, 2));
+    assert_eq!(bench.metrics.ring_errors.get(), 1);
+    assert_eq!(
+        bench.metrics.operation(Some(Operation::Nop)).requests.get(),
+        3
+    );
+}
