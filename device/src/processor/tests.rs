@@ -174,14 +174,14 @@ fn a_host_that_yields_gets_its_thread_back_without_kicks() {
     assert_eq!(bench.used_index(), 4);
 }
 
-/// Holds the third request, or fails its completion.
-struct Third {
+/// Holds the third request, and fails to complete the fourth.
+struct HoldThenFail {
     hold: bool,
     seen: u16,
     until: Instant,
 }
 
-impl Interceptor for Third {
+impl Interceptor for HoldThenFail {
     type Plan = u16;
 
     fn plan(&mut self, _request: &Request<'_, '_>, index: u16) -> Decision<u16> {
@@ -209,7 +209,7 @@ impl Interceptor for Third {
         completion: Completion,
         plan: &u16,
     ) -> Result<(), PassError> {
-        if *plan == 3 {
+        if *plan == 4 {
             return Err(PassError::Injected);
         }
         queue.add_used(u32::from(head), completion.written);
@@ -226,7 +226,7 @@ impl Interceptor for Third {
 #[test]
 fn an_interceptor_holds_a_request_or_stops_the_queue() {
     let until = Instant::now() + Duration::from_secs(3600);
-    let mut bench = Bench::new(Third {
+    let mut bench = Bench::new(HoldThenFail {
         hold: true,
         seen: 0,
         until,
@@ -240,10 +240,10 @@ fn an_interceptor_holds_a_request_or_stops_the_queue() {
     // Completions before the error are published.
     bench.processor.reset();
     assert_eq!(bench.pass(&mut host), Err(PassError::Injected));
-    assert_eq!((bench.queue.next_avail(), bench.used_index()), (3, 2));
+    assert_eq!((bench.queue.next_avail(), bench.used_index()), (4, 3));
     assert_eq!(bench.metrics.ring_errors.get(), 1);
     assert_eq!(
         bench.metrics.operation(Some(Operation::Nop)).requests.get(),
-        3
+        4
     );
 }
