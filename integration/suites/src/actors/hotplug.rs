@@ -48,7 +48,7 @@ pub(super) fn hold_an_unplugged_device() -> Result<()> {
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let toucher = Child::fork(|| {
+    let accessor = Child::fork(|| {
         let deadline = Instant::now() + GONE;
         while Instant::now() < deadline {
             mapping.load::<u32>(PAGE)?;
@@ -67,13 +67,13 @@ pub(super) fn hold_an_unplugged_device() -> Result<()> {
     })?;
     ensure!(procfs::pinned_pages()? > pinned, "nothing is pinned");
     say_ready()?;
-    wait::until("the node is gone", || Ok(!Path::new(NODE).exists()))?;
+    wait::until("the node is removed", || Ok(!Path::new(NODE).exists()))?;
     context.wait_for_error(IN_FLIGHT.count, Errno::NODEV)?;
     context.expect_none()?;
     for reader in readers {
         reader.succeed()?;
     }
-    toucher
+    accessor
         .die_of(Signal::BUS)
         .context("a load from the mapping")?;
     let mut buffer = [0; 10];

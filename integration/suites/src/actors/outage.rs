@@ -31,8 +31,8 @@ pub(super) fn load_a_dying_device() -> Result<()> {
         let error = device.file().read_at(&mut [0; 10], 0).err();
         Ok(error.and_then(|error| error.raw_os_error()) == Some(Errno::NODEV.raw_os_error()))
     })?;
-    let toucher = Child::fork(|| mapping.load::<u32>(0).map(|_| ()).map_err(Into::into))?;
-    toucher
+    let accessor = Child::fork(|| mapping.load::<u32>(0).map(|_| ()).map_err(Into::into))?;
+    accessor
         .die_of(Signal::BUS)
         .context("a load from the mapping")
 }

@@ -241,7 +241,7 @@ fn only_the_given_range_changes() -> Result<()> {
         bytes::expect(
             &region.read(0..4 * PAGE)?,
             &expected,
-            "memory around what was read",
+            "memory around the range",
         )?;
     }
     Ok(())

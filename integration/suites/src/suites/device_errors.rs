@@ -153,7 +153,7 @@ fn a_used_length_beyond_the_buffers_is_eio() -> Result<()> {
     bytes::expect(
         &region.read(10_000..16_384)?,
         &[0xdd; 6384],
-        "memory behind the buffer",
+        "memory after the buffer",
     )?;
     works(&device)
 }
@@ -197,7 +197,7 @@ fn a_failure_within_a_long_transfer_is_a_short_count() -> Result<()> {
         .context("the read")?;
     ensure!(
         (1..=BEFORE).contains(&moved),
-        "{moved} bytes, {BEFORE} are good"
+        "{moved} bytes, {BEFORE} of them without a fault"
     );
     bytes::expect(&region.read(0..moved)?, &data[..moved], "what was read")?;
     let after = device.file_statistics()?;

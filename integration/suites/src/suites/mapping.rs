@@ -164,7 +164,7 @@ fn a_read_only_file_maps_for_reading() -> Result<()> {
     let refused = result
         .as_ref()
         .is_err_and(|error| error.downcast_ref() == Some(&Errno::ACCESS));
-    ensure!(refused, "making it writable gave {result:?}");
+    ensure!(refused, "making it writable returned {result:?}");
     Ok(())
 }
 
@@ -234,12 +234,12 @@ fn a_hole_in_a_mapping_keeps_the_rest() -> Result<()> {
     bytes::expect(
         &front.read(0..4 * PAGE)?,
         &data[..4 * PAGE],
-        "the part in front of the hole",
+        "the part before the hole",
     )?;
     bytes::expect(
         &back.read(0..4 * PAGE)?,
         &data[5 * PAGE..],
-        "the part behind the hole",
+        "the part after the hole",
     )?;
     drop(front);
     bytes::expect(

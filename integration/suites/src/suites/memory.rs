@@ -104,7 +104,7 @@ fn transparent_huge_pages() -> Result<()> {
     let lines = procfs::smaps(region.address())?.context("the region is not in smaps")?;
     let huge = procfs::kilobytes(procfs::field(&lines, "AnonHugePages")?)?;
     if huge == 0 {
-        return Err(Skip("the kernel gave no transparent huge pages".to_owned()).into());
+        return Err(Skip("the kernel allocated no transparent huge pages".to_owned()).into());
     }
     serves(&region)
 }
@@ -228,7 +228,7 @@ fn private_file_mappings_are_copied() -> Result<()> {
     device.file().write_all_at(&data, POSITION)?;
     region.pread_exact(device.file(), 1..length - 1, POSITION)?;
     bytes::expect(&region.read(1..length - 1)?, &data, "the mapping")?;
-    bytes::expect_at(&file, 0, &content, "the file behind it")
+    bytes::expect_at(&file, 0, &content, "the file")
 }
 
 #[guest_test]

@@ -25,21 +25,21 @@ fn calls_on_open_files_are_enodev() -> Result<()> {
     let device = open()?;
     let mut buffer = vec![0; 3 * PAGE];
     device.file().read_exact_at(&mut buffer, 0)?;
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     let file = device.file();
     errno::expect(file.read_at(&mut buffer, 0), Errno::NODEV, "a read")?;
     errno::expect(file.write_at(&buffer, 0), Errno::NODEV, "a write")?;
     errno::expect(file.sync_all(), Errno::NODEV, "fsync")?;
-    gone.bind()
+    unbound.bind()
 }
 
 #[guest_test]
 fn the_node_is_removed_and_recreated() -> Result<()> {
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     ensure!(!Path::new(NODE).exists(), "{NODE} is still there");
     ensure!(open().is_err(), "{NODE} can still be opened");
     ensure!(driver::bound()?.is_empty(), "the driver is still bound");
-    gone.bind()?;
+    unbound.bind()?;
     let device = open()?;
     device.file().write_all_at(b"again", 0)?;
     ensure!(driver::bound()?.len() == 1, "the driver is not bound");
@@ -51,14 +51,14 @@ fn accesses_to_mappings_raise_sigbus() -> Result<()> {
     let device = open()?;
     let mapping = device.map(0, 4 * PAGE)?;
     mapping.store(0, 1_u32)?;
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     for offset in [0, PAGE + 4] {
         let loading = Child::fork(|| mapping.load::<u32>(offset).map(|_| ()).map_err(Into::into))?;
         loading.die_of(Signal::BUS).context("a load")?;
         let storing = Child::fork(|| mapping.store(offset, 7_u32).map_err(Into::into))?;
         storing.die_of(Signal::BUS).context("a store")?;
     }
-    gone.bind()?;
+    unbound.bind()?;
     // The old mapping stays dead when the driver is bound again.
     let loading = Child::fork(|| mapping.load::<u32>(0).map(|_| ()).map_err(Into::into))?;
     loading.die_of(Signal::BUS).context("a load afterwards")?;
@@ -87,10 +87,10 @@ fn old_files_stay_dead_after_rebinding() -> Result<()> {
 #[guest_test]
 fn dead_files_cannot_be_mapped() -> Result<()> {
     let old = open()?;
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     let result = old.map(0, PAGE).map(|mapping| mapping.len());
     errno::expect_vdma(result, Errno::NODEV, "a mapping of a removed device")?;
-    gone.bind()?;
+    unbound.bind()?;
     let result = old.map(0, PAGE).map(|mapping| mapping.len());
     errno::expect_vdma(result, Errno::NODEV, "a mapping by an old file")
 }
@@ -123,7 +123,7 @@ fn requests_in_flight_complete_or_are_enodev() -> Result<()> {
     let mut iocbs = BATCH.iocbs(Opcode::Read, &device, &region)?;
     // SAFETY: The region lives until all requests have completed, below.
     unsafe { context.submit_all(&mut iocbs) }?;
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     for completion in context.wait_raw(BATCH.count)? {
         ensure!(
             completion.is_bytes(PAGE) || completion.is_error(Errno::NODEV),
@@ -131,7 +131,7 @@ fn requests_in_flight_complete_or_are_enodev() -> Result<()> {
         );
     }
     context.expect_none()?;
-    gone.bind()?;
+    unbound.bind()?;
     open()?
         .file()
         .write_all_at(&bytes::random(1, 2 * PAGE), 0)?;
@@ -151,9 +151,9 @@ fn a_blocked_read_returns() -> Result<()> {
         }
     })?;
     wait::until_busy(&observer)?;
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     child.succeed()?;
-    gone.bind()
+    unbound.bind()
 }
 
 #[guest_test(devices = 2)]
@@ -166,7 +166,7 @@ fn removing_one_device_keeps_the_other() -> Result<()> {
             .file()
             .write_all_at(&[u8::try_from(number)? + 1; 100], 0)?;
     }
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     let lost = usize::from(!Path::new("/dev/vdma0").exists());
     let (dead, alive) = if lost == 1 {
         (&devices[0], &devices[1])
@@ -184,7 +184,7 @@ fn removing_one_device_keeps_the_other() -> Result<()> {
         .read_exact_at(&mut buffer, 0)
         .context("the other device")?;
     ensure!(buffer[0] != 0 && buffer.iter().all(|&byte| byte == buffer[0]));
-    gone.bind()?;
+    unbound.bind()?;
     ensure!(driver::bound()?.len() == 2, "not both devices are bound");
     // The number of the removed node is used again.
     for node in ["/dev/vdma0", "/dev/vdma1"] {
@@ -214,9 +214,9 @@ fn an_open_file_prevents_unloading() -> Result<()> {
     unload_is_refused()?;
     let mut buffer = [0; 10];
     device.file().read_exact_at(&mut buffer, 0)?;
-    let gone = Unbound::new()?;
+    let unbound = Unbound::new()?;
     unload_is_refused().context("without the device")?;
-    gone.bind()
+    unbound.bind()
 }
 
 #[guest_test]

@@ -148,7 +148,7 @@ fn huge_pages_are_coalesced() -> Result<()> {
     let huge = procfs::kilobytes(procfs::field(&lines, "AnonHugePages")?)?;
     if huge < LENGTH {
         return Err(crate::test::Skip(format!(
-            "the kernel gave {huge} bytes of huge pages instead of {LENGTH}"
+            "the kernel allocated {huge} bytes of huge pages instead of {LENGTH}"
         ))
         .into());
     }

@@ -12,7 +12,7 @@ pub(crate) fn expect<T: Debug, E: Into<io::Error>>(
     what: &str,
 ) -> Result<()> {
     match result {
-        Ok(value) => bail!("{what} gave {value:?} instead of {expected:?}"),
+        Ok(value) => bail!("{what} returned {value:?} instead of {expected:?}"),
         Err(error) => {
             let error: io::Error = error.into();
             if error.raw_os_error() != Some(expected.raw_os_error()) {
@@ -30,7 +30,7 @@ pub(crate) fn expect_vdma<T: Debug>(
     what: &str,
 ) -> Result<()> {
     match result {
-        Ok(value) => bail!("{what} gave {value:?} instead of {expected:?}"),
+        Ok(value) => bail!("{what} returned {value:?} instead of {expected:?}"),
         Err(vdma::Error::Open { cause, .. } | vdma::Error::Call { cause, .. }) => {
             expect::<T, _>(Err(cause), expected, what)
         }

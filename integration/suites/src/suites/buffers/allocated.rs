@@ -84,7 +84,7 @@ fn allocated_memory_outlives_its_id_and_file() -> Result<()> {
     drop(device);
     ensure!(
         region.read(PAGE..PAGE + 4)? == 0x1234_5678_u32.to_le_bytes(),
-        "the memory is gone"
+        "the memory lost its contents"
     );
     region.write(2 * PAGE, &[1; PAGE])?;
     Ok(())

@@ -188,7 +188,7 @@ fn touch_after_removal(touched_before: bool) -> Result<()> {
     errno::expect(
         Region::file(device.file(), 0, PAGE, MapFlags::SHARED).map(drop),
         Errno::NODEV,
-        "mapping a dead device",
+        "a mapping of a removed device",
     )?;
     unbound.bind()?;
     // The old file stays dead, and a new one works.

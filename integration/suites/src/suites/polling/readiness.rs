@@ -178,7 +178,7 @@ fn removal_raises_pollhup() -> Result<()> {
     let flags = ready(&device)?;
     ensure!(
         flags.contains(PollFlags::HUP | PollFlags::ERR),
-        "{flags:?} of a dead file"
+        "{flags:?} of a file of the removed device"
     );
     Ok(())
 }

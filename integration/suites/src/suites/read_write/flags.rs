@@ -125,7 +125,7 @@ fn other_ioctls_are_enotty() -> Result<()> {
         // SAFETY: The kernel checks the address, which is null.
         let result = unsafe { libc::ioctl(device.file().as_raw_fd(), command, 0) };
         let error = std::io::Error::last_os_error();
-        ensure!(result == -1, "ioctl {command:#x} gave {result}");
+        ensure!(result == -1, "ioctl {command:#x} returned {result}");
         errno::expect::<(), _>(Err(error), Errno::NOTTY, &format!("ioctl {command:#x}"))?;
     }
     // A known command with a bad address.
@@ -133,7 +133,7 @@ fn other_ioctls_are_enotty() -> Result<()> {
     // SAFETY: The kernel checks the address, which is null.
     let result = unsafe { libc::ioctl(device.file().as_raw_fd(), command, 0) };
     let error = std::io::Error::last_os_error();
-    ensure!(result == -1, "ioctl INFO to address 0 gave {result}");
+    ensure!(result == -1, "ioctl INFO to address 0 returned {result}");
     errno::expect::<(), _>(Err(error), Errno::FAULT, "ioctl INFO to address 0")
 }
 

@@ -100,7 +100,11 @@ fn bad_memory_behind_good_is_short() -> Result<()> {
             &source[start..start + moved],
             "the transferred part",
         )?;
-        bytes::expect(&back[moved..], &data[moved..], "device memory behind it")?;
+        bytes::expect(
+            &back[moved..],
+            &data[moved..],
+            "device memory after the transferred part",
+        )?;
     }
     still_works()
 }
