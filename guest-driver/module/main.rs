@@ -8,7 +8,7 @@
 //! 1. `io/file.rs`: the operations of an open file. A read hands its `kiocb` and `iov_iter` on.
 //! 2. `io/submit.rs`: the read becomes requests.
 //! 3. `io/request.rs`: what a request is, and the states that it goes through.
-//! 4. `io/pages.rs`: the caller's pages are pinned.
+//! 4. `linux/page_list.rs`: the caller's pages are pinned.
 //! 5. `io/queue.rs`: the request is put into the ring, the device is kicked, and the used request is
 //!    taken off the ring again.
 //! 6. `io/completion.rs`: the response is checked, and the caller completes.
