@@ -60,7 +60,10 @@
 /* Copies length bytes of device memory from offset argument to offset, as memmove. */
 #define VDMA_OP_MOVE 4U
 
-/* Fills device memory with the eight little-endian bytes of argument, repeated from offset. */
+/*
+ * Fills device memory with the eight little-endian bytes of argument, repeated from
+ * offset.
+ */
 #define VDMA_OP_FILL 5U
 
 /* Fills the incoming data with the eight little-endian bytes of argument, repeated. */
@@ -90,7 +93,10 @@
 /* Makes the effects of requests that completed before durable in the memory file. */
 #define VDMA_OP_FLUSH 12U
 
-/* Makes length bytes at offset read as zeroes and gives the memory behind whole pages back. */
+/*
+ * Makes length bytes at offset read as zeroes and gives the memory behind whole pages
+ * back.
+ */
 #define VDMA_OP_DISCARD 13U
 
 /* Done. */
@@ -182,21 +188,22 @@
 #define VDMA_IOCTL_TRACE 0x8010d50bU
 
 /*
- * Fills in an Explanation: the addresses of memory of the caller on its way to the device. EPERM
- * without CAP_SYS_ADMIN: it shows addresses of the kernel.
+ * Fills in an Explanation: the addresses of memory of the caller on its way to the device.
+ * EPERM without CAP_SYS_ADMIN: it shows addresses of the kernel.
  */
 #define VDMA_IOCTL_EXPLAIN 0xc028d50cU
 
 /*
- * Takes a Choice: an eventfd that is incremented with each transfer or command of this file that
- * ends, or NO_FILE to stop that.
+ * Takes a Choice: an eventfd that is incremented with each transfer or command of this file
+ * that ends, or NO_FILE to stop that.
  */
 #define VDMA_IOCTL_EVENTFD 0x4008d50dU
 
 /*
  * The cmd_op of an io_uring URING_CMD: runs the Command at the address in addr of the
  * submission. It is read before the submission returns; its results are written before the
- * completion, which carries Command.result, and in a 32-byte completion Command.value too.
+ * completion, which carries Command.result, and in a 32-byte completion Command.value
+ * too.
  */
 #define VDMA_URING_RUN 0xc048d505U
 
@@ -240,8 +247,8 @@
 #define VDMA_PAGE_BOUNCED 4U
 
 /*
- * The configuration space (SPEC.md, section 4). Read-only for the driver; all fields but Config.state are
- * constant while a driver is bound.
+ * The configuration space (SPEC.md, section 4). Read-only for the driver; all fields but
+ * Config.state are constant while a driver is bound.
  */
 struct vdma_config {
 	/* CONFIG_MAGIC. */
@@ -308,8 +315,8 @@ struct vdma_choice {
 /*
  * An operation of the device: see Operation for what each does with the fields.
  *
- * Longer ones than a request can carry are split by the driver, and their results put together; but not
- * MOVE: EIO beyond DeviceInfo.max_transfer.
+ * Longer ones than a request can carry are split by the driver, and their results put together;
+ * but not MOVE: EIO beyond DeviceInfo.max_transfer.
  */
 struct vdma_command {
 	/* Code of the operation. */

@@ -1,5 +1,5 @@
-//! The clauses of SPEC.md: each stands in the text once, and in a table of section 10 with the tests
-//! that show it; the tests that it names in files exist.
+//! The clauses of SPEC.md: each stands in the text once, and in a table of section 10 with the
+//! tests that show it; the tests that it names in files exist.
 #![allow(clippy::unwrap_used)]
 
 use std::{

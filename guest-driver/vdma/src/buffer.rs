@@ -39,10 +39,11 @@ pub struct AllocatedBuffer<'a> {
 }
 
 fn update<const OPCODE: Opcode, T>(device: &Device, value: &mut T) -> io::Result<()> {
-    // SAFETY: The opcodes used here are declared, in `vdma_protocol`, with the size of the structure
-    // that the driver reads and writes, which is made of integers only.
+    // SAFETY: The opcodes used here are declared, in `vdma_protocol`, with the size of the
+    // structure that the driver reads and writes, which is made of integers only.
     let call = unsafe { Updater::<OPCODE, T>::new(value) };
-    // SAFETY: `value` is borrowed until the call returns; addresses inside are those of borrowed memory.
+    // SAFETY: `value` is borrowed until the call returns; addresses inside are those of borrowed
+    // memory.
     unsafe { ioctl(device.file().as_fd(), call) }.map_err(Into::into)
 }
 
@@ -53,8 +54,8 @@ fn release(device: &Device, id: u32) {
     };
     // SAFETY: The driver reads a `Choice`.
     let call = unsafe { Setter::<{ IOCTL_RELEASE_BUFFER as Opcode }, Choice>::new(choice) };
-    // SAFETY: The structure stays borrowed until the call returns. An id that has been released is refused,
-    // and nothing is lost.
+    // SAFETY: The structure stays borrowed until the call returns. An id that has been released is
+    // refused, and nothing is lost.
     let _ = unsafe { ioctl(device.file().as_fd(), call) };
 }
 

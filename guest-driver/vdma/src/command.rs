@@ -17,11 +17,11 @@ pub enum Source<'a> {
     Slice(&'a [u8]),
     /// A range of a buffer, by its id.
     Buffer {
-        /// The id.
+        /// Id that the driver gave the buffer.
         id: u32,
-        /// First byte.
+        /// Offset of the first byte in the buffer.
         offset: u64,
-        /// Bytes.
+        /// Length in bytes.
         length: u64,
     },
 }
@@ -33,11 +33,11 @@ pub enum Target<'a> {
     Slice(&'a mut [u8]),
     /// A range of a buffer, by its id.
     Buffer {
-        /// The id.
+        /// Id that the driver gave the buffer.
         id: u32,
-        /// First byte.
+        /// Offset of the first byte in the buffer.
         offset: u64,
-        /// Bytes.
+        /// Length in bytes.
         length: u64,
     },
 }
@@ -110,7 +110,7 @@ fn set_target(command: &mut Command, target: &mut Target<'_>) -> u64 {
     }
 }
 
-/// How a command ended: the bytes that it worked on.
+/// The bytes that a command worked on.
 ///
 /// # Errors
 ///
@@ -123,7 +123,7 @@ pub fn outcome(command: &Command) -> io::Result<u64> {
 }
 
 impl Device {
-    /// Runs `command` as it is, and fills in its results.
+    /// Runs `command`, and fills in its results.
     ///
     /// # Safety
     ///
@@ -220,7 +220,7 @@ impl Device {
         Ok(command)
     }
 
-    /// Does nothing, through the device.
+    /// Sends a request that does nothing, and waits for it.
     ///
     /// # Errors
     ///
@@ -286,7 +286,7 @@ impl Device {
             .map(drop)
     }
 
-    /// Copies memory to memory; both have to be equally long.
+    /// Copies memory to memory of the same length, through the device.
     ///
     /// # Errors
     ///
@@ -353,7 +353,8 @@ impl Device {
         Ok(Some(command.value).filter(|index| *index < command.length))
     }
 
-    /// The CRC32C of device memory; `seed` is that of what came before it, 0 for nothing.
+    /// The CRC32C of device memory; `seed` is the checksum of the bytes before it, 0 if there are
+    /// none.
     ///
     /// # Errors
     ///
@@ -367,7 +368,7 @@ impl Device {
         .map(checksum)
     }
 
-    /// The CRC32C of memory; `seed` is that of what came before it, 0 for nothing.
+    /// The CRC32C of memory; `seed` is the checksum of the bytes before it, 0 if there are none.
     ///
     /// # Errors
     ///
@@ -378,7 +379,7 @@ impl Device {
             .map(checksum)
     }
 
-    /// Makes device memory read as zeroes, and gives the memory behind whole pages back to the host.
+    /// Zeroes device memory, and frees the host's memory behind whole pages of it.
     ///
     /// # Errors
     ///
@@ -388,7 +389,7 @@ impl Device {
             .map(drop)
     }
 
-    /// Makes durable what was completed before.
+    /// Makes the effects of operations that completed before durable.
     ///
     /// # Errors
     ///

@@ -53,8 +53,8 @@ pub struct Device {
 
 /// Runs an ioctl that fills a `T`.
 fn get<const OPCODE: Opcode, T>(file: BorrowedFd<'_>) -> io::Result<T> {
-    // SAFETY: The opcodes used here are declared, in `vdma_protocol`, with the size of the structure
-    // that the driver fills, which is made of integers only.
+    // SAFETY: The opcodes used here are declared, in `vdma_protocol`, with the size of the
+    // structure that the driver fills, which is made of integers only.
     let getter = unsafe { Getter::<OPCODE, T>::new() };
     // SAFETY: The structure of the call stays borrowed until it returns.
     unsafe { ioctl(file, getter) }.map_err(Into::into)
@@ -180,8 +180,8 @@ impl Device {
             .map_err(self.error("ioctl CACHE_MODE"))
     }
 
-    /// Has `event`, an eventfd, incremented with each transfer or operation of this open device that
-    /// ends; `None`: no more.
+    /// Has `event`, an eventfd, incremented with each transfer or operation of this open device
+    /// that ends; `None`: no more.
     ///
     /// # Errors
     ///
@@ -209,8 +209,8 @@ impl Device {
             capacity: u32::try_from(pages.len()).unwrap_or(0),
             count: 0,
         };
-        // SAFETY: The driver reads and writes an `Explanation`, and writes the array behind it; both
-        // are borrowed.
+        // SAFETY: The driver reads and writes an `Explanation`, and writes the array behind it;
+        // both are borrowed.
         let call =
             unsafe { Updater::<{ IOCTL_EXPLAIN as Opcode }, Explanation>::new(&mut explanation) };
         // SAFETY: The structure of the call stays borrowed until it returns.

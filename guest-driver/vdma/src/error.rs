@@ -8,7 +8,7 @@ pub enum Error {
     Open {
         /// The device node.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         cause: io::Error,
     },
     /// A call on an open device failed.
@@ -16,9 +16,9 @@ pub enum Error {
     Call {
         /// The device node.
         path: PathBuf,
-        /// The call.
+        /// Name of the call that failed.
         call: &'static str,
-        /// Why.
+        /// The error of the system.
         cause: io::Error,
     },
     /// The file is not a vdma device.
@@ -39,7 +39,7 @@ pub enum Error {
         /// Bytes of the mapping.
         length: usize,
     },
-    /// An operation did less than it was asked for.
+    /// An operation worked on fewer bytes than it was asked to.
     #[error("{}: {call}: {bytes} of {length} bytes; part of the memory is not accessible", path.display())]
     Short {
         /// The device node.

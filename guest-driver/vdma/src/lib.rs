@@ -1,9 +1,10 @@
 //! Access to vdma devices from user space.
 //!
 //! A device node is an ordinary file: everything that works on files works on it, `read_at` and
-//! `write_at` of [`std::os::unix::fs::FileExt`] included. This crate adds what files do not have: the
-//! description of the device, its statistics, device memory mapped into the process, the operations that
-//! reads and writes cannot express, buffers that are made ready for DMA once, and the trace.
+//! `write_at` of [`std::os::unix::fs::FileExt`] included. This crate adds what files do not have:
+//! the description of the device, its statistics, device memory mapped into the process, the
+//! operations that reads and writes cannot express, buffers that are made ready for DMA once, and
+//! the trace.
 //!
 //! ```no_run
 //! use std::os::unix::fs::FileExt;

@@ -21,8 +21,8 @@ words!(u8, u16, u32, u64);
 
 /// Device memory mapped into the process.
 ///
-/// The device, and others who mapped it, may change the memory at any time: it is reached by volatile
-/// loads and stores, never by references.
+/// The device, and others who mapped it, may change the memory at any time: it is reached by
+/// volatile loads and stores, never by references.
 ///
 /// When the device is removed, an access ends in `SIGBUS`.
 #[derive(Debug)]

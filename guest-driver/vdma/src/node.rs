@@ -37,7 +37,7 @@ fn nodes_below(class: &Path) -> io::Result<Vec<Node>> {
         else {
             continue;
         };
-        // A device may go while it is being listed; then it is not there.
+        // The device may be removed while the directory is read.
         let Ok(virtio) = fs::canonicalize(entry.path().join("device")) else {
             continue;
         };

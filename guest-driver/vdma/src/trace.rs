@@ -11,7 +11,7 @@ use vdma_protocol::{IOCTL_TRACE, TraceHeader, TraceRecord};
 
 use crate::{Device, Error, Mapping};
 
-/// An open trace. While one exists the driver records what it completes.
+/// An open trace. While one exists the driver records the requests that complete.
 #[derive(Debug)]
 pub struct Trace {
     mapping: Mapping,
@@ -23,7 +23,7 @@ pub struct Trace {
     _file: OwnedFd,
 }
 
-/// What [`Trace::read`] found.
+/// The result of [`Trace::read`].
 #[derive(Debug, Default)]
 pub struct TraceRead {
     /// The records, in the order of their numbers.
@@ -33,7 +33,7 @@ pub struct TraceRead {
 }
 
 impl Device {
-    /// Opens the trace; what completes from now on is in it.
+    /// Opens the trace: every request that completes from now on is recorded.
     ///
     /// # Errors
     ///

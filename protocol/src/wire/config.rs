@@ -37,8 +37,8 @@ pub const STATE_PERSISTENT: u32 = 1 << 1;
 /// Bit in [`Config::state`]: others may change device memory at any time (`--share`).
 pub const STATE_SHARED: u32 = 1 << 2;
 
-/// The configuration space (SPEC.md, section 4). Read-only for the driver; all fields but [`Config::state`] are
-/// constant while a driver is bound.
+/// The configuration space (SPEC.md, section 4). Read-only for the driver; all fields but
+/// [`Config::state`] are constant while a driver is bound.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {

@@ -5,7 +5,8 @@
 //! A checksum is a remainder of polynomials over GF(2). Appending a zero byte multiplies by x^8, so
 //! appending many multiplies by a power of x, found by squaring.
 
-/// The polynomial of CRC32C, x^32 left out, lowest power in the highest bit (RFC 3720, section 12.1).
+/// The polynomial of CRC32C, x^32 left out, lowest power in the highest bit (RFC 3720, section
+/// 12.1).
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
 /// The polynomial 1.
@@ -33,8 +34,8 @@ const fn multiply(a: u32, b: u32) -> u32 {
     product
 }
 
-/// What the bytes of `crc` contribute to the checksum of a text in which `bytes` further bytes follow
-/// them: the checksum of the whole is the exclusive or of the contributions of its parts.
+/// What the bytes of `crc` contribute to the checksum of a text in which `bytes` further bytes
+/// follow them: the checksum of the whole is the exclusive or of the contributions of its parts.
 #[must_use]
 pub const fn shift(crc: u32, bytes: u64) -> u32 {
     let mut factor = ONE;

@@ -66,21 +66,22 @@ pub const IOCTL_RELEASE_BUFFER: u32 = ioctl(DIRECTION_WRITE, 10, size_of::<Choic
 /// requests of all users.
 pub const IOCTL_TRACE: u32 = ioctl(DIRECTION_READ, 11, size_of::<Trace>());
 
-/// Fills in an [`Explanation`]: the addresses of memory of the caller on its way to the device. `EPERM`
-/// without `CAP_SYS_ADMIN`: it shows addresses of the kernel.
+/// Fills in an [`Explanation`]: the addresses of memory of the caller on its way to the device.
+/// `EPERM` without `CAP_SYS_ADMIN`: it shows addresses of the kernel.
 pub const IOCTL_EXPLAIN: u32 = ioctl(
     DIRECTION_READ | DIRECTION_WRITE,
     12,
     size_of::<Explanation>(),
 );
 
-/// Takes a [`Choice`]: an eventfd that is incremented with each transfer or command of this file that
-/// ends, or [`NO_FILE`] to stop that.
+/// Takes a [`Choice`]: an eventfd that is incremented with each transfer or command of this file
+/// that ends, or [`NO_FILE`] to stop that.
 pub const IOCTL_EVENTFD: u32 = ioctl(DIRECTION_WRITE, 13, size_of::<Choice>());
 
 /// The `cmd_op` of an io_uring `URING_CMD`: runs the [`Command`] at the address in `addr` of the
 /// submission. It is read before the submission returns; its results are written before the
-/// completion, which carries [`Command::result`], and in a 32-byte completion [`Command::value`] too.
+/// completion, which carries [`Command::result`], and in a 32-byte completion [`Command::value`]
+/// too.
 pub const URING_RUN: u32 = IOCTL_RUN;
 
 /// [`Choice::value`] that stands for no file.
@@ -115,8 +116,8 @@ pub const COMMAND_INCOMING_BUFFER: u16 = 2;
 
 /// An operation of the device: see [`super::Operation`] for what each does with the fields.
 ///
-/// Longer ones than a request can carry are split by the driver, and their results put together; but not
-/// MOVE: `EIO` beyond [`DeviceInfo::max_transfer`].
+/// Longer ones than a request can carry are split by the driver, and their results put together;
+/// but not MOVE: `EIO` beyond [`DeviceInfo::max_transfer`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Command {
@@ -334,10 +335,11 @@ pub struct DeviceInfo {
     pub dma_bits: u32,
 }
 
-/// Passes the fields of [`Statistics`], in order and with their documentation, to the macro `$then`.
+/// Passes the fields of [`Statistics`], in order and with their documentation, to the macro
+/// `$then`.
 ///
-/// This is the one list of them in Rust: a field that is added here is declared, counted, printed and
-/// checked wherever the list is used.
+/// This is the one list of them in Rust: a field that is added here is declared, counted, printed
+/// and checked wherever the list is used.
 #[macro_export]
 macro_rules! with_statistics {
     ($then:ident) => {

@@ -10,10 +10,11 @@ use core::mem::{offset_of, size_of};
 
 use super::{Le16, Le32, Le64, endian::le64_at};
 
-/// The operation that a request asks for: the code in [`RequestHeader::operation`] (SPEC.md, section 7.3).
+/// The operation that a request asks for: the code in [`RequestHeader::operation`] (SPEC.md,
+/// section 7.3).
 ///
-/// `offset` and `length` are the header's fields; "outgoing" is the device-readable data, "incoming"
-/// the device-writable data. Unless said otherwise both must be empty.
+/// `offset` and `length` are the header's fields; "outgoing" is the device-readable data,
+/// "incoming" the device-writable data. Unless said otherwise both must be empty.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
@@ -27,7 +28,8 @@ pub enum Operation {
     Copy = 3,
     /// Copies `length` bytes of device memory from offset `argument` to `offset`, as `memmove`.
     Move = 4,
-    /// Fills device memory with the eight little-endian bytes of `argument`, repeated from `offset`.
+    /// Fills device memory with the eight little-endian bytes of `argument`, repeated from
+    /// `offset`.
     Fill = 5,
     /// Fills the incoming data with the eight little-endian bytes of `argument`, repeated.
     FillGuest = 6,
@@ -45,7 +47,8 @@ pub enum Operation {
     WriteCrc32c = 11,
     /// Makes the effects of requests that completed before durable in the memory file.
     Flush = 12,
-    /// Makes `length` bytes at `offset` read as zeroes and gives the memory behind whole pages back.
+    /// Makes `length` bytes at `offset` read as zeroes and gives the memory behind whole pages
+    /// back.
     Discard = 13,
 }
 

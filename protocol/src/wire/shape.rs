@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Shapes of the operations (the table of SPEC.md, section 7.3): which data each has, which ranges of
-//! device memory it touches, and what its result is.
+//! Shapes of the operations (the table of SPEC.md, section 7.3): which data each has, which ranges
+//! of device memory it touches, and what its result is.
 
 use super::{Operation, RequestHeader};
 
@@ -171,7 +171,8 @@ impl Shape {
         matches!(self.at_offset, Access::Write)
     }
 
-    /// Where the ranges of device memory of a request with this shape begin; each has `length` bytes.
+    /// Where the ranges of device memory of a request with this shape begin; each has `length`
+    /// bytes.
     #[must_use]
     #[inline]
     pub const fn ranges(&self, header: &RequestHeader) -> [Option<u64>; 2] {
@@ -189,7 +190,8 @@ impl Shape {
         ]
     }
 
-    /// The lengths that the outgoing and the incoming data of a request of `length` bytes must have.
+    /// The lengths that the outgoing and the incoming data of a request of `length` bytes must
+    /// have.
     #[must_use]
     #[inline]
     pub const fn data_lengths(&self, length: u64) -> (u64, u64) {

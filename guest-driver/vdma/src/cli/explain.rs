@@ -116,7 +116,8 @@ fn vma_of(address: usize) -> Result<String> {
         .with_context(|| format!("no mapping has the address {address:#x}"))
 }
 
-/// What the driver shows at a time: 1024 pages, counted from the beginning of the first.
+/// Most bytes that the driver explains in one call: 1024 pages, counted from the first page's
+/// beginning.
 const MAX_BYTES: usize = 4 << 20;
 
 pub(super) struct Request<'a> {

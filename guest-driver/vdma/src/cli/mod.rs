@@ -149,7 +149,8 @@ enum Command {
         /// Number of requests to print
         #[arg(short, long)]
         count: Option<u64>,
-        /// Seconds after which to end; an error if requests are still missing, or COMMAND still runs
+        /// Seconds after which to end; an error if requests are still missing, or COMMAND still
+        /// runs
         #[arg(
             short,
             long,
@@ -160,7 +161,8 @@ enum Command {
         timeout: Option<f64>,
         #[command(flatten)]
         format: Format,
-        /// A command to run when the trace is attached; it ends with the command, with its exit status
+        /// A command to run when the trace is attached; it ends with the command, with its exit
+        /// status
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },

@@ -8,7 +8,7 @@ use super::{
     show::{JSON_VERSION, print_json},
 };
 
-/// Bytes of the range that begins at `offset`: to the end of device memory unless said otherwise.
+/// The length of a range that begins at `offset`; without `length`, to the end of device memory.
 fn length_from(device: &Device, offset: u64, length: Option<u64>) -> u64 {
     length.unwrap_or_else(|| device.info().memory_size.saturating_sub(offset))
 }

@@ -1,4 +1,5 @@
-/// Parses a byte count: decimal or `0x` hexadecimal, with an optional suffix K, M or G (powers of 1024).
+/// Parses a byte count: decimal or `0x` hexadecimal, with an optional suffix K, M or G (powers of
+/// 1024).
 pub(super) fn parse(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),

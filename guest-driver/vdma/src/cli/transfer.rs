@@ -47,7 +47,7 @@ pub(super) fn write(
     input: &Path,
 ) -> anyhow::Result<()> {
     let device = Device::open(path)?;
-    // Only a length that was asked for has to fit as a whole; without one the input decides.
+    // Only an explicit length must fit as a whole; without one the input decides.
     let end = match length {
         Some(_) => end_of(&device, offset, length)?,
         None => end_of(&device, offset, Some(0)).map(|_| u64::MAX)?,

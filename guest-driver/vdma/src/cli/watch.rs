@@ -37,7 +37,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// What the user is told when the trace is attached.
+    /// When the trace ends, for the line that says that it is attached.
     fn describe(&self) -> String {
         let mut ends = Vec::new();
         if !self.command.is_empty() {
@@ -81,7 +81,7 @@ pub(super) fn trace(path: &Path, limits: &Limits, output: Output) -> Result<Exit
     let mut printed = 0;
     let mut lost = 0;
     let in_time = loop {
-        // Asked before the trace is read, so that the last requests of the program are in it.
+        // This comes before the trace is read, so that the last requests of the program are in it.
         let ended = program.has_ended()?;
         let read = trace.read()?;
         lost += read.lost;
@@ -200,7 +200,7 @@ impl Program {
     }
 }
 
-/// The status as a shell has it.
+/// The exit status as a shell reports it.
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status
         .code()
@@ -219,7 +219,7 @@ fn deadline(seconds: Option<f64>) -> Result<Option<Instant>> {
         .transpose()
 }
 
-/// What completed between two screens, of one operation.
+/// Requests of one operation that completed between two screens.
 #[derive(Default)]
 struct Sum {
     requests: u64,
