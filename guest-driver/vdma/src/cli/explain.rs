@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use serde_json::json;
 use vdma::{
@@ -13,12 +14,22 @@ use vdma::{
     protocol::{PAGE_ANONYMOUS, PAGE_BOUNCED, PAGE_HUGE},
 };
 
-use super::{
-    Memory, Output,
-    show::{JSON_VERSION, print_json},
-};
+use super::output::{JSON_VERSION, Output, print_json};
 
 const HUGE: usize = 2 << 20;
+
+/// A kind of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Memory {
+    /// Private memory without a file, in small pages
+    Anonymous,
+    /// Private memory without a file, in transparent huge pages
+    Huge,
+    /// Shared memory without a file
+    Shared,
+    /// A mapped file
+    File,
+}
 
 /// Memory of a kind of the user's choice, mapped for this command.
 struct Buffer {

@@ -10,6 +10,7 @@ macro_rules! print_line {
 
 mod explain;
 mod operate;
+mod output;
 mod show;
 mod size;
 mod transfer;
@@ -17,7 +18,9 @@ mod watch;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+
+use self::{explain::Memory, output::Output};
 
 /// Inspects vdma devices and moves data to and from their memory.
 #[derive(Debug, Parser)]
@@ -180,19 +183,6 @@ enum Command {
     },
 }
 
-/// A kind of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Memory {
-    /// Private memory without a file, in small pages
-    Anonymous,
-    /// Private memory without a file, in transparent huge pages
-    Huge,
-    /// Shared memory without a file
-    Shared,
-    /// A mapped file
-    File,
-}
-
 /// Parses a number; hexadecimal with the prefix 0x.
 fn pattern(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
@@ -207,14 +197,6 @@ struct Format {
     /// Format of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text, value_name = "FORMAT")]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A table
-    Text,
-    /// JSON; the field `version` changes when a field changes its meaning
-    Json,
 }
 
 #[derive(Debug, Args)]

@@ -3,10 +3,7 @@ use std::path::Path;
 use serde_json::json;
 use vdma::Device;
 
-use super::{
-    Output,
-    show::{JSON_VERSION, print_json},
-};
+use super::output::{JSON_VERSION, Output, print_json};
 
 /// The length of a range that begins at `offset`; without `length`, to the end of device memory.
 fn length_from(device: &Device, offset: u64, length: Option<u64>) -> u64 {

@@ -3,10 +3,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use vdma::{Device, DeviceInfo, Node, Operation, Statistics};
 
-use super::Output;
-
-/// Version of the JSON output.
-pub(super) const JSON_VERSION: u32 = 1;
+use super::output::{JSON_VERSION, Output, print_json, size};
 
 pub(super) fn list(output: Output) -> anyhow::Result<()> {
     let nodes = vdma::nodes()?;
@@ -126,17 +123,6 @@ fn bar(info: &DeviceInfo) -> String {
     }
 }
 
-pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [(u32, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-    UNITS
-        .iter()
-        .find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift)
-        .map_or_else(
-            || format!("{bytes} B"),
-            |(shift, unit)| format!("{} {unit}", bytes >> shift),
-        )
-}
-
 fn statistics_fields(statistics: &Statistics) -> impl Iterator<Item = (&'static str, u64)> {
     Statistics::NAMES.into_iter().zip(statistics.values())
 }
@@ -146,23 +132,4 @@ fn statistics_json(statistics: &Statistics) -> Value {
         .map(|(name, value)| (name.to_owned(), Value::from(value)))
         .collect::<serde_json::Map<_, _>>()
         .into()
-}
-
-pub(super) fn print_json(value: &Value) -> anyhow::Result<()> {
-    print_line!("{}", serde_json::to_string_pretty(value)?)?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_use_the_largest_unit_that_is_exact() {
-        assert_eq!(size(0), "0 B");
-        assert_eq!(size(4097), "4097 B");
-        assert_eq!(size(64 << 10), "64 KiB");
-        assert_eq!(size(1536 << 20), "1536 MiB");
-        assert_eq!(size(1 << 30), "1 GiB");
-    }
 }

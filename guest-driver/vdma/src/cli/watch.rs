@@ -13,10 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use vdma::{Device, Operation, TraceRecord};
 
-use super::{
-    Output,
-    show::{JSON_VERSION, size},
-};
+use super::output::{JSON_VERSION, Output, size};
 
 /// Time between two reads of the trace: short enough for nothing to be lost at 400 000 requests per
 /// second.
