@@ -2,13 +2,12 @@
 
 //! The driver on the virtio bus: probe, restart after a time-out, suspend, remove.
 
-use core::ptr::NonNull;
-
 use kernel::{
+    new_mutex,
     prelude::*,
     str::CString,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{Atomic, Full, Relaxed},
     },
 };
@@ -16,19 +15,20 @@ use kernel::{
 use crate::{
     io::{
         device::{Limits, Vdma},
+        file::OpenFile,
         queue::{self, EPOCHS_PER_TIMEOUT, Health, Queue, Queues, WhenFull},
         request::Request,
         submit::submit_empty,
     },
-    linux::{bounce::Reach, chardev, compat, slab::SlabBox},
+    linux::{bounce::Reach, chardev::DeviceNode, compat},
     memory::bar::Bar,
     observe::{DeviceObserver, Observer, debugfs::Directory},
     protocol::{
         CONFIG_MAGIC, CONFIG_VERSION, Config, DeviceInfo, FEATURE_BAR, Operation,
         SHMEM_ID_DEVICE_MEMORY, STATE_BAR_MAPPED,
     },
-    virtio,
-    watchdog::{Leash, Ward, Watchdog},
+    virtio::{self, Control, Device, DeviceHandle, LockedDevice},
+    watchdog::{Watchdog, WatchdogGuard, WatchdogTarget},
 };
 
 /// Descriptors of a request that are not data: the header and the response.
@@ -76,16 +76,14 @@ impl Drop for Number {
 /// sleep.
 ///
 /// On failure the device may have to be stopped.
-fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<Observer>) -> Result {
-    let virtqueues = device.create_queues::<SlabBox<Request>, Queue>(queues.len())?;
+fn start(control: &mut Control<'_>, queues: &Queues, observer: &Arc<Observer>) -> Result {
+    let virtqueues = control.create_queues::<Request, Queue>(queues)?;
     let count = virtqueues.len();
     for (queue, mut virtqueue) in queues.iter().zip(virtqueues) {
-        // SAFETY: The queue is boxed and pinned, and it is dropped only after `stop`.
-        unsafe { device.attach_handler(&mut virtqueue, &**queue) };
         virtqueue.spread_interrupts(count);
         queue.open(virtqueue);
     }
-    device.set_ready();
+    control.set_ready();
     // The device completes it only when device memory is mapped, if it can be: see the specification.
     let queue = queues.first().ok_or(ENODEV)?;
     submit_empty(queue, Operation::Nop, observer.clone(), WhenFull::Fail)?
@@ -97,18 +95,17 @@ fn start(device: &virtio::Device, queues: &Queues, observer: &Arc<Observer>) -> 
 /// and deletes the virtqueues. May sleep.
 ///
 /// The queues must be paused or closed.
-fn stop(device: &virtio::Device, queues: &Queues, error: Error) {
-    device.reset();
+fn stop(control: &mut Control<'_>, queues: &Queues, error: Error) {
+    let stopped = control.stop();
     for queue in queues {
-        queue.drain(error);
+        queue.drain(&stopped, error);
     }
-    // SAFETY: The device has been reset, and draining has taken the virtqueues out of the queues.
-    unsafe { device.delete_queues() };
+    stopped.delete_queues();
 }
 
 /// Stops the device for good when dropped, unless it is dismissed.
 struct StopOnError<'a> {
-    device: &'a virtio::Device,
+    device: &'a Device<'a>,
     queues: Arc<Queues>,
     dismissed: bool,
 }
@@ -119,23 +116,18 @@ impl Drop for StopOnError<'_> {
             for queue in &*self.queues {
                 queue.close();
             }
-            stop(self.device, &self.queues, ENODEV);
+            stop(&mut self.device.control(), &self.queues, ENODEV);
         }
     }
 }
 
 /// Restarts a device that has stopped completing requests.
 struct Recovery {
-    device: NonNull<virtio::Device>,
+    device: DeviceHandle,
     vdma: Arc<Vdma>,
 }
 
-// SAFETY: The device may be used from any task; that it is still there is up to the owner.
-unsafe impl Send for Recovery {}
-// SAFETY: `&Recovery` gives access to nothing that several tasks may not use at once.
-unsafe impl Sync for Recovery {}
-
-impl Ward for Recovery {
+impl WatchdogTarget for Recovery {
     fn check(&self) {
         let mut is_healthy = true;
         for queue in &**self.vdma.queues() {
@@ -144,19 +136,18 @@ impl Ward for Recovery {
         if is_healthy {
             return;
         }
-        // SAFETY: The leash of the watchdog is dropped before the device goes.
-        let device = unsafe { self.device.as_ref() };
         // Removal, suspend and resets by others hold the locks; the queues are checked again by the next
         // check.
-        if let Some(_lock) = device.try_lock() {
-            self.recover(device);
+        if let Some(device) = self.device.try_lock() {
+            self.recover(&device);
         }
     }
 }
 
 impl Recovery {
     /// Restarts the device, or disables it when that is not safe, if it is still unhealthy.
-    fn recover(&self, device: &virtio::Device) {
+    fn recover(&self, locked: &LockedDevice<'_>) {
+        let device = locked.device();
         let dev = device.as_device();
         let health = self.health();
         let problem = match health {
@@ -179,7 +170,7 @@ impl Recovery {
             return;
         }
         dev_warn!(dev, "{}; resetting device\n", problem);
-        match device.restart() {
+        match locked.restart() {
             Ok(()) => dev_info!(dev, "device restarted\n"),
             Err(error) => {
                 dev_err!(
@@ -192,9 +183,9 @@ impl Recovery {
         }
     }
 
-    fn disable(&self, device: &virtio::Device) {
+    fn disable(&self, device: &Device<'_>) {
         self.vdma.mark_dead();
-        stop(device, self.vdma.queues(), ENODEV);
+        stop(&mut device.control(), self.vdma.queues(), ENODEV);
     }
 
     /// Health of the device, once the used requests have been reaped: `Broken` if any queue is, else
@@ -213,25 +204,32 @@ impl Recovery {
     }
 }
 
-/// A device that the driver is bound to. The leash goes first: nothing is restarted any more.
+/// A device that the driver is bound to.
+#[pin_data]
 pub(crate) struct Bound {
-    leash: Option<Leash>,
-    node: Option<Pin<KBox<chardev::Registration<Vdma>>>>,
+    #[pin]
+    active: Mutex<Active>,
     /// Goes before the counters that it shows.
     _debugfs: Directory,
     vdma: Arc<Vdma>,
     number: Number,
 }
 
+/// What ends when the device is removed, in this order: nothing is restarted any more, no file opened.
+struct Active {
+    watchdog: Option<WatchdogGuard>,
+    node: Option<Pin<KBox<DeviceNode<OpenFile>>>>,
+}
+
 /// The driver on the virtio bus.
 pub(crate) struct Driver;
 
 impl virtio::Driver for Driver {
-    type Data = KBox<Bound>;
+    type Data = Bound;
 
     const FEATURES: &'static [u32] = &[FEATURE_BAR];
 
-    fn probe(device: &virtio::Device) -> Result<KBox<Bound>> {
+    fn probe(device: &Device<'_>) -> Result<Arc<Bound>> {
         let config = read_config(device);
         identify(device, &config)?;
         let timeout_ms = compat::number(crate::module_parameters::timeout_ms.value());
@@ -245,7 +243,7 @@ impl virtio::Driver for Driver {
             queues: queues.clone(),
             dismissed: false,
         };
-        start(device, &queues, &observer).inspect_err(|error| {
+        start(&mut device.control(), &queues, &observer).inspect_err(|error| {
             dev_err!(
                 device.as_device(),
                 "first request failed: {:?}; is the backend running?\n",
@@ -253,68 +251,79 @@ impl virtio::Driver for Driver {
             );
         })?;
         let vdma = create_vdma(device, queues, reach, observer)?;
-        let mut bound = Bound::new(device, vdma.clone(), number)?;
+        let bound = Bound::new(device, vdma.clone(), number)?;
         let recovery = Recovery {
-            device: device.into(),
+            device: device.handle(),
             vdma,
         };
-        bound.leash = Some(watchdog.watch(Arc::new(recovery, GFP_KERNEL)?));
+        let guard = watchdog.watch(Arc::new(recovery, GFP_KERNEL)?);
+        bound.active.lock().watchdog = Some(guard);
         on_error.dismissed = true;
         log_probed(device, &bound);
         Ok(bound)
     }
 
-    fn quiesce(device: &virtio::Device, bound: &Bound) {
+    fn quiesce(device: &Device<'_>, bound: &Bound) {
         for queue in &**bound.vdma.queues() {
             queue.pause();
         }
-        stop(device, bound.vdma.queues(), EIO);
+        stop(&mut device.control(), bound.vdma.queues(), EIO);
     }
 
-    fn resume(device: &virtio::Device, bound: &Bound) -> Result {
-        // To start a device that was disabled may end the machine: see `Recovery`.
+    fn resume(device: &Device<'_>, bound: &Bound) -> Result {
+        let mut control = device.control();
+        // To start a device that was disabled may end the machine: see `Recovery`. One that is being removed
+        // is marked as dead before it is stopped, under the same control.
         if bound.vdma.queues().iter().any(|queue| queue.is_closed()) {
             return Err(ENODEV);
         }
-        start(device, bound.vdma.queues(), bound.vdma.observer()).inspect_err(|_| {
+        let started = start(&mut control, bound.vdma.queues(), bound.vdma.observer());
+        started.inspect_err(|_| {
             bound.vdma.mark_dead();
-            stop(device, bound.vdma.queues(), ENODEV);
+            stop(&mut control, bound.vdma.queues(), ENODEV);
         })
     }
 
-    fn remove(device: &virtio::Device, mut bound: KBox<Bound>) {
+    fn remove(device: &Device<'_>, bound: &Bound) {
         // From here on there are no restarts, no new files, no new requests, no accesses through
         // mappings; the requests in the queues complete when the device is reset.
-        bound.leash = None;
-        bound.node = None;
+        let (watchdog, node) = {
+            let mut active = bound.active.lock();
+            (active.watchdog.take(), active.node.take())
+        };
+        // Waits for a check, which may want the control: it is not held here.
+        drop(watchdog);
+        drop(node);
         bound.vdma.mark_dead();
-        stop(device, bound.vdma.queues(), ENODEV);
+        stop(&mut device.control(), bound.vdma.queues(), ENODEV);
     }
 }
 
 impl Bound {
-    fn new(device: &virtio::Device, vdma: Arc<Vdma>, number: Number) -> Result<KBox<Self>> {
+    fn new(device: &Device<'_>, vdma: Arc<Vdma>, number: Number) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("vdma{}", number.0))?;
-        let parent = device.as_device_ptr();
-        // SAFETY: The node is removed in `remove`, while the device is still there; the operations
-        // for `Vdma` are installed when the module is loaded.
-        let node = unsafe { chardev::Registration::new(name, vdma.clone(), parent) };
+        let node = DeviceNode::new(name, vdma.clone(), device.as_device());
         let node = KBox::pin_init(node, GFP_KERNEL)?;
         let debugfs = Directory::new(vdma.device_observer().clone(), vdma.queues().clone())?;
-        let bound = Self {
-            leash: None,
+        let active = Active {
+            watchdog: None,
             node: Some(node),
-            _debugfs: debugfs,
-            vdma,
-            number,
         };
-        Ok(KBox::new(bound, GFP_KERNEL)?)
+        Arc::pin_init(
+            try_pin_init!(Self {
+                active <- new_mutex!(active, "vdma_bound"),
+                _debugfs: debugfs,
+                vdma,
+                number,
+            }? Error),
+            GFP_KERNEL,
+        )
     }
 }
 
 /// Whether the device is one that this driver knows: `ENODEV` for others, `EINVAL` for a configuration
 /// space with impossible values.
-fn identify(device: &virtio::Device, config: &Config) -> Result {
+fn identify(device: &Device<'_>, config: &Config) -> Result {
     let dev = device.as_device();
     if config.magic.get() != CONFIG_MAGIC || config.version.get() != CONFIG_VERSION {
         dev_info!(
@@ -339,14 +348,14 @@ fn create_queues(count: u16, watchdog: &Arc<Watchdog>) -> Result<Arc<Queues>> {
     let mut queues = Queues::with_capacity(count.into(), GFP_KERNEL)?;
     for number in 0..u32::from(count) {
         let queue = Queue::new(number, poll_waiters.clone(), watchdog.clone());
-        queues.push(KBox::pin_init(queue, GFP_KERNEL)?, GFP_KERNEL)?;
+        queues.push(Arc::pin_init(queue, GFP_KERNEL)?, GFP_KERNEL)?;
     }
     Ok(Arc::new(queues, GFP_KERNEL)?)
 }
 
 /// What the device can reach, and in how many bits: the parameter `dma_bits`, up to what the transport
 /// can do. Where the device uses the DMA API, its mask is set accordingly.
-fn dma_reach(device: &virtio::Device) -> Result<(Reach, u32)> {
+fn dma_reach(device: &Device<'_>) -> Result<(Reach, u32)> {
     let wanted = compat::number(crate::module_parameters::dma_bits.value());
     let Some(reach) = Reach::of_bits(wanted) else {
         dev_err!(
@@ -364,7 +373,7 @@ fn dma_reach(device: &virtio::Device) -> Result<(Reach, u32)> {
 
 /// The device as open files see it, once it has started.
 fn create_vdma(
-    device: &virtio::Device,
+    device: &Device<'_>,
     queues: Arc<Queues>,
     (reach, dma_bits): (Reach, u32),
     observer: Arc<Observer>,
@@ -399,7 +408,7 @@ fn create_vdma(
 }
 
 /// Device memory in the BAR, if the device has mapped it there.
-fn map_bar(device: &virtio::Device, config: &Config) -> Option<Pin<KBox<Bar>>> {
+fn map_bar(device: &Device<'_>, config: &Config) -> Option<Pin<KBox<Bar>>> {
     if config.state.get() & STATE_BAR_MAPPED == 0 {
         return None;
     }
@@ -427,7 +436,7 @@ fn request_limits(info: &DeviceInfo, max_segment_size: usize) -> Limits {
     limits.for_any_pages(limits.max_segments / 4)
 }
 
-fn log_probed(device: &virtio::Device, bound: &Bound) {
+fn log_probed(device: &Device<'_>, bound: &Bound) {
     let info = bound.vdma.info();
     dev_info!(
         device.as_device(),
@@ -444,7 +453,7 @@ fn log_probed(device: &virtio::Device, bound: &Bound) {
     );
 }
 
-fn read_config(device: &virtio::Device) -> Config {
+fn read_config(device: &Device<'_>) -> Config {
     Config::from_bytes(&device.read_config())
 }
 

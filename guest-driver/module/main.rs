@@ -22,23 +22,32 @@ use crate::{
     io::{file, request, transfer},
     linux::{
         anon_file, chardev, compat,
-        slab::{self, SlabBox},
+        slab::{CacheGuard, Counted, SlabBox, Zone},
         workqueue::DeferredWorker,
     },
     observe::{debugfs, trace_file::TraceFile},
     operations::buffer::{self, BufferFile, DmaBuffer},
 };
 
+// Unsafe code is in the wrappers of `linux` and `virtio`, and in two blocks below: that no object of a
+// cache is left when the module is unloaded follows from the order of the fields of `VirtioDma`.
+#[forbid(unsafe_code)]
 mod driver;
+#[forbid(unsafe_code)]
 mod io;
 mod linux;
+#[forbid(unsafe_code)]
 mod memory;
+#[forbid(unsafe_code)]
 mod observe;
+#[forbid(unsafe_code)]
 mod operations;
 #[path = "../../protocol/src/wire/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
+#[forbid(unsafe_code)]
 mod protocol;
 mod virtio;
+#[forbid(unsafe_code)]
 mod watchdog;
 
 module! {
@@ -75,33 +84,33 @@ module! {
 /// What the loaded module owns. Fields are dropped in this order: first the driver lets all devices
 /// go, then no work is left, then no object of a cache is in use.
 struct VirtioDma {
-    _driver: Pin<KBox<virtio::Registration<driver::Driver>>>,
+    _driver: Pin<KBox<virtio::DriverRegistration<driver::Driver>>>,
     _debugfs: debugfs::Root,
     _redirty: DeferredWorker<SlabBox<request::Request>>,
     _released: DeferredWorker<Pin<UniqueArc<DmaBuffer>>>,
-    _transfers: slab::Registration<transfer::Transfer>,
-    _requests: slab::Registration<request::Request>,
+    _transfers: CacheGuard<Counted<transfer::Transfer>>,
+    _requests: CacheGuard<request::Request>,
 }
 
 impl kernel::Module for VirtioDma {
     fn init(module: &'static ThisModule) -> Result<Self> {
         // The device reads and writes headers and responses, which are in the requests.
         let narrow = compat::number(module_parameters::dma_bits.value()) < u64::BITS;
-        let zone = if narrow {
-            slab::Zone::Dma32
-        } else {
-            slab::Zone::Normal
-        };
-        let requests = slab::Registration::new(c"vdma_request", zone)?;
-        let transfers = slab::Registration::new(c"vdma_transfer", slab::Zone::Normal)?;
+        let zone = if narrow { Zone::Dma32 } else { Zone::Normal };
+        // SAFETY: Requests are made by drivers and open files, and held by them and by deferred work: all of
+        // these are gone when the guard is dropped, last of the fields below, or before there are any.
+        let requests = unsafe { CacheGuard::new(c"vdma_request", zone) }?;
+        // SAFETY: Transfers are made and held by what makes and holds requests, and by commands of io_uring,
+        // which keep the file that they were submitted to, and so the module.
+        let transfers = unsafe { CacheGuard::new(c"vdma_transfer", Zone::Normal) }?;
         let released = DeferredWorker::new(&buffer::RELEASED)?;
         let redirty = DeferredWorker::new(&request::REDIRTY)?;
-        chardev::Operations::install::<file::OpenFile>(module);
+        chardev::install::<file::OpenFile>(module);
         anon_file::install_mappable::<BufferFile>(module);
         anon_file::install_vmalloc::<TraceFile>(module);
         let debugfs = debugfs::Root::new()?;
         Ok(Self {
-            _driver: KBox::pin_init(virtio::Registration::new(c"vdma", module), GFP_KERNEL)?,
+            _driver: KBox::pin_init(virtio::DriverRegistration::new(c"vdma", module), GFP_KERNEL)?,
             _debugfs: debugfs,
             _redirty: redirty,
             _released: released,

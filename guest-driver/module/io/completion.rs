@@ -39,7 +39,7 @@ impl SlabBox<Request> {
     pub(crate) fn complete(mut self) {
         let mut outcome = self.check_response();
         self.incoming.fetch_bounced();
-        if self.verified && outcome.result.is_ok() {
+        if self.state.verified && outcome.result.is_ok() {
             outcome = self.verify(outcome);
         }
         if self.incoming.are_dirty() {
@@ -56,7 +56,7 @@ impl SlabBox<Request> {
     /// sleep.
     pub(crate) fn redirty_and_finish(self) {
         self.incoming.mark_dirty();
-        let outcome = self.deferred.unwrap_or(Outcome::failed(EIO));
+        let outcome = self.state.deferred.unwrap_or(Outcome::failed(EIO));
         self.finish(outcome);
     }
 
@@ -76,14 +76,18 @@ impl SlabBox<Request> {
                 transfer.request_completed(position, outcome);
             }
             RequestTarget::Kiocb(kiocb) => {
-                let observer = self.observer.is_armed().then(|| self.observer.clone());
+                let observer = self
+                    .state
+                    .observer
+                    .is_armed()
+                    .then(|| self.state.observer.clone());
                 drop(self);
                 kiocb.complete(outcome.bytes());
                 if let Some(observer) = observer {
                     observer.ended();
                 }
             }
-            RequestTarget::Completed => {}
+            RequestTarget::None => {}
         }
     }
 }
@@ -91,7 +95,9 @@ impl SlabBox<Request> {
 impl Request {
     /// Compares the device's checksum of the data with the CPU's.
     fn verify(&self, outcome: Outcome) -> Outcome {
-        self.observer.count(|counters| counters.verified.add(1));
+        self.state
+            .observer
+            .count(|counters| counters.verified.add(1));
         let data = if self.incoming.bytes() > 0 {
             &self.incoming
         } else {
@@ -106,27 +112,30 @@ impl Request {
 
     /// Traces the outcome.
     fn record(&self, outcome: &Outcome) {
-        if self.submitted_at == 0 {
+        if self.state.submitted_at == 0 {
             return;
         }
         let record = TraceRecord {
             offset: self.header.offset.get(),
             length: self.header.length.get(),
             operation: self.header.operation.get(),
-            queue: self.queue as u16,
+            queue: self.state.queue as u16,
             result: outcome.result.err().map_or(0, |error| error.to_errno()),
             pages: (self.outgoing.pages() + self.incoming.pages()) as u32,
             segments: self.extent().segments as u32,
             transferred: outcome.moved as u64,
             ..Default::default()
         };
-        self.observer.device.completed(self.submitted_at, record);
+        self.state
+            .observer
+            .device
+            .completed(self.state.submitted_at, record);
     }
 
     /// Checks the response, whose values the device may choose at will.
     fn check_response(&self) -> Outcome {
         let response = self.response();
-        let written = self.written as usize;
+        let written = self.state.written as usize;
         let length = self.header.length.get();
         let transferred = response.transferred.get();
         let incoming = if self.incoming.bytes() > 0 {

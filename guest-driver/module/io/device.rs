@@ -157,15 +157,10 @@ impl Vdma {
     }
 
     /// Maps device memory into user space; `ENODEV` when the device exposes none.
-    ///
-    /// # Safety
-    ///
-    /// The file of the mapping has a `T`.
-    pub(crate) unsafe fn map<T: Mappable>(&self, mapping: NewMapping<'_>, mode: u32) -> Result {
+    pub(crate) fn map<T: Mappable>(&self, mapping: NewMapping<'_, T>, mode: u32) -> Result {
         let bar = self.bar.as_ref().ok_or(ENODEV)?;
-        // SAFETY: The caller vouches for the file.
         self.space
-            .while_open(|| unsafe { bar.map::<T>(mapping, mode) })
+            .while_open(|| bar.map(mapping, mode))
             .ok_or(ENODEV)?
     }
 

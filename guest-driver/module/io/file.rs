@@ -17,11 +17,11 @@ use crate::{
     linux::{
         anon_file::{NewFile, with_descriptor},
         capability,
-        chardev::{FileOperations, Io, Kiocb, Mmap, Opening, Poll, Readiness},
+        chardev::{self, FileOperations, IoResult, Kiocb, Mmap, Opening, Poll, Readiness},
         eventfd::EventFd,
         iov_iter::IovIter,
-        uring_cmd::Submission,
-        vma::{Fault, FaultResult, Mappable, NewMapping, SpaceGuard},
+        uring_cmd::{UringResult, UringSubmission},
+        vma::{Fault, FaultResult, Mappable, NewMapping},
     },
     observe::{Observer, counters::Direction, trace_file::TraceFile},
     operations::{
@@ -45,7 +45,6 @@ pub(crate) struct OpenFile {
     /// How later mappings are filled: `MAP_*`.
     map_mode: Atomic<u32>,
     rights: Rights,
-    _space: SpaceGuard,
 }
 
 impl OpenFile {
@@ -156,12 +155,8 @@ impl Drop for OpenFile {
 }
 
 impl Mmap for OpenFile {
-    fn map(&self, mapping: NewMapping<'_>) -> Result {
-        // SAFETY: This is the state of the file that is being mapped.
-        unsafe {
-            self.device
-                .map::<Self>(mapping, self.map_mode.load(Relaxed))
-        }
+    fn map(&self, mapping: NewMapping<'_, Self>) -> Result {
+        self.device.map(mapping, self.map_mode.load(Relaxed))
     }
 }
 
@@ -201,33 +196,37 @@ impl Mappable for OpenFile {
     }
 }
 
+static TABLE: chardev::Table<OpenFile> = chardev::Table::new();
+
 impl FileOperations for OpenFile {
     type Device = Vdma;
 
-    fn open(device: Arc<Vdma>, opening: &Opening) -> Result<Self> {
+    fn table() -> &'static chardev::Table<Self> {
+        &TABLE
+    }
+
+    fn open(device: Arc<Vdma>, opening: &mut Opening<'_>) -> Result<Self> {
         let buffers = KBox::pin_init(BufferTable::new(), GFP_KERNEL)?;
         let observer = Observer::new(device.device_observer().clone())?;
         let (read, write) = opening.access();
-        // SAFETY: These are the arguments of `->open`.
-        let space = unsafe { device.space().adopt(opening.inode, opening.file) };
+        opening.share_mappings(device.space())?;
         Ok(Self {
             device,
             observer,
             buffers,
             map_mode: Atomic::new(MAP_EAGER),
             rights: Rights { read, write },
-            _space: space,
         })
     }
 
-    fn read(&self, kiocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io> {
+    fn read<'a>(&self, kiocb: Kiocb<'a>, iter: IovIter<'_>) -> IoResult<'a> {
         self.device
-            .read_write(&self.observer, Direction::Read, kiocb, buffers)
+            .read_write(&self.observer, Direction::Read, kiocb, iter)
     }
 
-    fn write(&self, kiocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io> {
+    fn write<'a>(&self, kiocb: Kiocb<'a>, iter: IovIter<'_>) -> IoResult<'a> {
         self.device
-            .read_write(&self.observer, Direction::Write, kiocb, buffers)
+            .read_write(&self.observer, Direction::Write, kiocb, iter)
     }
 
     fn size(&self) -> u64 {
@@ -275,19 +274,22 @@ impl FileOperations for OpenFile {
         }
     }
 
-    fn command(&self, submission: &Submission) -> Result {
+    fn command<'a>(&self, submission: UringSubmission<'a>) -> UringResult<'a> {
         if submission.operation() != URING_RUN {
-            return Err(ENOTTY);
+            return submission.fail(ENOTTY);
         }
         // No flag is supported, such as the one for buffers that are registered with the ring.
         if submission.flags() != 0 {
-            return Err(EINVAL);
+            return submission.fail(EINVAL);
         }
         let when_full = WhenFull::of_caller(submission.no_wait());
-        let target = TransferTarget::Command(submission.queue());
-        self.commands()
-            .start(submission.address(), Some(target), when_full)
-            .map(drop)
+        let address = submission.address();
+        let (command, queued) = submission.into_async();
+        let mut target = Some(TransferTarget::Command(command));
+        match self.commands().start(address, &mut target, when_full) {
+            Ok(_) => queued.queued(),
+            Err(error) => queued.failed(error, target.and_then(TransferTarget::into_command)),
+        }
     }
 
     fn iopoll(&self) -> usize {

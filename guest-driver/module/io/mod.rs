@@ -7,7 +7,6 @@ pub(crate) mod completion;
 pub(crate) mod device;
 pub(crate) mod file;
 pub(crate) mod inline_copy;
-pub(crate) mod plug;
 pub(crate) mod queue;
 pub(crate) mod request;
 pub(crate) mod submit;

@@ -5,24 +5,20 @@
 use kernel::{
     new_poll_condvar,
     prelude::*,
-    sync::{
-        Arc,
-        atomic::{Acquire, Atomic, Relaxed, Release},
-        lock::Guard,
-        poll::PollCondVar,
-    },
+    sync::{Arc, lock::Guard, poll::PollCondVar},
 };
 
 use crate::{
     io::request::Request,
     linux::{
+        blk_plug::Unplug,
         cpu, delay,
         list::Stack,
         slab::SlabBox,
         spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
         wait::signal_pending,
     },
-    virtio::{QueueHandler, VirtQueue},
+    virtio::{QueueHandler, Stopped, VirtQueue},
     watchdog::Watchdog,
 };
 
@@ -96,7 +92,7 @@ struct Attempts {
 
 /// What the lock of a queue protects.
 struct Ring {
-    queue: Option<VirtQueue<SlabBox<Request>>>,
+    queue: Option<VirtQueue<Request>>,
     /// Requests in the ring.
     in_flight: usize,
     /// Requests that have come back.
@@ -187,15 +183,14 @@ impl Ring {
 }
 
 /// The queues of a device. They outlive the virtqueues in them.
-pub(crate) type Queues = KVec<Pin<KBox<Queue>>>;
+pub(crate) type Queues = KVec<Arc<Queue>>;
 
 /// The queue of this CPU, so that CPUs share as few as they can. The interrupts of a queue go to the
 /// CPUs that it belongs to.
-pub(crate) fn of_current_cpu(queues: &Queues) -> Result<&Queue> {
+pub(crate) fn of_current_cpu(queues: &Queues) -> Result<&Arc<Queue>> {
     // The task may move to another CPU at once, which costs locality and nothing else.
     queues
         .get(cpu::current_number() % queues.len().max(1))
-        .map(|queue| &**queue)
         .ok_or(ENODEV)
 }
 
@@ -215,8 +210,6 @@ pub(crate) struct Queue {
     /// Shared by the queues of the device: see [`poll_waiters`].
     poll_waiters: Arc<PollCondVar>,
     number: u32,
-    /// Kicks that are being sent: the virtqueue may not be deleted under them.
-    kicks: Atomic<i32>,
     /// Alarmed when the device has broken the rules of the ring.
     watchdog: Arc<Watchdog>,
 }
@@ -247,13 +240,12 @@ impl Queue {
             submitters <- new_poll_condvar!("vdma_submitters"),
             poll_waiters,
             number,
-            kicks: Atomic::new(0),
             watchdog,
         })
     }
 
     /// Takes `queue` into use.
-    pub(crate) fn open(&self, queue: VirtQueue<SlabBox<Request>>) {
+    pub(crate) fn open(&self, queue: VirtQueue<Request>) {
         let mut ring = self.ring.lock();
         ring.queue = Some(queue);
         if ring.gate == Gate::Paused {
@@ -281,7 +273,7 @@ impl Queue {
     /// Runs `f` on the virtqueue, while there is one.
     pub(crate) fn with_virtqueue<R>(
         &self,
-        f: impl FnOnce(&mut VirtQueue<SlabBox<Request>>) -> R,
+        f: impl FnOnce(&mut VirtQueue<Request>) -> R,
     ) -> Option<R> {
         self.ring.lock().queue.as_mut().map(f)
     }
@@ -290,13 +282,13 @@ impl Queue {
     /// Sleeps only with [`WhenFull::Wait`].
     ///
     /// Fails with `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when the device is gone, `EIO`
-    /// when it broke the rules of the ring, `ENOMEM`. The request is dropped then.
+    /// when it broke the rules of the ring, `ENOMEM`. The request comes back then.
     pub(crate) fn submit(
         &self,
         mut request: SlabBox<Request>,
         when_full: WhenFull,
         kick: bool,
-    ) -> Result {
+    ) -> Result<(), (Error, SlabBox<Request>)> {
         // Counted before the device sees the request, for it may come back at once.
         request.account_submit(self.number);
         let mut attempts = Attempts::default();
@@ -326,7 +318,7 @@ impl Queue {
                 Ok(locked) => ring = locked,
                 Err(error) => {
                     request.unaccount();
-                    return Err(error);
+                    return Err((error, request));
                 }
             }
         }
@@ -383,11 +375,8 @@ impl Queue {
     fn send_kick(&self, mut ring: Guard<'_, Ring, IrqSaveBackend>) {
         let kick = ring.queue.as_mut().and_then(VirtQueue::prepare_kick);
         if let Some(kick) = kick {
-            self.kicks.add(1, Relaxed);
             drop(ring);
-            // SAFETY: The queue is deleted only when `kicks` is zero.
-            unsafe { kick.send() };
-            let _ = self.kicks.fetch_sub(1, Release);
+            kick.send();
         }
     }
 
@@ -566,10 +555,10 @@ impl Queue {
     }
 
     /// Completes every request, with the device's response or with `error`, and drops the virtqueue,
-    /// which may be deleted afterwards. May sleep.
+    /// once its kicks have been sent. May sleep.
     ///
-    /// To be called on a paused or closed queue of a device that has been reset.
-    pub(crate) fn drain(&self, error: Error) {
+    /// To be called on a paused or closed queue, of the device that was stopped.
+    pub(crate) fn drain(&self, stopped: &Stopped<'_, '_>, error: Error) {
         self.reap();
         let queue = {
             let mut ring = self.ring.lock();
@@ -578,15 +567,17 @@ impl Queue {
             ring.submitted_in = [0; EPOCHS];
             ring.queue.take()
         };
-        // No kick begins any more: those that have are counted under the lock.
-        while self.kicks.load(Acquire) != 0 {
-            delay::sleep_ms(1);
-        }
         if let Some(mut queue) = queue {
-            while let Some(request) = queue.detach_unused() {
+            while let Some(request) = queue.detach_unused(stopped) {
                 request.abandon(error);
             }
         }
+    }
+}
+
+impl Unplug for Queue {
+    fn unplug(&self) {
+        self.kick();
     }
 }
 

@@ -20,17 +20,9 @@
 //! | completed | the interrupt handler, or the polling task, that took it off the ring | released before the target completes |
 //! | abandoned | `Queue::drain`, after the reset of the device | released before the target completes |
 
-use core::{
-    marker::PhantomPinned,
-    mem,
-    ptr::{self, NonNull},
-};
+use core::mem;
 
-use kernel::{
-    ffi::c_void,
-    prelude::*,
-    sync::{Arc, aref::ARef},
-};
+use kernel::{prelude::*, sync::Arc};
 
 use crate::{
     io::transfer::{Outcome, Transfer},
@@ -38,8 +30,7 @@ use crate::{
         chardev::AsyncKiocb,
         list::Linked,
         page_list::PageList,
-        scatterlist::SgEntry,
-        slab::{Cache, Cached, SlabBox},
+        slab::{Cache, Cached, SlabArc, SlabBox},
         workqueue::DeferredQueue,
     },
     observe::{
@@ -48,36 +39,35 @@ use crate::{
     },
     operations::buffer::DmaBuffer,
     protocol::{Operation, RequestHeader, Response, Status},
-    virtio::{Buffer, SgLists},
+    virtio::DataChain,
 };
 
 /// Completion target of a request.
 pub(crate) enum RequestTarget {
     /// The transfer that it is a part of, in which it begins at this byte.
-    Transfer(ARef<Transfer>, usize),
+    Transfer(SlabArc<Transfer>, usize),
     /// The `kiocb` of an asynchronous read or write that has no other request.
     Kiocb(AsyncKiocb),
-    /// None: the request has completed.
-    Completed,
+    /// None: the request has completed, or has not been given one.
+    None,
 }
 
-/// Device-writable bytes, alone on their cache line: a line is mapped for one direction only.
-#[repr(C, align(64))]
-struct DeviceWritable(Response);
+impl RequestTarget {
+    /// The `kiocb`, if it is one.
+    pub(super) fn into_kiocb(self) -> Option<AsyncKiocb> {
+        match self {
+            Self::Kiocb(kiocb) => Some(kiocb),
+            _ => None,
+        }
+    }
+}
 
-/// A request and all that it holds until it completes. The table at the head of this file says who owns
-/// it in which state.
-#[pin_data]
-#[repr(C)]
-pub(crate) struct Request {
-    response: DeviceWritable,
-    pub(super) header: RequestHeader,
-    header_sg: SgEntry,
-    response_sg: SgEntry,
-    /// Data that the device reads.
-    pub(super) outgoing: PageList<DmaBuffer>,
-    /// Data that the device writes.
-    pub(super) incoming: PageList<DmaBuffer>,
+/// A request and all that it holds until it completes: header, response, data and [`RequestState`]. The
+/// table at the head of this file says who owns it in which state.
+pub(crate) type Request = DataChain<RequestHeader, Response, DmaBuffer, RequestState>;
+
+/// What the driver keeps of a request.
+pub(crate) struct RequestState {
     target: RequestTarget,
     pub(super) observer: Arc<Observer>,
     /// The submitter reaps with `iopoll`: no interrupt is needed.
@@ -96,14 +86,7 @@ pub(crate) struct Request {
     pub(super) deferred: Option<Outcome>,
     /// The next in a list of requests that have come back.
     next: Option<SlabBox<Request>>,
-    #[pin]
-    _pin: PhantomPinned,
 }
-
-// SAFETY: Everything inside may be used from any CPU.
-unsafe impl Send for Request {}
-// SAFETY: `&Request` only reads.
-unsafe impl Sync for Request {}
 
 static CACHE: Cache<Request> = Cache::new();
 
@@ -114,11 +97,11 @@ pub(crate) static REDIRTY: DeferredQueue<SlabBox<Request>> = DeferredQueue::new(
 
 impl Linked for SlabBox<Request> {
     fn set_next(&mut self, next: Option<Self>) {
-        self.fields().next = next;
+        self.state.next = next;
     }
 
     fn take_next(&mut self) -> Option<Self> {
-        self.fields().next.take()
+        self.state.next.take()
     }
 }
 
@@ -138,13 +121,9 @@ impl SlabBox<Request> {
         polled: bool,
         verified: bool,
     ) -> Result<Self> {
-        SlabBox::new::<Error>(try_pin_init!(Request {
-            response: DeviceWritable(Response::new(Status::UNWRITTEN, 0, 0)),
-            header: RequestHeader::new(Operation::Nop, 0, 0, 0),
-            header_sg: SgEntry::empty(),
-            response_sg: SgEntry::empty(),
-            outgoing: PageList::none(),
-            incoming: PageList::none(),
+        let header = RequestHeader::new(Operation::Nop, 0, 0, 0);
+        let response = Response::new(Status::UNWRITTEN, 0, 0);
+        let state = try_init!(RequestState {
             target,
             observer,
             polled,
@@ -155,20 +134,13 @@ impl SlabBox<Request> {
             written: 0,
             deferred: None,
             next: None,
-            _pin: PhantomPinned,
-        }? Error))
-    }
-
-    /// The request's fields.
-    fn fields(&mut self) -> &mut Request {
-        // SAFETY: Pinned is what the entries point at, header and response, and the lists in a queue. This
-        // module moves no request out of its box, and others get at the lists alone, before they are in one.
-        unsafe { self.as_mut().get_unchecked_mut() }
+        }? Error);
+        Request::create(header, response, state)
     }
 
     /// The data that the device reads, and that it writes: filled in here, where they stay.
     pub(crate) fn data(&mut self) -> (&mut PageList<DmaBuffer>, &mut PageList<DmaBuffer>) {
-        let request = self.fields();
+        let request = &mut **self;
         (&mut request.outgoing, &mut request.incoming)
     }
 
@@ -176,81 +148,85 @@ impl SlabBox<Request> {
     /// marked dirty now, where that is allowed.
     pub(crate) fn prepare(&mut self, header: RequestHeader) {
         self.incoming.mark_dirty();
-        let request = self.fields();
-        request.header = header;
-        // SAFETY: Header and response are in the request's slab object, which stays in place, and
-        // which only the device touches while it is in a queue.
-        unsafe { request.header_sg.set(&request.header) };
-        // SAFETY: Likewise for the response.
-        unsafe { request.response_sg.set(&request.response.0) };
+        self.header = header;
+    }
+
+    /// Sets the completion target of a request that has none.
+    pub(crate) fn set_target(&mut self, target: RequestTarget) {
+        self.state.target = target;
     }
 
     /// Whether the submitter reaps it with `iopoll`.
     pub(crate) fn is_polled(&self) -> bool {
-        self.polled
+        self.state.polled
     }
 
     /// Counts and traces the request, before it goes to the queue of this number: it may come back at
     /// once.
     pub(crate) fn account_submit(&mut self, queue: u32) {
-        if let RequestTarget::Transfer(transfer, _) = &self.target {
+        if let RequestTarget::Transfer(transfer, _) = &self.state.target {
             transfer.account_request();
         }
         let extent = self.extent();
         self.count(|counters| counters.submit(extent));
-        let device = &self.observer.device;
+        let device = &self.state.observer.device;
         let submitted_at = if device.is_observed() {
             let pages = self.outgoing.pages() + self.incoming.pages();
             device.submitted(queue, &self.header, pages, extent.segments)
         } else {
             0
         };
-        let request = self.fields();
-        request.queue = queue;
-        request.submitted_at = submitted_at;
+        self.state.queue = queue;
+        self.state.submitted_at = submitted_at;
     }
 
     /// Undoes [`Self::account_submit`], of a request that was not submitted after all.
     pub(crate) fn unaccount(&self) {
         let extent = self.extent();
         self.count(|counters| counters.unaccount(extent));
-        if let RequestTarget::Transfer(transfer, _) = &self.target {
+        if let RequestTarget::Transfer(transfer, _) = &self.state.target {
             transfer.unaccount_request();
         }
     }
 
     /// Counts something, for the file that the request came from and for the device.
     pub(crate) fn count(&self, count: impl Fn(&Counters)) {
-        self.observer.count(count);
+        self.state.observer.count(count);
     }
 
     /// The time-out epoch of its queue in which the request was submitted.
     pub(crate) fn epoch(&self) -> usize {
-        self.epoch
+        self.state.epoch
     }
 
     /// Notes the time-out epoch in which the request is submitted.
     pub(crate) fn set_epoch(&mut self, epoch: usize) {
-        self.fields().epoch = epoch;
+        self.state.epoch = epoch;
     }
 
     /// Notes how many bytes the device claims to have written: [`Self::complete`] is next.
     pub(crate) fn set_written(&mut self, written: u32) {
-        self.fields().written = written;
+        self.state.written = written;
     }
 
     /// Keeps the outcome while the pages wait to be marked dirty again.
     pub(super) fn defer(&mut self, outcome: Outcome) {
-        self.fields().deferred = Some(outcome);
+        self.state.deferred = Some(outcome);
     }
 
     /// Takes the completion target, which is completed once.
     pub(super) fn take_target(&mut self) -> RequestTarget {
-        mem::replace(&mut self.fields().target, RequestTarget::Completed)
+        mem::replace(&mut self.state.target, RequestTarget::None)
     }
 }
 
 impl Request {
+    /// Bytes of the data, of a request that has it on one side.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        self.outgoing.bytes() + self.incoming.bytes()
+    }
+
     /// Pages and scatter-gather entries of the data.
     pub(super) fn extent(&self) -> Extent {
         Extent {
@@ -258,38 +234,5 @@ impl Request {
             segments: self.outgoing.entries() + self.incoming.entries(),
             bounced: self.outgoing.bounced_pages() + self.incoming.bounced_pages(),
         }
-    }
-
-    /// The response as the device has left it.
-    pub(super) fn response(&self) -> Response {
-        // SAFETY: The response is in this object. A device that breaks the rules may still write to
-        // it, hence one volatile read, and only the copy is used.
-        unsafe { ptr::read_volatile(&self.response.0) }
-    }
-}
-
-// SAFETY: The lists name the header, the response and the held pages: all of them are part of the slab
-// object or kept by it. The box is the only owner, so they are not touched while it is a raw pointer.
-unsafe impl Buffer for SlabBox<Request> {
-    fn sg_lists(&mut self) -> SgLists {
-        // SAFETY: Nothing is moved out of the request.
-        let request = unsafe { self.as_mut().get_unchecked_mut() };
-        let mut lists = SgLists::new();
-        lists.push_readable(request.header_sg.as_mut_ptr());
-        lists.push_readable(request.outgoing.as_sg());
-        lists.push_writable(request.response_sg.as_mut_ptr());
-        if request.incoming.is_writable() {
-            lists.push_writable(request.incoming.as_sg());
-        }
-        lists
-    }
-
-    fn into_raw(self) -> NonNull<c_void> {
-        SlabBox::into_raw(self).cast()
-    }
-
-    unsafe fn from_raw(raw: NonNull<c_void>) -> Self {
-        // SAFETY: The pointer comes from `into_raw` above, and is taken back once.
-        unsafe { SlabBox::from_raw(raw.cast()) }
     }
 }

@@ -2,27 +2,24 @@
 
 //! Submission: a read, a write or a command becomes requests, which go to a queue.
 
-use kernel::{
-    page::PAGE_SIZE,
-    prelude::*,
-    sync::{Arc, aref::ARef},
-};
+use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
 
 use crate::{
     io::{
         busy_poll::Budget,
         device::{Limits, Vdma},
-        inline_copy, plug,
+        inline_copy,
         queue::{self, BusyPollGuard, Queue, WhenFull},
         request::{Request, RequestTarget},
         transfer::{Combine, Transfer, TransferTarget},
     },
     linux::{
-        chardev::{AsyncKiocb, Io, Kiocb},
+        blk_plug,
+        chardev::{AsyncKiocb, IoResult, Kiocb},
         compat, delay,
         iov_iter::IovIter,
         page_list::PageList,
-        slab::SlabBox,
+        slab::{SlabArc, SlabBox},
     },
     observe::{Observer, counters::Direction},
     operations::buffer::DmaBuffer,
@@ -188,7 +185,7 @@ impl Call<'_> {
 
 /// An operation that has been submitted.
 pub(crate) struct Submitted<'a> {
-    pub(crate) transfer: ARef<Transfer>,
+    pub(crate) transfer: SlabArc<Transfer>,
     /// The busy-poll that has started with the last request, if one has.
     busy_poll: Option<BusyPollGuard<'a>>,
 }
@@ -198,24 +195,24 @@ impl Vdma {
     ///
     /// The pages are pinned and the requests submitted in the caller's context. An asynchronous call
     /// ends there, a plain one waits.
-    pub(crate) fn read_write(
+    pub(crate) fn read_write<'k>(
         &self,
         observer: &Arc<Observer>,
         direction: Direction,
-        kiocb: Kiocb<'_>,
+        kiocb: Kiocb<'k>,
         mut iter: IovIter<'_>,
-    ) -> Result<Io> {
+    ) -> IoResult<'k> {
         let position = kiocb.position();
         let left = self.info.memory_size.saturating_sub(position);
         let length = iter.len();
         if length == 0 {
-            return Ok(Io::Done(0));
+            return kiocb.finish(Ok(0));
         }
         if left == 0 {
-            return match direction {
+            return kiocb.finish(match direction {
                 Direction::Write => Err(ENOSPC),
-                _ => Ok(Io::Done(0)),
-            };
+                _ => Ok(0),
+            });
         }
         if length as u64 > left {
             iter.truncate(left as usize);
@@ -223,12 +220,13 @@ impl Vdma {
         if iter.len() <= self.inline_bytes {
             let bar = self.bar.as_deref();
             if let Some(copied) = inline_copy::copy(bar, direction, position, &mut iter) {
-                let bytes = copied?;
-                observer.count(|counters| {
-                    counters.inline_copies.add(1);
-                    counters.moved(direction, bytes);
-                });
-                return Ok(Io::Done(bytes));
+                if let Ok(bytes) = copied {
+                    observer.count(|counters| {
+                        counters.inline_copies.add(1);
+                        counters.moved(direction, bytes);
+                    });
+                }
+                return kiocb.finish(copied);
             }
         }
         let call = Call {
@@ -238,11 +236,12 @@ impl Vdma {
             when_full: WhenFull::of_caller(kiocb.no_wait()),
             polled: kiocb.polled(),
         };
-        match kiocb.asynchronous() {
-            Some(caller) => self
-                .submit_asynchronous(call, caller, iter)
-                .map(|()| Io::Queued),
-            None => self.submit_and_wait(call, iter).map(Io::Done),
+        match kiocb.into_async() {
+            Ok((caller, queued)) => match self.submit_asynchronous(call, caller, iter) {
+                Ok(()) => queued.queued(),
+                Err((error, caller)) => queued.failed(error, caller),
+            },
+            Err(kiocb) => kiocb.finish(self.submit_and_wait(call, iter)),
         }
     }
 
@@ -252,16 +251,20 @@ impl Vdma {
         call: Call<'_>,
         caller: AsyncKiocb,
         mut iter: IovIter<'_>,
-    ) -> Result {
+    ) -> Result<(), (Error, Option<AsyncKiocb>)> {
         if let Some(pages) = self.pages_of_one_request(&iter) {
             return self.submit_whole(call, caller, &mut iter, pages);
         }
-        self.check_free_descriptors(&iter, call.when_full)?;
+        if let Err(error) = self.check_free_descriptors(&iter, call.when_full) {
+            return Err((error, Some(caller)));
+        }
         let operation = self.read_write_operation(call, iter);
-        let target = Some(TransferTarget::Kiocb(caller));
+        let mut target = Some(TransferTarget::Kiocb(caller));
         let mode = call.asynchronous_mode();
-        self.submit(call.observer, operation, target, mode, call.when_full)
-            .map(drop)
+        match self.submit(call.observer, operation, &mut target, mode, call.when_full) {
+            Ok(_) => Ok(()),
+            Err(error) => Err((error, target.and_then(TransferTarget::into_kiocb))),
+        }
     }
 
     /// Submits a read or write and waits for it.
@@ -287,7 +290,7 @@ impl Vdma {
         let Submitted {
             transfer,
             busy_poll,
-        } = self.submit(call.observer, operation, None, mode, call.when_full)?;
+        } = self.submit(call.observer, operation, &mut None, mode, call.when_full)?;
         if let Some(guard) = busy_poll {
             let poll = || self.poll_completions();
             let completions = self.busy_poll.run(&transfer, length, budget, guard, poll);
@@ -398,12 +401,37 @@ impl Vdma {
         caller: AsyncKiocb,
         iter: &mut IovIter<'_>,
         pages: usize,
-    ) -> Result {
+    ) -> Result<(), (Error, Option<AsyncKiocb>)> {
+        let (queue, mut request) = match self.whole_request(call, iter, pages) {
+            Ok(request) => request,
+            Err(error) => return Err((error, Some(caller))),
+        };
+        request.set_target(RequestTarget::Kiocb(caller));
+        let bytes = request.bytes();
+        let kick = !blk_plug::defer(queue);
+        queue
+            .submit(request, call.when_full, kick)
+            .map_err(|(error, mut request)| {
+                iter.revert(bytes);
+                (error, request.take_target().into_kiocb())
+            })
+    }
+
+    /// The request for a whole read or write, without a target, and the queue for it.
+    fn whole_request(
+        &self,
+        call: Call<'_>,
+        iter: &mut IovIter<'_>,
+        pages: usize,
+    ) -> Result<(&Arc<Queue>, SlabBox<Request>)> {
         let queue = queue::of_current_cpu(&self.queues)?;
         let (operation, verified) = self.read_write_code(call.direction);
-        let target = RequestTarget::Kiocb(caller);
-        let mut request =
-            SlabBox::<Request>::create(target, call.observer.clone(), call.polled, verified)?;
+        let mut request = SlabBox::<Request>::create(
+            RequestTarget::None,
+            call.observer.clone(),
+            call.polled,
+            verified,
+        )?;
         let (outgoing, incoming) = request.data();
         let is_write = call.direction == Direction::Write;
         let held = if is_write { outgoing } else { incoming };
@@ -421,27 +449,24 @@ impl Vdma {
             bytes as u64,
             0,
         ));
-        let kick = !plug::defer_kick(&self.queues, queue);
-        queue
-            .submit(request, call.when_full, kick)
-            .inspect_err(|_| iter.revert(bytes))
+        Ok((queue, request))
     }
 
     /// Submits requests for all of `operation`.
     ///
     /// When something fails on the way, what was submitted by then is all that the transfer does. When
-    /// nothing was, the error is returned, and the transfer completes nothing.
+    /// nothing was, the error is returned, and the target remains the caller's.
     pub(crate) fn submit(
         &self,
         observer: &Arc<Observer>,
         mut operation: DmaOperation<'_>,
-        target: Option<TransferTarget>,
+        target: &mut Option<TransferTarget>,
         mode: Mode,
         when_full: WhenFull,
     ) -> Result<Submitted<'_>> {
         let (combine, value) = operation.combination();
-        let transfer = Transfer::new(target, observer.clone(), combine, value)?;
         let queue = queue::of_current_cpu(&self.queues)?;
+        let transfer = Transfer::new(target, observer.clone(), combine, value)?;
         // More requests need more descriptors, for which a non-blocking caller does not wait.
         let pipelined = !mode.is_asynchronous() && when_full == WhenFull::Wait;
         let submitter = Submitter {
@@ -465,7 +490,7 @@ impl Vdma {
                 })
             }
             Err(error) => {
-                transfer.cancel();
+                *target = transfer.cancel();
                 Err(error)
             }
         }
@@ -517,8 +542,8 @@ impl Vdma {
 #[derive(Clone, Copy)]
 struct Submitter<'a, 't> {
     device: &'a Vdma,
-    queue: &'a Queue,
-    transfer: &'t ARef<Transfer>,
+    queue: &'a Arc<Queue>,
+    transfer: &'t SlabArc<Transfer>,
     limits: Limits,
     mode: Mode,
     when_full: WhenFull,
@@ -578,14 +603,13 @@ impl<'a> Submitter<'a, '_> {
         };
         let mut kick = self.pipelined || is_last;
         if kick && self.mode.is_asynchronous() {
-            kick = !plug::defer_kick(&self.device.queues, self.queue);
+            kick = !blk_plug::defer(self.queue);
         }
-        self.queue
-            .submit(request, self.when_full, kick)
-            .inspect_err(|_| {
-                operation.outgoing.revert(bytes);
-                operation.incoming.revert(bytes);
-            })?;
+        if let Err((error, _)) = self.queue.submit(request, self.when_full, kick) {
+            operation.outgoing.revert(bytes);
+            operation.incoming.revert(bytes);
+            return Err(error);
+        }
         Ok((bytes, busy_poll))
     }
 
@@ -625,12 +649,14 @@ pub(crate) fn submit_empty(
     operation: Operation,
     observer: Arc<Observer>,
     when_full: WhenFull,
-) -> Result<ARef<Transfer>> {
-    let transfer = Transfer::new(None, observer.clone(), Combine::Only, 0)?;
+) -> Result<SlabArc<Transfer>> {
+    let transfer = Transfer::new(&mut None, observer.clone(), Combine::Only, 0)?;
     let target = RequestTarget::Transfer(transfer.clone(), 0);
     let mut request = SlabBox::<Request>::create(target, observer, false, false)?;
     request.prepare(RequestHeader::new(operation, 0, 0, 0));
-    queue.submit(request, when_full, true)?;
+    queue
+        .submit(request, when_full, true)
+        .map_err(|(error, _)| error)?;
     transfer.finish_submission(0);
     Ok(transfer)
 }

@@ -8,13 +8,10 @@
 //! `kiocb` or command, or to the task that waits for it. (An asynchronous read or write that fits into
 //! one request has no transfer: see [`crate::io::request::RequestTarget`].)
 
-use core::ptr::NonNull;
-
 use kernel::{
     prelude::*,
     sync::{
         Arc,
-        aref::{ARef, AlwaysRefCounted},
         atomic::{Atomic, Full, Relaxed},
     },
 };
@@ -22,7 +19,7 @@ use kernel::{
 use crate::{
     linux::{
         chardev::AsyncKiocb,
-        slab::{self, Cache, Cached},
+        slab::{Cache, CachedShared, Counted, SlabArc},
         spinlock::{IrqSpinLock, new_irq_spinlock},
         uring_cmd::UringCommand,
         wait::Completion,
@@ -48,6 +45,24 @@ pub(crate) enum TransferTarget {
     Kiocb(AsyncKiocb),
     /// A command of io_uring.
     Command(UringCommand),
+}
+
+impl TransferTarget {
+    /// The `kiocb`, if it is one.
+    pub(super) fn into_kiocb(self) -> Option<AsyncKiocb> {
+        match self {
+            Self::Kiocb(kiocb) => Some(kiocb),
+            Self::Command(_) => None,
+        }
+    }
+
+    /// The command, if it is one.
+    pub(super) fn into_command(self) -> Option<UringCommand> {
+        match self {
+            Self::Kiocb(_) => None,
+            Self::Command(command) => Some(command),
+        }
+    }
 }
 
 /// Outcome of one request: the device's response, checked.
@@ -105,7 +120,6 @@ impl Progress {
 /// A transfer. Reference-counted, in a slab cache.
 #[pin_data]
 pub(crate) struct Transfer {
-    references: Atomic<i32>,
     /// Requests that have not completed, and one for the submitter until it has submitted all.
     outstanding: Atomic<i32>,
     observer: Arc<Observer>,
@@ -116,32 +130,11 @@ pub(crate) struct Transfer {
     done: Completion,
 }
 
-// SAFETY: Everything inside may be used from any CPU.
-unsafe impl Send for Transfer {}
-// SAFETY: Shared state is atomic or under the lock.
-unsafe impl Sync for Transfer {}
+static CACHE: Cache<Counted<Transfer>> = Cache::new();
 
-static CACHE: Cache<Transfer> = Cache::new();
-
-impl Cached for Transfer {
-    fn cache() -> &'static Cache<Self> {
+impl CachedShared for Transfer {
+    fn cache() -> &'static Cache<Counted<Self>> {
         &CACHE
-    }
-}
-
-// SAFETY: The count is atomic, and the object is freed with the last reference.
-unsafe impl AlwaysRefCounted for Transfer {
-    fn inc_ref(&self) {
-        self.references.add(1, Relaxed);
-    }
-
-    unsafe fn dec_ref(object: NonNull<Self>) {
-        // SAFETY: The caller gives up a reference, so the object is still there.
-        let before = unsafe { object.as_ref() }.references.fetch_sub(1, Full);
-        if before == 1 {
-            // SAFETY: That was the last reference.
-            unsafe { slab::free(object) }
-        }
     }
 }
 
@@ -149,26 +142,23 @@ impl Transfer {
     /// A transfer with nothing in it. May sleep.
     ///
     /// It completes into `target`, or else wakes the task in [`Transfer::wait`]. Its value begins as
-    /// `value`.
+    /// `value`. On failure the target remains the caller's.
     pub(crate) fn new(
-        target: Option<TransferTarget>,
+        target: &mut Option<TransferTarget>,
         observer: Arc<Observer>,
         combine: Combine,
         value: u64,
-    ) -> Result<ARef<Self>> {
-        let object = slab::allocate::<Self, Error>(try_pin_init!(Self {
-            references: Atomic::new(1),
+    ) -> Result<SlabArc<Self>> {
+        SlabArc::new::<Error>(try_pin_init!(Self {
             outstanding: Atomic::new(1),
             observer,
             combine,
             progress <- new_irq_spinlock!(
-                Progress { length: 0, failed: None, value, target },
+                Progress { length: 0, failed: None, value, target: target.take() },
                 "vdma_transfer"
             ),
             done <- Completion::new(),
-        }? Error))?;
-        // SAFETY: The object begins with the one reference that is handed out here.
-        Ok(unsafe { ARef::from_raw(object) })
+        }? Error))
     }
 
     pub(crate) fn observer(&self) -> &Arc<Observer> {
@@ -186,63 +176,9 @@ impl Transfer {
         let _ = self.outstanding.fetch_sub(1, Relaxed);
     }
 
-    /// The request that begins at byte `position` has completed. Any context.
-    pub(crate) fn request_completed(&self, position: usize, outcome: Outcome) {
-        match outcome.result {
-            Ok(_) => {
-                let end = (position + outcome.moved) as u64;
-                let mut progress = self.progress.lock();
-                match self.combine {
-                    Combine::Only => progress.value = outcome.value,
-                    Combine::FirstDifference if outcome.value < outcome.moved as u64 => {
-                        let at = position as u64 + outcome.value;
-                        progress.value = progress.value.min(at);
-                    }
-                    Combine::FirstDifference => {}
-                    Combine::Crc32c(total) => {
-                        let after = total.saturating_sub(end);
-                        progress.value ^= u64::from(crc32c::shift(outcome.value as u32, after));
-                    }
-                }
-            }
-            Err(error) => {
-                let at = position + outcome.moved;
-                let mut progress = self.progress.lock();
-                if progress.failed.map_or(true, |(first, _)| at < first) {
-                    progress.failed = Some((at, error));
-                }
-            }
-        }
-        self.put_outstanding();
-    }
-
-    /// The submitter has submitted `length` bytes, and will submit no more. Any context.
-    pub(crate) fn finish_submission(&self, length: usize) {
-        self.progress.lock().length = length;
-        self.put_outstanding();
-    }
-
-    /// Drops the target of a transfer of which nothing was submitted: the call itself returns the
-    /// error.
-    pub(crate) fn cancel(&self) {
-        let target = self.progress.lock().target.take();
-        drop(target);
-    }
-
-    fn put_outstanding(&self) {
-        if self.outstanding.fetch_sub(1, Full) != 1 {
-            return;
-        }
-        let (target, result) = {
-            let mut progress = self.progress.lock();
-            (progress.target.take(), progress.result())
-        };
-        match target {
-            Some(TransferTarget::Kiocb(kiocb)) => kiocb.complete(result),
-            Some(TransferTarget::Command(command)) => command.finish_in_task(self.into()),
-            None => self.done.complete_all(),
-        }
-        self.observer.ended();
+    /// Takes the target of a transfer of which nothing was submitted: the call itself returns the error.
+    pub(crate) fn cancel(&self) -> Option<TransferTarget> {
+        self.progress.lock().target.take()
     }
 
     /// Whether it has completed; only for a transfer without a target.
@@ -281,5 +217,59 @@ impl Transfer {
     /// The value of the operation. Once it has completed.
     pub(crate) fn value(&self) -> u64 {
         self.progress.lock().value
+    }
+}
+
+impl SlabArc<Transfer> {
+    /// The request that begins at byte `position` has completed. Any context.
+    pub(crate) fn request_completed(&self, position: usize, outcome: Outcome) {
+        match outcome.result {
+            Ok(_) => {
+                let end = (position + outcome.moved) as u64;
+                let mut progress = self.progress.lock();
+                match self.combine {
+                    Combine::Only => progress.value = outcome.value,
+                    Combine::FirstDifference if outcome.value < outcome.moved as u64 => {
+                        let at = position as u64 + outcome.value;
+                        progress.value = progress.value.min(at);
+                    }
+                    Combine::FirstDifference => {}
+                    Combine::Crc32c(total) => {
+                        let after = total.saturating_sub(end);
+                        progress.value ^= u64::from(crc32c::shift(outcome.value as u32, after));
+                    }
+                }
+            }
+            Err(error) => {
+                let at = position + outcome.moved;
+                let mut progress = self.progress.lock();
+                if progress.failed.map_or(true, |(first, _)| at < first) {
+                    progress.failed = Some((at, error));
+                }
+            }
+        }
+        self.put_outstanding();
+    }
+
+    /// The submitter has submitted `length` bytes, and will submit no more. Any context.
+    pub(crate) fn finish_submission(&self, length: usize) {
+        self.progress.lock().length = length;
+        self.put_outstanding();
+    }
+
+    fn put_outstanding(&self) {
+        if self.outstanding.fetch_sub(1, Full) != 1 {
+            return;
+        }
+        let (target, result) = {
+            let mut progress = self.progress.lock();
+            (progress.target.take(), progress.result())
+        };
+        match target {
+            Some(TransferTarget::Kiocb(kiocb)) => kiocb.complete(result),
+            Some(TransferTarget::Command(command)) => command.finish_in_task(self.clone()),
+            None => self.done.complete_all(),
+        }
+        self.observer.ended();
     }
 }

@@ -31,6 +31,7 @@ static const unsigned long VDMA_SG_PAGE_LINK_MASK = SG_PAGE_LINK_MASK;
 static const unsigned long VDMA_SG_END = SG_END;
 static const slab_flags_t VDMA_SLAB_CACHE_DMA32 = SLAB_CACHE_DMA32;
 static const vm_flags_t VDMA_VM_WRITE = VM_WRITE;
+static const vm_flags_t VDMA_VM_PFNMAP = VM_PFNMAP;
 static const unsigned int VDMA_O_CLOEXEC = O_CLOEXEC;
 static const slab_flags_t VDMA_SLAB_HWCACHE_ALIGN = SLAB_HWCACHE_ALIGN;
 static const slab_flags_t VDMA_SLAB_NO_MERGE = SLAB_NO_MERGE;

@@ -4,10 +4,10 @@
 //!
 //! The kernel crate's `MiscDevice` lacks most of the operations that this driver has.
 
-use core::{marker::PhantomData, ptr, ptr::NonNull};
+use core::{marker::PhantomData, mem, ptr, ptr::NonNull};
 
 use kernel::{
-    bindings,
+    bindings, device,
     ffi::{c_int, c_long, c_uint, c_ulong},
     fs::File,
     prelude::*,
@@ -26,110 +26,201 @@ use crate::linux::{
         VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area, vdma_uring_file,
     },
     iov_iter::IovIter,
-    uring_cmd::Submission,
-    vma::NewMapping,
+    uring_cmd::{UringResult, UringSubmission},
+    vma::{NewMapping, SharedSpace, SpaceGuard},
 };
 
-/// How a read or write that did not fail ended.
-pub(crate) enum Io {
-    /// Done: so many bytes.
-    Done(usize),
-    /// Queued; the [`AsyncKiocb`] is completed later.
-    Queued,
-}
+/// Ties a value to one call: lifetimes of two calls do not mix.
+type CallMarker<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
+
+/// What a read or write returns to the kernel. Only a [`Kiocb`] makes one, of the call that it belongs
+/// to.
+pub(crate) struct IoResult<'a>(isize, CallMarker<'a>);
 
 /// What the caller of read or write wants.
+///
+/// # Invariants
+///
+/// `raw` is the `kiocb` of the call, which has not been completed, and which nothing else uses.
 pub(crate) struct Kiocb<'a> {
-    raw: *mut bindings::kiocb,
-    _call: PhantomData<&'a mut bindings::kiocb>,
+    raw: NonNull<bindings::kiocb>,
+    _call: CallMarker<'a>,
 }
 
-impl Kiocb<'_> {
+impl<'a> Kiocb<'a> {
     /// Byte of the file at which to begin.
+    #[inline]
     pub(crate) fn position(&self) -> u64 {
-        // SAFETY: Valid during the call; the kernel has checked that it is not negative.
-        unsafe { (*self.raw).ki_pos as u64 }
+        // SAFETY: Valid by the type's invariant; the kernel has checked that it is not negative.
+        unsafe { (*self.raw.as_ptr()).ki_pos as u64 }
     }
 
     /// Whether the call may not wait: `IOCB_NOWAIT`.
+    #[inline]
     pub(crate) fn no_wait(&self) -> bool {
-        // SAFETY: Valid during the call.
-        unsafe { (*self.raw).ki_flags & VDMA_IOCB_NOWAIT != 0 }
+        // SAFETY: Valid by the type's invariant.
+        unsafe { (*self.raw.as_ptr()).ki_flags & VDMA_IOCB_NOWAIT != 0 }
     }
 
-    /// Whether the caller wants to look for the completion: `IOCB_HIPRI`.
+    /// Whether the caller polls for the completion: `IOCB_HIPRI`.
+    #[inline]
     pub(crate) fn polled(&self) -> bool {
-        // SAFETY: Valid during the call.
-        unsafe { (*self.raw).ki_flags & VDMA_IOCB_HIPRI != 0 }
+        // SAFETY: Valid by the type's invariant.
+        unsafe { (*self.raw.as_ptr()).ki_flags & VDMA_IOCB_HIPRI != 0 }
     }
 
-    /// The means to complete the call later, unless the caller waits for it to return.
-    ///
-    /// When the result is not completed, the call has to return something else than [`Io::Queued`].
-    pub(crate) fn asynchronous(&self) -> Option<AsyncKiocb> {
-        // SAFETY: Valid during the call.
-        let is_sync = unsafe { (*self.raw).ki_complete.is_none() };
-        // SAFETY: An iocb is not null.
-        (!is_sync).then(|| AsyncKiocb(unsafe { NonNull::new_unchecked(self.raw) }))
+    /// Ends the call: with the bytes that were moved, by which the position advances, or an error.
+    #[inline]
+    pub(crate) fn finish(self, result: Result<usize>) -> IoResult<'a> {
+        let value = match result {
+            Ok(bytes) => {
+                // SAFETY: Valid by the type's invariant.
+                unsafe { (*self.raw.as_ptr()).ki_pos += bytes as i64 };
+                bytes as isize
+            }
+            Err(error) => error.to_errno() as isize,
+        };
+        IoResult(value, PhantomData)
+    }
+
+    /// The means to complete the call later, and to return from it before; or the `kiocb` back, if the
+    /// caller waits for it to return.
+    #[inline]
+    pub(crate) fn into_async(self) -> Result<(AsyncKiocb, QueuedKiocb<'a>), Self> {
+        // SAFETY: Valid by the type's invariant.
+        if unsafe { (*self.raw.as_ptr()).ki_complete.is_none() } {
+            return Err(self);
+        }
+        // INVARIANT: The `kiocb` has a completion function, and is the result's alone.
+        let caller = AsyncKiocb(self.raw);
+        let queued = QueuedKiocb {
+            raw: self.raw,
+            _call: PhantomData,
+        };
+        Ok((caller, queued))
     }
 }
 
-/// A call that has been queued. It stays valid until it is completed, which happens once.
+/// A call of read or write that is completed later: once, at the latest when this is dropped, with
+/// `EIO` then.
+///
+/// # Invariants
+///
+/// The `kiocb` has a completion function, has not been completed, and its call has returned, or will
+/// return, that it was queued.
+#[repr(transparent)]
 pub(crate) struct AsyncKiocb(NonNull<bindings::kiocb>);
 
-// SAFETY: An iocb may be completed in any context.
+// SAFETY: A kiocb may be completed in any context.
 unsafe impl Send for AsyncKiocb {}
 
 impl AsyncKiocb {
     /// Reports the result, and moves the position. Any context.
+    #[inline]
     pub(crate) fn complete(self, result: Result<usize>) {
-        // SAFETY: Nobody else uses the iocb between queueing and completion.
-        let iocb = unsafe { &mut *self.0.as_ptr() };
-        let value = match result {
-            Ok(bytes) => {
-                iocb.ki_pos += bytes as i64;
-                bytes as c_long
+        let raw = self.0;
+        mem::forget(self);
+        // SAFETY: `self`, which ends here, was not completed, by its invariant.
+        unsafe { complete(raw, result) };
+    }
+}
+
+impl Drop for AsyncKiocb {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `self`, which ends here, was not completed, by its invariant.
+        unsafe { complete(self.0, Err(EIO)) };
+    }
+}
+
+/// # Safety
+///
+/// `raw` is as the invariant of [`AsyncKiocb`] says, until this function.
+unsafe fn complete(raw: NonNull<bindings::kiocb>, result: Result<usize>) {
+    // SAFETY: The caller vouches for the kiocb, which nothing else uses between queueing and completion.
+    let kiocb = unsafe { &mut *raw.as_ptr() };
+    let value = match result {
+        Ok(bytes) => {
+            kiocb.ki_pos += bytes as i64;
+            bytes as c_long
+        }
+        Err(error) => error.to_errno() as c_long,
+    };
+    if let Some(complete) = kiocb.ki_complete {
+        // SAFETY: The kiocb was not completed before, and is not used afterwards.
+        unsafe { complete(raw.as_ptr(), value) };
+    }
+}
+
+/// The rest of a call of read or write whose [`AsyncKiocb`] is elsewhere: it may be complete by now.
+pub(crate) struct QueuedKiocb<'a> {
+    /// Compared only.
+    raw: NonNull<bindings::kiocb>,
+    _call: CallMarker<'a>,
+}
+
+impl<'a> QueuedKiocb<'a> {
+    /// Returns from the call, which completes later, or has completed.
+    #[inline]
+    pub(crate) fn queued(self) -> IoResult<'a> {
+        IoResult(EIOCBQUEUED.to_errno() as isize, PhantomData)
+    }
+
+    /// Returns `error` from the call, if `caller` is what it was to be completed with. Otherwise it has
+    /// been, or will be.
+    pub(crate) fn failed(self, error: Error, caller: Option<AsyncKiocb>) -> IoResult<'a> {
+        match caller {
+            Some(caller) if caller.0 == self.raw => {
+                mem::forget(caller);
+                IoResult(error.to_errno() as isize, PhantomData)
             }
-            Err(error) => error.to_errno() as c_long,
-        };
-        if let Some(complete) = iocb.ki_complete {
-            // SAFETY: The iocb was not completed before, and `self` ends here.
-            unsafe { complete(self.0.as_ptr(), value) };
+            _ => self.queued(),
         }
     }
 }
 
 /// A file that is being opened.
-pub(crate) struct Opening {
-    /// Arguments of `->open`.
-    pub(crate) inode: *mut bindings::inode,
-    /// Arguments of `->open`.
-    pub(crate) file: *mut bindings::file,
+pub(crate) struct Opening<'a> {
+    inode: *mut bindings::inode,
+    file: *mut bindings::file,
+    space: Option<SpaceGuard>,
+    _call: CallMarker<'a>,
 }
 
-impl Opening {
+impl Opening<'_> {
     /// Whether the file is opened for reading, and for writing.
     pub(crate) fn access(&self) -> (bool, bool) {
         // SAFETY: The file is valid during `->open`.
         let mode = unsafe { (*self.file).f_mode };
         (mode & VDMA_FMODE_READ != 0, mode & VDMA_FMODE_WRITE != 0)
     }
+
+    /// Makes the mappings of the file part of `space`, until it is released. Once: `EBUSY`. May sleep.
+    pub(crate) fn share_mappings(&mut self, space: &Arc<SharedSpace>) -> Result {
+        if self.space.is_some() {
+            return Err(EBUSY);
+        }
+        // SAFETY: These are the arguments of `->open`, during the call. The guard is dropped when the file is
+        // released, or opening it fails.
+        self.space = Some(unsafe { space.adopt(self.inode, self.file) });
+        Ok(())
+    }
 }
 
-/// What `poll` asks.
+/// A call of poll(2).
 pub(crate) struct Poll<'a> {
     file: &'a File,
     table: PollTable<'a>,
 }
 
 impl Poll<'_> {
-    /// Has the caller told when `source` is notified.
+    /// Has the caller woken when `source` is notified.
     pub(crate) fn wait_for(&self, source: &PollCondVar) {
         self.table.register_wait(self.file, source);
     }
 }
 
-/// What `poll` answers.
+/// The result of poll(2).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Readiness {
     /// Reads and writes would have to wait.
@@ -143,7 +234,7 @@ pub(crate) enum Readiness {
 /// Files that can be mapped.
 pub(crate) trait Mmap: Sized + Send + Sync + 'static {
     /// Maps the file.
-    fn map(&self, mapping: NewMapping<'_>) -> Result;
+    fn map(&self, mapping: NewMapping<'_, Self>) -> Result;
 }
 
 /// The operations of an open file.
@@ -151,14 +242,17 @@ pub(crate) trait FileOperations: Mmap {
     /// What the device node stands for.
     type Device: Send + Sync + 'static;
 
+    /// Where the table of the file's operations is kept.
+    fn table() -> &'static Table<Self>;
+
     /// Opens the device.
-    fn open(device: Arc<Self::Device>, opening: &Opening) -> Result<Self>;
+    fn open(device: Arc<Self::Device>, opening: &mut Opening<'_>) -> Result<Self>;
 
-    /// Moves up to the length of `buffers` from the device to them.
-    fn read(&self, iocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io>;
+    /// Moves up to the length of `iter` from the device to it.
+    fn read<'a>(&self, kiocb: Kiocb<'a>, iter: IovIter<'_>) -> IoResult<'a>;
 
-    /// Moves up to the length of `buffers` from them to the device.
-    fn write(&self, iocb: Kiocb<'_>, buffers: IovIter<'_>) -> Result<Io>;
+    /// Moves up to the length of `iter` from it to the device.
+    fn write<'a>(&self, kiocb: Kiocb<'a>, iter: IovIter<'_>) -> IoResult<'a>;
 
     /// Bytes from the beginning to the end, for `lseek`.
     fn size(&self) -> u64;
@@ -169,8 +263,8 @@ pub(crate) trait FileOperations: Mmap {
     /// Any other call.
     fn ioctl(&self, command: u32, argument: usize) -> Result<isize>;
 
-    /// A command of io_uring. `Ok` when it was queued.
-    fn command(&self, submission: &Submission) -> Result;
+    /// A command of io_uring.
+    fn command<'a>(&self, submission: UringSubmission<'a>) -> UringResult<'a>;
 
     /// Completes requests that the device has used, and returns how many. Called again and again by a
     /// task that waits.
@@ -183,78 +277,92 @@ pub(crate) trait FileOperations: Mmap {
     fn show(&self, out: &SeqFile);
 }
 
-/// The table of function pointers for the files of one kind.
-pub(crate) struct Operations(bindings::file_operations);
+/// The function pointers for the files of one kind.
+struct Operations(bindings::file_operations);
 
 // SAFETY: The table is only read once it is in place.
 unsafe impl Send for Operations {}
-// SAFETY: As above.
+// SAFETY: A shared reference only reads the table.
 unsafe impl Sync for Operations {}
 
-/// The module has one kind of files. The table has to outlive them, and is part of the module, which
-/// they keep loaded through the table's `owner`.
-static OPERATIONS: SetOnce<Operations> = SetOnce::new();
+/// The place of the table of operations of files with a `T`, in a `static`. It has to outlive them, and
+/// is part of the module, which they keep loaded through the table's `owner`.
+///
+/// # Invariants
+///
+/// The table, if there is one, is that of files with a `T`.
+pub(crate) struct Table<T>(SetOnce<Operations>, PhantomData<fn(T)>);
 
-impl Operations {
-    /// Puts the table for `T` in place. Once, when the module is loaded.
-    pub(crate) fn install<T: FileOperations>(module: &'static ThisModule) {
-        OPERATIONS.populate(Self(bindings::file_operations {
-            owner: module.as_ptr(),
-            open: Some(open::<T>),
-            release: Some(release::<T>),
-            read_iter: Some(read_iter::<T>),
-            write_iter: Some(write_iter::<T>),
-            splice_read: Some(bindings::copy_splice_read),
-            splice_write: Some(bindings::iter_file_splice_write),
-            llseek: Some(llseek::<T>),
-            fsync: Some(fsync::<T>),
-            mmap_prepare: Some(mmap_prepare::<T>),
-            get_unmapped_area: Some(thp_get_unmapped_area),
-            poll: Some(poll::<T>),
-            iopoll: Some(iopoll::<T>),
-            uring_cmd: Some(uring_cmd::<T>),
-            unlocked_ioctl: Some(ioctl::<T>),
-            compat_ioctl: bindings::compat_ptr_ioctl,
-            show_fdinfo: Some(show_fdinfo::<T>),
-            ..Default::default()
-        }));
+impl<T: FileOperations> Table<T> {
+    pub(crate) const fn new() -> Self {
+        // INVARIANT: There is no table yet.
+        Self(SetOnce::new(), PhantomData)
     }
 }
 
-/// A device node in `/dev`; dropping it removes the node. Files that are open stay open.
+/// Puts the table for `T` in place. Once, when the module is loaded.
+pub(crate) fn install<T: FileOperations>(module: &'static ThisModule) {
+    // INVARIANT: The functions are those for `T`.
+    T::table().0.populate(Operations(bindings::file_operations {
+        owner: module.as_ptr(),
+        open: Some(open::<T>),
+        release: Some(release::<T>),
+        read_iter: Some(read_iter::<T>),
+        write_iter: Some(write_iter::<T>),
+        splice_read: Some(bindings::copy_splice_read),
+        splice_write: Some(bindings::iter_file_splice_write),
+        llseek: Some(llseek::<T>),
+        fsync: Some(fsync::<T>),
+        mmap_prepare: Some(mmap_prepare::<T>),
+        get_unmapped_area: Some(thp_get_unmapped_area),
+        poll: Some(poll::<T>),
+        iopoll: Some(iopoll::<T>),
+        uring_cmd: Some(uring_cmd::<T>),
+        unlocked_ioctl: Some(ioctl::<T>),
+        compat_ioctl: bindings::compat_ptr_ioctl,
+        show_fdinfo: Some(show_fdinfo::<T>),
+        ..Default::default()
+    }));
+}
+
+/// A device node in `/dev` whose files have a `T`; dropping it removes the node. Files that are open stay
+/// open.
+///
+/// # Invariants
+///
+/// `misc` is registered, and begins the object.
 #[pin_data(PinnedDrop)]
 #[repr(C)]
-pub(crate) struct Registration<D: Send + Sync + 'static> {
+pub(crate) struct DeviceNode<T: FileOperations> {
     #[pin]
     misc: Opaque<bindings::miscdevice>,
-    device: Arc<D>,
+    device: Arc<T::Device>,
     _name: CString,
 }
 
 // SAFETY: Nothing can be done with a shared reference but opening, which the misc class serializes.
-unsafe impl<D: Send + Sync> Sync for Registration<D> {}
+unsafe impl<T: FileOperations> Sync for DeviceNode<T> {}
 // SAFETY: A node may be removed by any task.
-unsafe impl<D: Send + Sync> Send for Registration<D> {}
+unsafe impl<T: FileOperations> Send for DeviceNode<T> {}
 
-impl<D: Send + Sync> Registration<D> {
-    /// Creates `/dev/NAME` for `device`, below `parent`.
-    ///
-    /// # Safety
-    ///
-    /// `parent` outlives the registration, and [`Operations::install`] was called for operations on
-    /// `D`.
-    pub(crate) unsafe fn new(
+impl<T: FileOperations> DeviceNode<T> {
+    /// Creates `/dev/NAME` for `device`, below `parent`, of which the node holds a reference. `EINVAL`
+    /// before [`install`].
+    pub(crate) fn new(
         name: CString,
-        device: Arc<D>,
-        parent: *mut bindings::device,
+        device: Arc<T::Device>,
+        parent: &device::Device,
     ) -> impl PinInit<Self, Error> {
         let name_pointer = name.as_ptr();
+        // The type is a transparent wrapper.
+        let parent: *mut bindings::device = ptr::from_ref(parent).cast_mut().cast();
         // The device first: the node can be opened before registering has returned.
+        // INVARIANT: The structure is registered last.
         try_pin_init!(Self {
             device,
             _name: name,
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
-                let operations = OPERATIONS.as_ref().ok_or(EINVAL)?;
+                let operations = T::table().0.as_ref().ok_or(EINVAL)?;
                 // SAFETY: `slot` is valid for writes.
                 unsafe {
                     slot.write(bindings::miscdevice {
@@ -265,7 +373,8 @@ impl<D: Send + Sync> Registration<D> {
                         ..Default::default()
                     })
                 };
-                // SAFETY: The structure and the name are in place until `drop` deregisters it.
+                // SAFETY: The structure and the name are in place until `drop` deregisters it. The parent is
+                // there during the call, which takes a reference to it.
                 kernel::error::to_result(unsafe { bindings::misc_register(slot) })
             }),
         }? Error)
@@ -273,7 +382,7 @@ impl<D: Send + Sync> Registration<D> {
 }
 
 #[pinned_drop]
-impl<D: Send + Sync> PinnedDrop for Registration<D> {
+impl<T: FileOperations> PinnedDrop for DeviceNode<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: The device was registered when this object was made. Opens that are under way hold
         // the lock that this takes.
@@ -281,14 +390,23 @@ impl<D: Send + Sync> PinnedDrop for Registration<D> {
     }
 }
 
+/// What `private_data` of an open file points at.
+#[repr(C)]
+struct Opened<T> {
+    /// First, so that it is where mappings look for it: see `vma`.
+    state: T,
+    _space: Option<SpaceGuard>,
+}
+
 /// The operations of an open file.
 ///
 /// # Safety
 ///
 /// `file` has gone through `open::<T>` and not through `release::<T>`.
+#[inline]
 unsafe fn operations<'a, T>(file: *mut bindings::file) -> &'a T {
-    // SAFETY: `open` has put a `T` there, by the contract above.
-    unsafe { &*(*file).private_data.cast::<T>() }
+    // SAFETY: `open` has put an `Opened<T>` there, by the contract above.
+    unsafe { &(*(*file).private_data.cast::<Opened<T>>()).state }
 }
 
 unsafe extern "C" fn open<T: FileOperations>(
@@ -298,16 +416,37 @@ unsafe extern "C" fn open<T: FileOperations>(
     kernel::error::from_result(|| {
         // SAFETY: The misc class passes the registered structure, which cannot go while it opens.
         let misc = unsafe { (*file).private_data };
-        // SAFETY: It is the first field of a `Registration`, whose device was initialized before the node
-        // was registered: nodes of `T`'s operations are registered only for `T::Device`.
-        let device = unsafe { &(*misc.cast::<Registration<T::Device>>()).device };
-        let state = T::open(device.clone(), &Opening { inode, file })?;
-        let state = KBox::new(state, GFP_KERNEL)?;
+        // SAFETY: It begins a `DeviceNode`, whose device was initialized before it was registered; nodes with
+        // `T`'s operations are those for `T`.
+        let device = unsafe { &(*misc.cast::<DeviceNode<T>>()).device };
+        let mut opening = Opening {
+            inode,
+            file,
+            space: None,
+            _call: PhantomData,
+        };
+        let opened = T::open(device.clone(), &mut opening).and_then(|state| {
+            let opened = Opened {
+                state,
+                _space: opening.space.take(),
+            };
+            Ok(KBox::new(opened, GFP_KERNEL)?)
+        });
         // SAFETY: The file is not in use yet.
         let file = unsafe { &mut *file };
-        file.private_data = KBox::into_raw(state).cast();
-        file.f_mode |= VDMA_FMODE_NOWAIT | VDMA_FMODE_CAN_ODIRECT;
-        Ok(0)
+        match opened {
+            Ok(opened) => {
+                file.private_data = KBox::into_raw(opened).cast();
+                file.f_mode |= VDMA_FMODE_NOWAIT | VDMA_FMODE_CAN_ODIRECT;
+                Ok(0)
+            }
+            Err(error) => {
+                // The inode of the shared space may go with the guard.
+                // SAFETY: The inode is valid during `->open`.
+                file.f_mapping = unsafe { (*inode).i_mapping };
+                Err(error)
+            }
+        }
     })
 }
 
@@ -316,46 +455,50 @@ unsafe extern "C" fn release<T: FileOperations>(
     file: *mut bindings::file,
 ) -> c_int {
     // SAFETY: `open` has put the box there, and release is the last call on a file.
-    drop(unsafe { KBox::from_raw((*file).private_data.cast::<T>()) });
+    drop(unsafe { KBox::from_raw((*file).private_data.cast::<Opened<T>>()) });
     0
 }
 
-/// Runs read or write, and turns its outcome into what the kernel expects.
-fn run_io(iocb: *mut bindings::kiocb, io: impl FnOnce(Kiocb<'_>) -> Result<Io>) -> isize {
-    match io(Kiocb {
-        raw: iocb,
+/// Runs read or write, and returns what the kernel expects.
+///
+/// # Safety
+///
+/// These are the arguments of `->read_iter` or `->write_iter` of an open file with a `T`.
+#[inline]
+unsafe fn run_io<T: FileOperations>(
+    kiocb: *mut bindings::kiocb,
+    iter: *mut bindings::iov_iter,
+    io: impl for<'a> FnOnce(&T, Kiocb<'a>, IovIter<'_>) -> IoResult<'a>,
+) -> isize {
+    let Some(raw) = NonNull::new(kiocb) else {
+        return EINVAL.to_errno() as isize;
+    };
+    // SAFETY: The caller vouches for the kiocb, which has the file that the call is made on.
+    let file = unsafe { operations::<T>((*kiocb).ki_filp) };
+    // SAFETY: The caller vouches for the iterator, which is this call's.
+    let iter = unsafe { IovIter::from_raw(iter) };
+    // INVARIANT: The kiocb is the call's, and was not completed.
+    let kiocb = Kiocb {
+        raw,
         _call: PhantomData,
-    }) {
-        Ok(Io::Done(bytes)) => {
-            // SAFETY: The call is not over and was not queued, so the iocb is still ours.
-            unsafe { (*iocb).ki_pos += bytes as i64 };
-            bytes as isize
-        }
-        Ok(Io::Queued) => EIOCBQUEUED.to_errno() as isize,
-        Err(error) => error.to_errno() as isize,
-    }
+    };
+    io(file, kiocb, iter).0
 }
 
 unsafe extern "C" fn read_iter<T: FileOperations>(
-    iocb: *mut bindings::kiocb,
+    kiocb: *mut bindings::kiocb,
     iter: *mut bindings::iov_iter,
 ) -> isize {
     // SAFETY: The kernel calls operations on open files, with valid arguments.
-    let file = unsafe { operations::<T>((*iocb).ki_filp) };
-    // SAFETY: As above.
-    let buffers = unsafe { IovIter::from_raw(iter) };
-    run_io(iocb, |iocb| file.read(iocb, buffers))
+    unsafe { run_io::<T>(kiocb, iter, |file, kiocb, iter| file.read(kiocb, iter)) }
 }
 
 unsafe extern "C" fn write_iter<T: FileOperations>(
-    iocb: *mut bindings::kiocb,
+    kiocb: *mut bindings::kiocb,
     iter: *mut bindings::iov_iter,
 ) -> isize {
     // SAFETY: The kernel calls operations on open files, with valid arguments.
-    let file = unsafe { operations::<T>((*iocb).ki_filp) };
-    // SAFETY: As above.
-    let buffers = unsafe { IovIter::from_raw(iter) };
-    run_io(iocb, |iocb| file.write(iocb, buffers))
+    unsafe { run_io::<T>(kiocb, iter, |file, kiocb, iter| file.write(kiocb, iter)) }
 }
 
 unsafe extern "C" fn llseek<T: FileOperations>(
@@ -365,7 +508,7 @@ unsafe extern "C" fn llseek<T: FileOperations>(
 ) -> bindings::loff_t {
     // SAFETY: The kernel calls operations on open files.
     let size = unsafe { operations::<T>(file) }.size();
-    // SAFETY: As above.
+    // SAFETY: The file is open.
     unsafe { bindings::fixed_size_llseek(file, offset, whence, size as i64) }
 }
 
@@ -381,13 +524,14 @@ unsafe extern "C" fn fsync<T: FileOperations>(
 }
 
 /// `->mmap_prepare` of files that can be mapped.
-pub(crate) unsafe extern "C" fn mmap_prepare<T: Mmap>(
+pub(super) unsafe extern "C" fn mmap_prepare<T: Mmap>(
     description: *mut bindings::vm_area_desc,
 ) -> c_int {
-    // SAFETY: The kernel calls operations on open files; the description is valid during the call.
-    let file = unsafe { operations::<T>((*description).file) };
+    // SAFETY: The kernel calls operations on open files; the description is valid during the call. A `T`
+    // begins what `private_data` points at, here and in `anon_file`.
+    let file = unsafe { &*(*(*description).file).private_data.cast::<T>() };
     kernel::error::from_result(|| {
-        // SAFETY: As above.
+        // SAFETY: This is the argument of `->mmap_prepare`, during the call, of a file with a `T`.
         file.map(unsafe { NewMapping::from_raw(description) })
             .map(|()| 0)
     })
@@ -428,16 +572,14 @@ unsafe extern "C" fn uring_cmd<T: FileOperations>(
     raw: *mut bindings::io_uring_cmd,
     issue_flags: c_uint,
 ) -> c_int {
-    // SAFETY: The command is valid during the call.
-    let file = unsafe { operations::<T>(vdma_uring_file(raw)) };
-    // SAFETY: As above.
-    let Some(submission) = (unsafe { Submission::from_raw(raw, issue_flags) }) else {
+    let Some(raw) = NonNull::new(raw) else {
         return EINVAL.to_errno();
     };
-    match file.command(&submission) {
-        Ok(()) => EIOCBQUEUED.to_errno(),
-        Err(error) => error.to_errno(),
-    }
+    // SAFETY: The command is valid during the call, and has the open file that the call is made on.
+    let file = unsafe { operations::<T>(vdma_uring_file(raw.as_ptr())) };
+    // SAFETY: These are the arguments of `->uring_cmd`.
+    let submission = unsafe { UringSubmission::from_raw(raw, issue_flags) };
+    file.command(submission).into_raw()
 }
 
 unsafe extern "C" fn ioctl<T: FileOperations>(

@@ -5,6 +5,7 @@
 
 pub(crate) mod anon_file;
 pub(crate) mod bindings;
+pub(crate) mod blk_plug;
 pub(crate) mod bounce;
 pub(crate) mod capability;
 pub(crate) mod chardev;
@@ -13,15 +14,18 @@ pub(crate) mod compat;
 pub(crate) mod cpu;
 pub(crate) mod delay;
 pub(crate) mod eventfd;
+pub(crate) mod io_memory;
 pub(crate) mod iov_iter;
 pub(crate) mod list;
 mod mm;
 pub(crate) mod page;
 pub(crate) mod page_list;
 pub(crate) mod page_runs;
+pub(crate) mod rcu;
 pub(crate) mod scatterlist;
 pub(crate) mod slab;
 pub(crate) mod spinlock;
+pub(crate) mod system;
 pub(crate) mod tracepoints;
 mod transmute;
 pub(crate) mod uring_cmd;

@@ -311,16 +311,14 @@ void vdma_cond_resched(void)
 	cond_resched();
 }
 
-struct vdma_plug_callback *vdma_check_plugged(blk_plug_cb_fn unplug, void *queue)
+struct vdma_plug_callback *vdma_check_plugged(blk_plug_cb_fn unplug, void *key)
 {
 	struct vdma_plug_callback *callback = NULL;
 	struct blk_plug_cb *plug;
 
-	plug = blk_check_plugged(unplug, queue, sizeof(*callback));
-	if (plug) {
+	plug = blk_check_plugged(unplug, key, sizeof(*callback));
+	if (plug)
 		callback = container_of(plug, struct vdma_plug_callback, plug);
-		callback->queue = queue;
-	}
 	return callback;
 }
 

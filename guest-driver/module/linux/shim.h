@@ -78,12 +78,11 @@ void vdma_cond_resched(void);
 /* A callback for the end of a submission. */
 struct vdma_plug_callback {
 	struct blk_plug_cb plug;
-	void *queue;
 	const void *owner;
 };
 
-/* The task's callback for the queue, a new one if need be, or null where nothing is plugged. */
-struct vdma_plug_callback *vdma_check_plugged(blk_plug_cb_fn unplug, void *queue);
+/* The task's callback for the key, a new one if need be, or null where nothing is plugged. */
+struct vdma_plug_callback *vdma_check_plugged(blk_plug_cb_fn unplug, void *key);
 void vdma_free_plug_callback(struct vdma_plug_callback *callback);
 
 /* What begins the private part of an io_uring command while it is under way. */

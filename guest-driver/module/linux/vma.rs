@@ -15,10 +15,11 @@ use kernel::{
 
 use crate::linux::{
     bindings::{
-        VDMA_PMD_ORDER, VDMA_PUD_ORDER, mntput, vdma_file_mount, vdma_get_page,
+        VDMA_PMD_ORDER, VDMA_PUD_ORDER, VDMA_VM_PFNMAP, mntput, vdma_file_mount, vdma_get_page,
         vdma_mapping_is_shared, vdma_mapping_remap_io, vdma_mapping_set_cache,
         vdma_mapping_set_fixed, vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
     },
+    io_memory::IoRange,
     page::Page,
 };
 
@@ -39,19 +40,28 @@ pub(crate) trait Mappable: Send + Sync + 'static {
     fn fault(&self, fault: Fault<'_>) -> FaultResult;
 }
 
-/// A mapping that is being made: `struct vm_area_desc` inside of `->mmap_prepare`.
-pub(crate) struct NewMapping<'a> {
+/// A mapping that is being made, of a file with a `T`: `struct vm_area_desc` inside of
+/// `->mmap_prepare`.
+///
+/// # Invariants
+///
+/// What `private_data` of the file points at begins with a `T`.
+pub(crate) struct NewMapping<'a, T> {
     raw: &'a mut bindings::vm_area_desc,
+    _file: PhantomData<fn(T)>,
 }
 
-impl<'a> NewMapping<'a> {
+impl<T> NewMapping<'_, T> {
     /// # Safety
     ///
-    /// `raw` is the argument of `->mmap_prepare`, and the result ends with that call.
-    pub(crate) unsafe fn from_raw(raw: *mut bindings::vm_area_desc) -> Self {
-        // SAFETY: The caller vouches for it; nobody else uses the description during the call.
+    /// `raw` is the argument of `->mmap_prepare`, of a file as the type's invariant says, and the result
+    /// ends with that call.
+    pub(super) unsafe fn from_raw(raw: *mut bindings::vm_area_desc) -> Self {
+        // INVARIANT: The caller vouches for the file.
         Self {
+            // SAFETY: The caller vouches for the description, which nothing else uses during the call.
             raw: unsafe { &mut *raw },
+            _file: PhantomData,
         }
     }
 
@@ -65,56 +75,56 @@ impl<'a> NewMapping<'a> {
         (self.raw.pgoff as u64).checked_mul(PAGE_SIZE as u64)
     }
 
-    /// Whether the mapping was asked for with `MAP_SHARED`.
-    pub(crate) fn is_shared(&self) -> bool {
-        // SAFETY: The description is valid.
-        unsafe { vdma_mapping_is_shared(self.raw) }
-    }
-
     /// Chooses the cache attribute: one of the `CACHE_*` values of the protocol.
     pub(crate) fn set_cache(&mut self, mode: u32) {
         // SAFETY: The description is valid.
         unsafe { vdma_mapping_set_cache(self.raw, mode) }
     }
+}
 
-    fn set_operations<T: Mappable>(&mut self) {
+impl<T: Mappable> NewMapping<'_, T> {
+    /// `EINVAL` unless the mapping was asked for with `MAP_SHARED`: a private one has pages of its own, which
+    /// neither the functions below nor the kernel can put beside frames that have none.
+    fn set_operations(&mut self) -> Result {
+        // SAFETY: The description is valid.
+        if !unsafe { vdma_mapping_is_shared(self.raw) } {
+            return Err(EINVAL);
+        }
         self.raw.vm_ops = Table::<T>::OPERATIONS;
         // Says whether `mapped` has counted the mapping.
         self.raw.private_data = ptr::null_mut();
+        Ok(())
     }
 
-    /// Has the kernel fill the whole mapping with the frames from `address` on, when it is in place
-    /// (`io_remap_pfn_range`). Sets `VM_IO`, `VM_PFNMAP`, `VM_DONTEXPAND` and `VM_DONTDUMP`.
-    ///
-    /// # Safety
-    ///
-    /// The frames are device memory that user space may access. The file of the mapping has a `T`.
-    pub(crate) unsafe fn remap_io<T: Mappable>(mut self, address: u64) {
-        self.set_operations::<T>();
-        // SAFETY: The description is valid; the caller vouches for the frames.
-        unsafe { vdma_mapping_remap_io(self.raw, (address >> PAGE_SHIFT) as usize) }
+    /// Has the kernel fill the whole mapping with device memory, when it is in place
+    /// (`io_remap_pfn_range`): byte 0 of the file is the first of `range`. `EINVAL` for a private mapping,
+    /// and for one that leaves the range. Sets `VM_IO`, `VM_PFNMAP`, `VM_DONTEXPAND` and `VM_DONTDUMP`.
+    pub(crate) fn remap_io(mut self, range: IoRange) -> Result {
+        let address = self
+            .offset()
+            .and_then(|offset| range.at(offset, self.len() as u64))
+            .ok_or(EINVAL)?;
+        self.set_operations()?;
+        // SAFETY: The description is valid; the frames are device memory, by the invariant of the range.
+        unsafe { vdma_mapping_remap_io(self.raw, (address >> PAGE_SHIFT) as usize) };
+        Ok(())
     }
 
     /// Leaves it to [`Mappable::fault`] to map frames that have no `struct page`, with the same flags.
-    ///
-    /// # Safety
-    ///
-    /// The file of the mapping has a `T`.
-    pub(crate) unsafe fn fault_frames<T: Mappable>(mut self) {
-        self.set_operations::<T>();
+    /// `EINVAL` for a private mapping.
+    pub(crate) fn fault_frames(mut self) -> Result {
+        self.set_operations()?;
         // SAFETY: The description is valid.
-        unsafe { vdma_mapping_set_pfnmap(self.raw) }
+        unsafe { vdma_mapping_set_pfnmap(self.raw) };
+        Ok(())
     }
 
-    /// Leaves it to [`Mappable::fault`] to map pages of memory.
-    ///
-    /// # Safety
-    ///
-    /// The file of the mapping has a `T`.
-    pub(crate) unsafe fn fault_pages<T: Mappable>(mut self) {
-        self.set_operations::<T>();
+    /// Leaves it to [`Mappable::fault`] to map pages of memory. `EINVAL` for a private mapping.
+    pub(crate) fn fault_pages(mut self) -> Result {
+        self.set_operations()?;
         // SAFETY: The description is valid.
-        unsafe { vdma_mapping_set_fixed(self.raw) }
+        unsafe { vdma_mapping_set_fixed(self.raw) };
+        Ok(())
     }
 }
 
@@ -154,17 +164,26 @@ impl Fault<'_> {
         self.raw.flags & bindings::fault_flag_FAULT_FLAG_WRITE != 0
     }
 
-    /// Maps the frames of device memory that belong there: byte 0 of the file is at `base`, and the
-    /// file ends at `end`. `base` and `end` are multiples of the page size.
-    ///
-    /// # Safety
-    ///
-    /// The frames are device memory that user space may access.
-    pub(crate) unsafe fn insert_frames(self, base: u64, end: u64) -> FaultResult {
+    fn vma(&self) -> *mut bindings::vm_area_struct {
+        self.raw.__bindgen_anon_1.vma
+    }
+
+    /// Whether the mapping is one of frames without pages.
+    fn is_of_frames(&self) -> bool {
+        // SAFETY: The mapping is there during a fault; both views of the union hold the flags.
+        unsafe { (*self.vma()).__bindgen_anon_2.vm_flags & VDMA_VM_PFNMAP != 0 }
+    }
+
+    /// Maps the frames of device memory that belong there: byte 0 of the file is the first of `range`, and
+    /// the file ends with it. `BUS_ERROR` for a mapping that is not one of frames.
+    pub(crate) fn insert_frames(self, range: IoRange) -> FaultResult {
         let address = self.raw.__bindgen_anon_1.address;
         let size = PAGE_SIZE << self.order;
         let within = (address & (size - 1)) as u64 & !(PAGE_SIZE as u64 - 1);
-        let vma = self.raw.__bindgen_anon_1.vma;
+        let vma = self.vma();
+        if !self.is_of_frames() {
+            return FaultResult::BUS_ERROR;
+        }
         // SAFETY: The mapping is there during a fault; both views of the union hold its borders.
         let (vma_start, vma_end) = unsafe {
             let borders = (*vma).__bindgen_anon_1.__bindgen_anon_1;
@@ -176,32 +195,37 @@ impl Fault<'_> {
         let Some(offset) = self.offset().checked_sub(within) else {
             return FaultResult::FALLBACK;
         };
-        let frames = base + offset;
-        if start < vma_start || start + size > vma_end || offset + size as u64 > end {
-            return if self.order > 0 {
-                FaultResult::FALLBACK
-            } else {
-                FaultResult::BUS_ERROR
-            };
-        }
+        let frames = match range.at(offset, size as u64) {
+            Some(frames) if start >= vma_start && start + size <= vma_end => frames,
+            _ if self.order > 0 => return FaultResult::FALLBACK,
+            _ => return FaultResult::BUS_ERROR,
+        };
         if frames & (size as u64 - 1) != 0 {
             return FaultResult::FALLBACK;
         }
         let frame = (frames >> PAGE_SHIFT) as usize;
         let write = self.is_write();
         FaultResult(match self.order {
-            // SAFETY: The mapping is one of frames without pages; the caller vouches for the frame.
+            // SAFETY: The mapping is one of frames without pages, and the frame is device memory, by the
+            // invariant of the range.
             0 => unsafe { bindings::vmf_insert_pfn(vma, start, frame) },
-            // SAFETY: As above, and aligned.
+            // SAFETY: The mapping is one of frames, 2 MiB of which are device memory, and aligned.
             VDMA_PMD_ORDER => unsafe { vmf_insert_pfn_pmd(self.raw, frame, write) },
-            // SAFETY: As above, and aligned.
+            // SAFETY: The mapping is one of frames, 1 GiB of which is device memory, and aligned.
             VDMA_PUD_ORDER => unsafe { vmf_insert_pfn_pud(self.raw, frame, write) },
             _ => return FaultResult::FALLBACK,
         })
     }
 
-    /// Maps `page`, with a reference of the mapping's own.
+    /// Maps `page`, with a reference of the mapping's own. `BUS_ERROR` for a mapping of frames, and
+    /// `FALLBACK` for a huge page.
     pub(crate) fn insert_page(self, page: Page<'_>) -> FaultResult {
+        if self.is_huge() {
+            return FaultResult::FALLBACK;
+        }
+        if self.is_of_frames() {
+            return FaultResult::BUS_ERROR;
+        }
         // SAFETY: The page is held while it is borrowed. The kernel gives the reference back when it
         // unmaps the page.
         unsafe { vdma_get_page(page.as_ptr()) };
@@ -239,7 +263,7 @@ impl<T: Mappable> Table<T> {
         file: *const bindings::file,
         private: *mut *mut c_void,
     ) -> c_int {
-        // SAFETY: By the contract of the constructors.
+        // SAFETY: Only a `NewMapping` for a `T` sets these operations, and its file has a `T`.
         let state = unsafe { Self::state(file) };
         match state.mapped() {
             Ok(()) => {
@@ -269,14 +293,15 @@ impl<T: Mappable> Table<T> {
     }
 
     unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
-        // SAFETY: As in `open`.
+        // SAFETY: The kernel calls the operations of a mapping with that mapping.
         if let Some(state) = unsafe { Self::counted(vma) } {
             state.unmapped();
         }
     }
 
     unsafe extern "C" fn fault(raw: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: As in `open`, and the fault is valid during the call.
+        // SAFETY: The kernel calls this with a fault that is valid during the call, in a mapping with these
+        // operations.
         unsafe { Self::huge_fault(raw, 0) }
     }
 
@@ -284,9 +309,9 @@ impl<T: Mappable> Table<T> {
         raw: *mut bindings::vm_fault,
         order: c_uint,
     ) -> bindings::vm_fault_t {
-        // SAFETY: The fault is valid during the call, and nobody else uses it.
+        // SAFETY: The fault is valid during the call, and used by this call alone.
         let raw = unsafe { &mut *raw };
-        // SAFETY: The mapping has a file, with a `T`.
+        // SAFETY: Only a `NewMapping` for a `T` sets these operations, and the mapping keeps its file, with a `T`.
         let state = unsafe { Self::state((*raw.__bindgen_anon_1.vma).vm_file) };
         state.fault(Fault { raw, order }).0
     }
@@ -367,15 +392,16 @@ impl SharedSpace {
     ///
     /// # Safety
     ///
-    /// `inode` and `file` are the arguments of `->open`.
-    pub(crate) unsafe fn adopt(
+    /// `inode` and `file` are the arguments of `->open`. The guard is not dropped before the file is released,
+    /// unless it is not opened after all.
+    pub(super) unsafe fn adopt(
         self: &Arc<Self>,
         inode: *mut bindings::inode,
         file: *mut bindings::file,
     ) -> SpaceGuard {
         let mut state = self.state.lock();
         state.files += 1;
-        // SAFETY: As the caller says.
+        // SAFETY: The caller vouches for the arguments.
         let first = || unsafe { Inode::hold(inode, file) };
         let mapping = state.first.get_or_insert_with(first).mapping();
         // SAFETY: `file` is not in use yet, and the inode is held until it is released.

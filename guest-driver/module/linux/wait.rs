@@ -7,7 +7,7 @@ use kernel::{bindings, prelude::*, time::msecs_to_jiffies, types::Opaque};
 
 use crate::linux::bindings::vdma_signal_pending;
 
-/// Milliseconds between two looks for signals while a task has work to do for others.
+/// Milliseconds between two checks for signals while a task has task work.
 const TASK_WORK_PAUSE_MS: u32 = 10;
 
 /// Whether a signal waits for the current task. Work for the task does not count, unlike in the
@@ -26,7 +26,7 @@ pub(crate) struct Completion {
 
 // SAFETY: A completion is made to be shared between tasks and interrupts.
 unsafe impl Send for Completion {}
-// SAFETY: As above; all its functions take its own lock.
+// SAFETY: All functions of a completion take its own lock.
 unsafe impl Sync for Completion {}
 
 impl Completion {

@@ -8,13 +8,15 @@ use kernel::{
     bindings,
     prelude::*,
     sync::{
-        atomic::{Acquire, Atomic, Full},
+        atomic::{Acquire, Atomic, Full, Release},
         rcu,
     },
+    time::msecs_to_jiffies,
     types::Opaque,
 };
 
 use crate::linux::{
+    bindings::{vdma_init_delayed_work, vdma_schedule_delayed_work},
     list::{Linked, Stack},
     spinlock::{IrqSpinLock, new_irq_spinlock},
 };
@@ -137,5 +139,83 @@ impl<T: Deferred> Drop for DeferredWorker<T> {
         // SAFETY: The item is initialized, and is not queued any more: that is done in critical sections that
         // have seen the pointer, and they are over.
         unsafe { bindings::flush_work(self.inner.work.get()) };
+    }
+}
+
+/// What a [`DelayedWork`] does.
+pub(crate) trait DelayedTask: Send + Sync + Sized + 'static {
+    /// Called in process context. May sleep.
+    fn run(work: &DelayedWork<Self>);
+}
+
+/// A work item that runs after a delay, with the state that it works on.
+///
+/// # Invariants
+///
+/// The item is initialized. It is disabled, with nothing left that runs, before this object goes.
+#[pin_data(PinnedDrop)]
+#[repr(C)]
+pub(crate) struct DelayedWork<T: DelayedTask> {
+    #[pin]
+    raw: Opaque<bindings::delayed_work>,
+    /// Not 0 once the item is disabled for good.
+    is_disabled: Atomic<u32>,
+    #[pin]
+    task: T,
+}
+
+// SAFETY: The work item may be queued, and disabled, from any task.
+unsafe impl<T: DelayedTask> Send for DelayedWork<T> {}
+// SAFETY: The work item may be queued by several tasks at once; the task is `Sync`.
+unsafe impl<T: DelayedTask> Sync for DelayedWork<T> {}
+
+impl<T: DelayedTask> DelayedWork<T> {
+    /// A work item that is not queued.
+    pub(crate) fn new(task: impl PinInit<T, Error>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // SAFETY: `slot` is valid for writes and pinned; the item is disabled before it goes.
+            raw <- Opaque::ffi_init(|slot| unsafe {
+                vdma_init_delayed_work(slot, Some(Self::run))
+            }),
+            is_disabled: Atomic::new(0),
+            task <- task,
+        }? Error)
+    }
+
+    /// The state.
+    pub(crate) fn task(&self) -> &T {
+        &self.task
+    }
+
+    /// Has the item run after `delay_ms` milliseconds from now, whenever it was to run before. Any context.
+    pub(crate) fn schedule(&self, delay_ms: u32) {
+        // SAFETY: The item is initialized, by the type's invariant; one that is disabled is not queued.
+        unsafe { vdma_schedule_delayed_work(self.raw.get(), msecs_to_jiffies(delay_ms)) };
+    }
+
+    /// Keeps the item from running any more, and waits until it does not. May sleep.
+    pub(crate) fn disable(&self) {
+        // SAFETY: The item is initialized, by the type's invariant. Disabling it also keeps one that runs from
+        // queueing it again.
+        unsafe { bindings::disable_delayed_work_sync(self.raw.get()) };
+        self.is_disabled.store(1, Release);
+    }
+
+    unsafe extern "C" fn run(work: *mut bindings::work_struct) {
+        const { assert!(offset_of!(Self, raw) == 0) };
+        const { assert!(offset_of!(bindings::delayed_work, work) == 0) };
+        // SAFETY: The item is the first field of a delayed item, which is the first field of this type; the
+        // object does not go while the item runs, by its invariant.
+        T::run(unsafe { &*work.cast::<Self>() });
+    }
+}
+
+#[pinned_drop]
+impl<T: DelayedTask> PinnedDrop for DelayedWork<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // Often disabled before, and the last owner may not be allowed to sleep.
+        if self.is_disabled.load(Acquire) == 0 {
+            self.disable();
+        }
     }
 }

@@ -2,38 +2,31 @@
 
 //! Counts of each device below `/sys/kernel/debug/vdma`.
 
-use core::ptr;
-
 use kernel::{
     debugfs::{Dir, Scope},
     fmt,
     prelude::*,
     str::CString,
-    sync::{
-        Arc,
-        atomic::{Acquire, Atomic, Full, Release},
-    },
+    sync::Arc,
 };
 
-use crate::{io::queue::Queues, observe::DeviceObserver, protocol::Statistics};
+use crate::{
+    io::queue::Queues,
+    linux::rcu::{Publication, Published},
+    observe::DeviceObserver,
+    protocol::Statistics,
+};
 
 /// The directory of the module, while there is one.
-static ROOT: Atomic<*mut Dir> = Atomic::new(ptr::null_mut());
+static ROOT: Published<Dir> = Published::new();
 
 /// Keeps the directory of the module in existence. Dropped when no device is bound any more.
-pub(crate) struct Root(#[allow(dead_code)] KBox<Dir>);
+pub(crate) struct Root(#[allow(dead_code, reason = "dropped only")] Publication<Dir>);
 
 impl Root {
     pub(crate) fn new() -> Result<Self> {
-        let directory = KBox::new(Dir::new(c"vdma"), GFP_KERNEL)?;
-        ROOT.store(ptr::from_ref(&*directory).cast_mut(), Release);
-        Ok(Self(directory))
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        ROOT.xchg(ptr::null_mut(), Full);
+        let directory = Arc::new(Dir::new(c"vdma"), GFP_KERNEL)?;
+        ROOT.publish(directory).map(Self)
     }
 }
 
@@ -49,8 +42,7 @@ pub(crate) struct Directory(#[allow(dead_code)] Pin<KBox<Scope<Shown>>>);
 impl Directory {
     /// May sleep.
     pub(crate) fn new(observer: Arc<DeviceObserver>, queues: Arc<Queues>) -> Result<Self> {
-        // SAFETY: Null, or in place for as long as devices may be bound.
-        let root = unsafe { ROOT.load(Acquire).as_ref() }.ok_or(ENODEV)?;
+        let root = ROOT.get().ok_or(ENODEV)?;
         let name = CString::try_from_fmt(fmt!("vdma{}", observer.number))?;
         let shown = Shown { observer, queues };
         let scope = root.scope(Ok::<_, Error>(shown), &name, |shown, directory| {

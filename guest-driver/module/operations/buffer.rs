@@ -107,19 +107,14 @@ impl AnonymousFile for BufferFile {
 }
 
 impl crate::linux::chardev::Mmap for BufferFile {
-    fn map(&self, mapping: NewMapping<'_>) -> Result {
-        if !mapping.is_shared() {
-            return Err(EINVAL);
-        }
+    fn map(&self, mapping: NewMapping<'_, Self>) -> Result {
         let end = mapping
             .offset()
             .and_then(|offset| offset.checked_add(mapping.len() as u64));
         if end.is_none_or(|end| end > self.0.length() as u64) {
             return Err(EINVAL);
         }
-        // SAFETY: This is the state of the file.
-        unsafe { mapping.fault_pages::<Self>() };
-        Ok(())
+        mapping.fault_pages()
     }
 }
 

@@ -6,7 +6,7 @@ use core::mem::{offset_of, size_of};
 
 use kernel::{
     prelude::*,
-    sync::{Arc, aref::ARef},
+    sync::Arc,
     uaccess::{UserPtr, UserSlice},
 };
 
@@ -20,6 +20,8 @@ use crate::{
     linux::{
         compat,
         iov_iter::{IterDirection, UserRange},
+        slab::SlabArc,
+        uring_cmd::CommandOutcome,
     },
     observe::Observer,
     operations::buffer::BufferTable,
@@ -117,13 +119,14 @@ impl<'a> CommandContext<'a> {
     ///
     /// `EINVAL` for unknown operations, flags and ranges, `EOPNOTSUPP` for operations that the device
     /// does not have, `EBADF` for those that the file is not open for, `ENOENT` for unknown buffers,
-    /// `EFAULT`; `EAGAIN` for a non-blocking caller that would have to wait.
+    /// `EFAULT`; `EAGAIN` for a non-blocking caller that would have to wait. On failure `target` remains
+    /// the caller's.
     pub(crate) fn start(
         &self,
         address: u64,
-        target: Option<TransferTarget>,
+        target: &mut Option<TransferTarget>,
         when_full: WhenFull,
-    ) -> Result<ARef<Transfer>> {
+    ) -> Result<SlabArc<Transfer>> {
         let command: Command = read(address)?;
         let mut scratch = [UserRange::new(), UserRange::new()];
         let operation = self.check(&command, &mut scratch)?;
@@ -144,7 +147,7 @@ impl<'a> CommandContext<'a> {
     /// Runs the command at `address` in user space, and writes its results there.
     pub(crate) fn run(&self, address: usize) -> Result<isize> {
         let address = address as u64;
-        let transfer = self.start(address, None, WhenFull::Wait)?;
+        let transfer = self.start(address, &mut None, WhenFull::Wait)?;
         let (result, value) = wait_for(&transfer)?;
         write_results(address, result, value)?;
         Ok(0)
@@ -156,7 +159,7 @@ impl<'a> CommandContext<'a> {
         let mut started = KVVec::new();
         for address in commands.addresses() {
             started.push(
-                (address, self.start(address, None, WhenFull::Wait)),
+                (address, self.start(address, &mut None, WhenFull::Wait)),
                 GFP_KERNEL,
             )?;
         }
@@ -270,6 +273,19 @@ impl<'a> CommandContext<'a> {
             return Err(EINVAL);
         }
         Ok(DmaMemory::Buffer(buffer, offset))
+    }
+}
+
+impl CommandOutcome for SlabArc<Transfer> {
+    fn deliver(self, address: u64, has_memory: bool) -> (Result<i64>, u64) {
+        let mut result = self.result().map(|bytes| bytes as i64);
+        let value = self.value();
+        if has_memory {
+            if let Err(error) = write_results(address, result, value) {
+                result = Err(error);
+            }
+        }
+        (result, value)
     }
 }
 

@@ -1,14 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Registration of a driver with the virtio bus.
+//!
+//! The bus calls `probe` and `remove` with the lock of the virtio device, and the four others, around
+//! suspend and function reset, with that of the transport's device: they do not exclude each other.
+//! So the driver's data is counted, and found under RCU: a callback that comes too late does nothing,
+//! and one that is running keeps what it uses. What changes the state of the device needs the
+//! [`Control`](super::Control), whose lock is the innermost of the three.
 
-use core::{marker::PhantomData, ptr};
+use core::{marker::PhantomData, ptr, ptr::NonNull};
 
 use kernel::{
+    bindings,
     error::from_result,
-    ffi::c_int,
+    ffi::{c_int, c_void},
     prelude::*,
-    types::{ForeignOwnable, Opaque},
+    sync::{
+        Arc, ArcBorrow,
+        atomic::{Acquire, Full, Release},
+        rcu,
+    },
+    types::Opaque,
 };
 
 use super::{Device, device::Private};
@@ -20,24 +32,25 @@ use crate::linux::bindings::{
 /// A driver for devices on the virtio bus.
 pub(crate) trait Driver: 'static {
     /// What the driver keeps for each device that it is bound to.
-    type Data: ForeignOwnable;
+    type Data: Send + Sync + 'static;
 
     /// Device-specific feature bits that the driver knows; the bus acknowledges those of them that
     /// the device offers, before [`Driver::probe`].
     const FEATURES: &'static [u32];
 
-    /// Binds to a device. The device answers nothing before [`Device::set_ready`].
-    fn probe(device: &Device) -> Result<Self::Data>;
+    /// Binds to a device. The device uses no queue before [`super::Control::set_ready`].
+    fn probe(device: &Device<'_>) -> Result<Arc<Self::Data>>;
 
-    /// Stops using the device: it is about to be reset by somebody else, or to sleep. The queues have
-    /// to be deleted when this returns.
-    fn quiesce(device: &Device, data: <Self::Data as ForeignOwnable>::Borrowed<'_>);
+    /// Stops using the device: it is about to be reset, or to sleep. The queues have to be deleted when
+    /// this returns. May run beside [`Driver::remove`].
+    fn quiesce(device: &Device<'_>, data: &Self::Data);
 
-    /// Uses the device again, which has been reset and has its features negotiated.
-    fn resume(device: &Device, data: <Self::Data as ForeignOwnable>::Borrowed<'_>) -> Result;
+    /// Uses the device again, which has been reset and has its features negotiated. May run beside
+    /// [`Driver::remove`].
+    fn resume(device: &Device<'_>, data: &Self::Data) -> Result;
 
-    /// Lets a device go. It has to be reset, and its queues deleted, when this returns.
-    fn remove(device: &Device, data: Self::Data);
+    /// Lets a device go. Queues that are left when this returns are deleted.
+    fn remove(device: &Device<'_>, data: &Self::Data);
 }
 
 /// Virtio vendor id that stands for any (`VIRTIO_DEV_ANY_ID`).
@@ -59,18 +72,18 @@ static ID_TABLE: [virtio_device_id; 2] = [
 
 /// The registration of `T`; dropping it unbinds every device.
 #[pin_data(PinnedDrop)]
-pub(crate) struct Registration<T: Driver> {
+pub(crate) struct DriverRegistration<T: Driver> {
     #[pin]
     raw: Opaque<virtio_driver>,
     _driver: PhantomData<T>,
 }
 
 // SAFETY: Nothing can be done with a shared reference.
-unsafe impl<T: Driver> Sync for Registration<T> {}
+unsafe impl<T: Driver> Sync for DriverRegistration<T> {}
 // SAFETY: A driver may be unregistered from any task.
-unsafe impl<T: Driver> Send for Registration<T> {}
+unsafe impl<T: Driver> Send for DriverRegistration<T> {}
 
-impl<T: Driver> Registration<T> {
+impl<T: Driver> DriverRegistration<T> {
     /// Registers `T`. Devices are probed before this returns.
     pub(crate) fn new(
         name: &'static CStr,
@@ -100,64 +113,127 @@ impl<T: Driver> Registration<T> {
         }? Error)
     }
 
-    extern "C" fn probe(raw: *mut virtio_device) -> c_int {
-        // SAFETY: The bus hands in a valid device, and keeps it for the duration of the call.
-        let device = unsafe { Device::from_raw(raw) };
+    /// The device's `Private`, and the driver's data, unless the driver is being unbound.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is a valid device whose driver is, or was a moment ago, `T`.
+    unsafe fn bound(raw: NonNull<virtio_device>) -> Option<(Arc<Private>, Arc<T::Data>)> {
+        let _guard = rcu::read_lock();
+        // SAFETY: The device is valid; `priv` belongs to its driver.
+        let private =
+            NonNull::new(unsafe { ptr::read_volatile(&raw const (*raw.as_ptr()).priv_) })?;
+        // SAFETY: `probe` has stored a share, which `remove` gives up only after a grace period that this
+        // critical section is not part of, and after it has cleared the pointer.
+        let private: Arc<Private> =
+            unsafe { ArcBorrow::from_raw(private.as_ptr().cast::<Private>().cast_const()) }.into();
+        let data = NonNull::new(private.data.load(Acquire))?;
+        // SAFETY: `probe` has stored a share in a `T::Data`, which `remove` gives up in the same way.
+        let data: Arc<T::Data> =
+            unsafe { ArcBorrow::from_raw(data.as_ptr().cast::<T::Data>().cast_const()) }.into();
+        Some((private, data))
+    }
+
+    unsafe extern "C" fn probe(raw: *mut virtio_device) -> c_int {
         from_result(|| {
-            let private = KBox::into_raw(KBox::new(Private::new(), GFP_KERNEL)?);
-            device.set_private(private);
-            match T::probe(device) {
+            let raw = NonNull::new(raw).ok_or(EINVAL)?;
+            let private = Private::new()?;
+            // SAFETY: The bus hands in a valid device for the duration of the call, whose `priv` belongs to the
+            // driver that it is being bound to.
+            unsafe { (*raw.as_ptr()).priv_ = Arc::into_raw(private.clone()).cast_mut().cast() };
+            // SAFETY: The device is valid during the call, and the private part was made for it.
+            let device = unsafe { Device::new(raw, &private) };
+            match T::probe(&device) {
                 Ok(data) => {
-                    // SAFETY: The box was made above, and `data` is written before anybody reads it.
-                    unsafe { (*private).data = data.into_foreign() };
+                    let data = Arc::into_raw(data).cast_mut().cast::<c_void>();
+                    private.data.store(data, Release);
                     Ok(0)
                 }
                 Err(error) => {
-                    device.set_private(ptr::null_mut());
-                    // SAFETY: The box was made above. A failed probe leaves no queue behind, and so
-                    // no interrupt that reads it.
-                    drop(unsafe { KBox::from_raw(private) });
+                    device.retire();
+                    // SAFETY: The device is valid, its share was stored above, and no queue is left.
+                    unsafe { Self::release_private(raw) };
                     Err(error)
                 }
             }
         })
     }
 
-    extern "C" fn quiesce(raw: *mut virtio_device) -> c_int {
-        // SAFETY: As in `probe`.
-        let device = unsafe { Device::from_raw(raw) };
-        // SAFETY: The device is bound, so `probe` has stored the pointer, and `remove` does not run.
-        T::quiesce(device, unsafe { T::Data::borrow((*device.private()).data) });
+    unsafe extern "C" fn quiesce(raw: *mut virtio_device) -> c_int {
+        // SAFETY: The transport calls this for a valid device, which it has locked itself, and whose driver it
+        // has found to be `T`; that may be unbound meanwhile.
+        let Some(raw) = NonNull::new(raw) else {
+            return 0;
+        };
+        // SAFETY: The device is valid, as said above.
+        if let Some((private, data)) = unsafe { Self::bound(raw) } {
+            // SAFETY: The device is valid during the call, and the private part is that of its driver.
+            T::quiesce(&unsafe { Device::new(raw, &private) }, &data);
+        }
         0
     }
 
-    extern "C" fn resume(raw: *mut virtio_device) -> c_int {
-        // SAFETY: As in `probe`.
-        let device = unsafe { Device::from_raw(raw) };
-        // SAFETY: As in `quiesce`.
-        let data = unsafe { T::Data::borrow((*device.private()).data) };
-        from_result(|| T::resume(device, data).map(|()| 0))
+    unsafe extern "C" fn resume(raw: *mut virtio_device) -> c_int {
+        let Some(raw) = NonNull::new(raw) else {
+            return 0;
+        };
+        // SAFETY: The transport calls this for a valid device, which it has locked itself, and whose driver it
+        // has found to be `T`; that may be unbound meanwhile.
+        let Some((private, data)) = (unsafe { Self::bound(raw) }) else {
+            return 0;
+        };
+        // SAFETY: The device is valid during the call, and the private part is that of its driver.
+        let device = unsafe { Device::new(raw, &private) };
+        from_result(|| T::resume(&device, &data).map(|()| 0))
     }
 
-    extern "C" fn remove(raw: *mut virtio_device) {
-        // SAFETY: As in `probe`.
-        let device = unsafe { Device::from_raw(raw) };
-        // SAFETY: `probe` stored the pointer, and the bus calls `remove` once for each successful
-        // `probe`. Interrupts may still read the box.
-        let data = unsafe { (*device.private()).data };
-        // SAFETY: As above: this is what `into_foreign` returned.
-        T::remove(device, unsafe { T::Data::from_foreign(data) });
-        let private = device.private();
-        device.set_private(ptr::null_mut());
-        // SAFETY: The queues are deleted, so nobody reads the box any more.
-        drop(unsafe { KBox::from_raw(private) });
+    unsafe extern "C" fn remove(raw: *mut virtio_device) {
+        let Some(raw) = NonNull::new(raw) else {
+            return;
+        };
+        // SAFETY: The bus calls this for a valid device that was probed, once.
+        let Some((private, data)) = (unsafe { Self::bound(raw) }) else {
+            return;
+        };
+        // SAFETY: The device is valid during the call, and the private part was made for it.
+        let device = unsafe { Device::new(raw, &private) };
+        T::remove(&device, &data);
+        // Callbacks that have found the data, and wait for the control, find the device gone.
+        device.retire();
+        let share = private.data.xchg(ptr::null_mut(), Full);
+        // SAFETY: The device is valid, `probe` has stored its share, and no queue is left. This waits for those
+        // who are about to take a share in the data as well.
+        unsafe { Self::release_private(raw) };
+        // SAFETY: `probe` has stored this share, and the pointer was cleared above, a grace period ago.
+        drop(unsafe { Arc::from_raw(share.cast::<T::Data>().cast_const()) });
+    }
+
+    /// Clears `priv`, and gives up the share that was there after a grace period. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is valid, `priv` has a share in its `Private`, and it has no queues.
+    unsafe fn release_private(raw: NonNull<virtio_device>) {
+        // SAFETY: The caller vouches for the device; readers of `priv` are in RCU critical sections, or
+        // interrupts of queues, of which there are none.
+        let share = unsafe {
+            let share = (*raw.as_ptr()).priv_;
+            ptr::write_volatile(&raw mut (*raw.as_ptr()).priv_, ptr::null_mut());
+            share
+        };
+        // SAFETY: No precondition beyond a context that may sleep.
+        unsafe { bindings::synchronize_rcu() };
+        // SAFETY: `probe` has stored this share, and nothing finds it any more.
+        drop(unsafe { Arc::from_raw(share.cast::<Private>().cast_const()) });
     }
 }
 
 #[pinned_drop]
-impl<T: Driver> PinnedDrop for Registration<T> {
+impl<T: Driver> PinnedDrop for DriverRegistration<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The driver was registered when this object was made.
+        // SAFETY: The driver was registered when this object was made. Every device is unbound when this
+        // returns. A function reset that has read the device's driver before, and calls it after, is the
+        // virtio core's to exclude: it does not hold the lock that unbinding takes.
         unsafe { unregister_virtio_driver(self.raw.get()) }
     }
 }

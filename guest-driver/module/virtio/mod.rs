@@ -4,12 +4,14 @@
 //!
 //! C headers: `include/linux/virtio.h`, `include/linux/virtio_config.h`.
 
+mod chain;
 mod device;
 mod driver;
 mod virtqueue;
 
 pub(crate) use self::{
-    device::{Device, QueueHandler, SharedMemory},
-    driver::{Driver, Registration},
-    virtqueue::{Buffer, SgLists, VirtQueue},
+    chain::{Chain, DataChain},
+    device::{Control, Device, DeviceHandle, LockedDevice, QueueHandler, Stopped},
+    driver::{Driver, DriverRegistration},
+    virtqueue::VirtQueue,
 };

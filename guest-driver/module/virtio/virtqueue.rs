@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtqueues that own the buffers in them.
+//! Virtqueues that own the descriptor chains in them.
 
-use core::{
-    marker::PhantomData,
-    ptr::{self, NonNull},
+use core::{marker::PhantomData, ptr::NonNull};
+
+use kernel::{
+    bindings,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        Arc,
+        atomic::{Acquire, Atomic, Relaxed, Release},
+    },
 };
 
-use kernel::{bindings, ffi::c_void, page::PAGE_SIZE, prelude::*};
-
+use super::{
+    chain::{Chain, from_token, into_token},
+    device::{Private, QueueSlot, Stopped},
+};
 use crate::linux::{
     bindings::{
         vdma_dma_map_page, vdma_virtqueue_free, vdma_virtqueue_spread_interrupts, virtqueue,
@@ -16,100 +25,58 @@ use crate::linux::{
         virtqueue_get_buf, virtqueue_get_vring_size, virtqueue_is_broken, virtqueue_kick_prepare,
         virtqueue_notify,
     },
+    delay,
     page::Page,
+    slab::SlabBox,
 };
 
-/// The scatter-gather lists of one buffer: first those that the device reads, then those that it
-/// writes.
-pub(crate) struct SgLists {
-    lists: [*mut bindings::scatterlist; Self::MAX],
-    readable: usize,
-    writable: usize,
-}
-
-impl SgLists {
-    const MAX: usize = 4;
-
-    pub(crate) fn new() -> Self {
-        Self {
-            lists: [ptr::null_mut(); Self::MAX],
-            readable: 0,
-            writable: 0,
-        }
-    }
-
-    fn push(&mut self, list: *mut bindings::scatterlist) {
-        self.lists[self.readable + self.writable] = list;
-    }
-
-    /// Adds a list that the device reads, if it is not null. To be called before any
-    /// [`SgLists::push_writable`].
-    pub(crate) fn push_readable(&mut self, list: *mut bindings::scatterlist) {
-        if !list.is_null() {
-            self.push(list);
-            self.readable += 1;
-        }
-    }
-
-    /// Adds a list that the device writes, if it is not null.
-    pub(crate) fn push_writable(&mut self, list: *mut bindings::scatterlist) {
-        if !list.is_null() {
-            self.push(list);
-            self.writable += 1;
-        }
-    }
-}
-
-/// What can be put into a virtqueue.
-///
-/// # Safety
-///
-/// The lists of [`Buffer::sg_lists`], and the memory that they name, stay valid and in place, and are
-/// touched by nobody, from `into_raw` to `from_raw`.
-pub(crate) unsafe trait Buffer: Sized {
-    /// The lists to hand to the device.
-    fn sg_lists(&mut self) -> SgLists;
-
-    /// Gives the buffer away as a pointer.
-    fn into_raw(self) -> NonNull<c_void>;
-
-    /// Takes the buffer back.
-    ///
-    /// # Safety
-    ///
-    /// `raw` comes from [`Buffer::into_raw`] and is taken back once.
-    unsafe fn from_raw(raw: NonNull<c_void>) -> Self;
-}
-
-/// A virtqueue whose buffers are `B`s. A buffer in the queue belongs to the queue.
+/// A virtqueue whose chains are `C`s. A chain in the queue belongs to the queue. Dropped in process
+/// context, and, unless it is empty, with the chains lost.
 ///
 /// # Invariants
 ///
-/// `raw` is a queue that is not deleted; every token in it comes from `B::into_raw`.
-pub(crate) struct VirtQueue<B: Buffer> {
+/// `raw` is a queue that is not deleted; every token in it comes from `into_token::<C>`. `slot` is the
+/// one of the queue in `private`, whose `live` counts this object.
+pub(crate) struct VirtQueue<C: Chain> {
     raw: NonNull<virtqueue>,
-    _buffers: PhantomData<B>,
+    slot: NonNull<QueueSlot>,
+    private: Arc<Private>,
+    _chains: PhantomData<C>,
 }
 
 // SAFETY: Queues may be used from any CPU, by one at a time, which `&mut self` ensures.
-unsafe impl<B: Buffer + Send> Send for VirtQueue<B> {}
+unsafe impl<C: Chain + Send> Send for VirtQueue<C> {}
 
-impl<B: Buffer> VirtQueue<B> {
+impl<C: Chain> Drop for VirtQueue<C> {
+    fn drop(&mut self) {
+        // SAFETY: The slot is in the private part, which this object has a share in.
+        let kicks = unsafe { &self.slot.as_ref().kicks };
+        // No kick begins any more, for that takes this object.
+        while kicks.load(Acquire) != 0 {
+            delay::sleep_ms(1);
+        }
+        let _ = self.private.live.fetch_sub(1, Release);
+    }
+}
+
+impl<C: Chain> VirtQueue<C> {
     /// # Safety
     ///
-    /// `raw` is a valid queue with no buffer in it, and is wrapped once.
-    pub(super) unsafe fn from_raw(raw: *mut virtqueue) -> Self {
-        // SAFETY: A valid queue is not null.
+    /// `raw` is a valid queue with no buffer in it, and is wrapped once. It is deleted when `live` of
+    /// `private` is 0. `slot` is that of the queue, in `private`.
+    pub(super) unsafe fn from_raw(
+        raw: NonNull<virtqueue>,
+        private: Arc<Private>,
+        slot: NonNull<QueueSlot>,
+    ) -> Self {
+        private.live.add(1, Relaxed);
+        // INVARIANT: The caller vouches for the queue and the slot; it was counted above.
         Self {
-            raw: unsafe { NonNull::new_unchecked(raw) },
-            _buffers: PhantomData,
+            raw,
+            slot,
+            private,
+            _chains: PhantomData,
         }
-    }
-
-    /// The number of the queue.
-    pub(super) fn index(&self) -> usize {
-        // SAFETY: Valid by the type's invariant; the number does not change.
-        unsafe { (*self.raw.as_ptr()).index as usize }
     }
 
     /// Descriptors in the ring.
@@ -121,7 +88,7 @@ impl<B: Buffer> VirtQueue<B> {
     /// Asks for the interrupts of this queue, one of `queues`, on each `queues`th CPU. May sleep.
     pub(crate) fn spread_interrupts(&mut self, queues: usize) {
         // SAFETY: Valid by the type's invariant.
-        unsafe { vdma_virtqueue_spread_interrupts(self.raw.as_ptr(), queues as u32) }
+        unsafe { vdma_virtqueue_spread_interrupts(self.raw.as_ptr(), queues.max(1) as u32) }
     }
 
     /// Descriptors that are free.
@@ -156,14 +123,20 @@ impl<B: Buffer> VirtQueue<B> {
         unsafe { virtqueue_is_broken(self.raw.as_ptr()) }
     }
 
-    /// Adds a buffer. Never sleeps. The device may see it at once.
+    /// Adds a chain. Never sleeps. The device may see it at once.
     ///
-    /// The buffer comes back with `ENOSPC` when the ring is full, `ENOMEM` or `EIO` otherwise.
-    pub(crate) fn add(&mut self, mut buffer: B) -> Result<(), (Error, B)> {
-        let mut sg = buffer.sg_lists();
-        let token = buffer.into_raw();
-        // SAFETY: The lists stay valid while the buffer is in the queue, by the contract of `Buffer`;
-        // `&mut self` serializes the operations on the queue.
+    /// The chain comes back with `ENOSPC` when the ring is full, `EINVAL` when the device would write to
+    /// memory that is not to be written, `ENOMEM` or `EIO` otherwise.
+    #[inline]
+    pub(crate) fn add(&mut self, mut chain: SlabBox<C>) -> Result<(), (Error, SlabBox<C>)> {
+        let mut sg = match chain.sg_lists() {
+            Ok(sg) => sg,
+            Err(error) => return Err((error, chain)),
+        };
+        let token = into_token(chain);
+        // SAFETY: The lists stay valid while the chain is in the queue, by the contract of `Chain`: it belongs
+        // to the queue, which does not access it. `&mut self` serializes the operations on the queue, which is
+        // valid by the type's invariant.
         let result = kernel::error::to_result(unsafe {
             virtqueue_add_sgs(
                 self.raw.as_ptr(),
@@ -175,32 +148,47 @@ impl<B: Buffer> VirtQueue<B> {
             )
         });
         // SAFETY: The queue did not take the token, so it is taken back here, once.
-        result.map_err(|error| (error, unsafe { B::from_raw(token) }))
+        result.map_err(|error| (error, unsafe { from_token(token) }))
     }
 
     /// Publishes what was added; returns whether the device wants to be notified of it.
+    #[inline]
     pub(crate) fn prepare_kick(&mut self) -> Option<Kick> {
         // SAFETY: Valid by the type's invariant; serialized by `&mut self`.
-        unsafe { virtqueue_kick_prepare(self.raw.as_ptr()) }.then_some(Kick(self.raw))
+        if !unsafe { virtqueue_kick_prepare(self.raw.as_ptr()) } {
+            return None;
+        }
+        // SAFETY: The slot is in the private part, which this object has a share in.
+        unsafe { self.slot.as_ref() }.kicks.add(1, Relaxed);
+        // INVARIANT: Counted above.
+        Some(Kick {
+            raw: self.raw,
+            slot: self.slot,
+        })
     }
 
-    /// Takes the next buffer that the device has used, and the bytes that it says to have written.
+    /// Takes the next chain that the device has used, and the bytes that it says to have written.
     ///
     /// Virtio has checked the id: a wrong one breaks the queue, and nothing is returned any more.
-    pub(crate) fn pop(&mut self) -> Option<(B, u32)> {
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<(SlabBox<C>, u32)> {
         let mut written = 0;
         // SAFETY: Valid by the type's invariant; serialized by `&mut self`.
         let token = unsafe { virtqueue_get_buf(self.raw.as_ptr(), &mut written) };
         // SAFETY: The token comes from `add`, and the queue has given it up.
-        NonNull::new(token).map(|token| (unsafe { B::from_raw(token) }, written))
+        NonNull::new(token).map(|token| (unsafe { from_token(token) }, written))
     }
 
-    /// Takes back a buffer that the device has not used. Only after a reset.
-    pub(crate) fn detach_unused(&mut self) -> Option<B> {
-        // SAFETY: Valid by the type's invariant; serialized by `&mut self`.
+    /// Takes back a chain that the device has not used, which is in reset; `None` as well if `stopped` is
+    /// the proof for another device.
+    pub(crate) fn detach_unused(&mut self, stopped: &Stopped<'_, '_>) -> Option<SlabBox<C>> {
+        if !stopped.is_of(&self.private) {
+            return None;
+        }
+        // SAFETY: Valid by the type's invariant; serialized by `&mut self`. The device is in reset.
         let token = unsafe { virtqueue_detach_unused_buf(self.raw.as_ptr()) };
-        // SAFETY: The token comes from `add`, and the queue has given it up.
-        NonNull::new(token).map(|token| unsafe { B::from_raw(token) })
+        // SAFETY: The token comes from `add`, the queue has given it up, and the device does not use it.
+        NonNull::new(token).map(|token| unsafe { from_token(token) })
     }
 
     /// Asks for no more interrupts. A hint only.
@@ -217,17 +205,30 @@ impl<B: Buffer> VirtQueue<B> {
 }
 
 /// A notification that the device is waiting for.
+///
+/// # Invariants
+///
+/// `kicks` of the slot counts this object, so that the queue is neither dropped nor deleted.
 #[must_use = "the device may sleep on until it is notified"]
-pub(crate) struct Kick(NonNull<virtqueue>);
+pub(crate) struct Kick {
+    raw: NonNull<virtqueue>,
+    slot: NonNull<QueueSlot>,
+}
 
 impl Kick {
     /// Notifies the device. Any context; costs an exit from the guest.
-    ///
-    /// # Safety
-    ///
-    /// The queue is not deleted yet.
-    pub(crate) unsafe fn send(self) {
-        // SAFETY: The caller vouches for it; notifying needs no lock.
-        unsafe { virtqueue_notify(self.0.as_ptr()) };
+    #[inline]
+    pub(crate) fn send(self) {
+        // SAFETY: The queue is there, by the type's invariant; notifying needs no lock.
+        unsafe { virtqueue_notify(self.raw.as_ptr()) };
+    }
+}
+
+impl Drop for Kick {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: The queue waits for this object, and has a share in the private part with the slot.
+        let kicks: &Atomic<i32> = unsafe { &self.slot.as_ref().kicks };
+        let _ = kicks.fetch_sub(1, Release);
     }
 }
