@@ -6,9 +6,9 @@ use serde_json::Value;
 /// The format of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// A table
+    /// Columns of text
     Text,
-    /// JSON; the field `version` changes when a field changes its meaning
+    /// A stable format for programs; the field `version` changes when a field changes its meaning
     Json,
 }
 
