@@ -165,7 +165,7 @@ impl Vdma {
     }
 
     /// Maps what a fault asks for, while the device is there.
-    pub(crate) fn fault(&self, fault: Fault<'_>) -> FaultResult {
+    pub(crate) fn fault<'a>(&self, fault: Fault<'a>) -> FaultResult<'a> {
         let Some(bar) = &self.bar else {
             return FaultResult::BUS_ERROR;
         };

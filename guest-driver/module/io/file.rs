@@ -180,7 +180,7 @@ impl Mappable for OpenFile {
             .count(|counters| counters.mappings.subtract(1));
     }
 
-    fn fault(&self, fault: Fault<'_>) -> FaultResult {
+    fn fault<'a>(&self, fault: Fault<'a>) -> FaultResult<'a> {
         let huge = fault.is_huge();
         let result = self.device.fault(fault);
         if result.is_mapped() {

@@ -187,7 +187,7 @@ pub(crate) fn with_descriptor<T: AnonymousFile, R>(
     f: impl FnOnce(&T) -> R,
 ) -> Result<R> {
     let operations = T::table().0.as_ref().ok_or(ENODEV)?;
-    // SAFETY: Any number may be asked for.
+    // SAFETY: Any number may be passed.
     let file = NonNull::new(unsafe { bindings::fget(descriptor) }).ok_or(EBADF)?;
     // INVARIANT: `fget` has taken a reference.
     let file = NewFile(file);

@@ -33,7 +33,7 @@ pub(crate) fn defer<T: Unplug>(target: &Arc<T>) -> bool {
 
 unsafe extern "C" fn unplug<T: Unplug>(raw: *mut bindings::blk_plug_cb, _from_schedule: bool) {
     let callback = raw.cast::<vdma_plug_callback>();
-    // SAFETY: The callback was made by `defer`, with room for the whole structure, and is called once.
+    // SAFETY: The callback was made by `defer`, with memory for the whole structure, and is called once.
     let owner = unsafe { (*callback).owner };
     // SAFETY: It comes from `into_raw` in `defer`, for the same `T`, and is taken back once: a callback is
     // not left without an owner, for nothing fails between making it and setting that.

@@ -393,7 +393,7 @@ impl<T: FileOperations> PinnedDrop for DeviceNode<T> {
 /// What `private_data` of an open file points at.
 #[repr(C)]
 struct Opened<T> {
-    /// First, so that it is where mappings look for it: see `vma`.
+    /// First, so that it is where mappings find it: see `vma`.
     state: T,
     _space: Option<SpaceGuard>,
 }

@@ -17,7 +17,7 @@ impl EventFd {
     /// something else. May sleep.
     pub(crate) fn from_descriptor(descriptor: u32) -> Result<Self> {
         let descriptor = i32::try_from(descriptor).map_err(|_| EBADF)?;
-        // SAFETY: Any number may be asked for.
+        // SAFETY: Any number may be passed.
         let context = from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(descriptor) })?;
         NonNull::new(context).map(Self).ok_or(EBADF)
     }

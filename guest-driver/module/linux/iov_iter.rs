@@ -143,7 +143,7 @@ impl IovIter<'_> {
                 0 => return Err(EFAULT),
                 error => return Err(Error::from_errno(error as i32)),
             };
-            // INVARIANT: The function has taken so many bytes off.
+            // INVARIANT: The function has taken these bytes off.
             self.taken += bytes;
             let count = (offset + bytes).div_ceil(PAGE_SIZE);
             // SAFETY: The function filled in the pages behind the bytes that it took, at most `BATCH`. A
@@ -160,9 +160,9 @@ impl IovIter<'_> {
     /// have been taken since the call began.
     pub(crate) fn revert(&mut self, bytes: usize) {
         let bytes = bytes.min(self.taken);
-        // INVARIANT: So many are given back below.
+        // INVARIANT: They are given back below.
         self.taken -= bytes;
-        // SAFETY: Valid by the type's invariant, by which so many bytes have been taken off.
+        // SAFETY: Valid by the type's invariant, by which at least these bytes have been taken off.
         unsafe { bindings::iov_iter_revert(self.raw, bytes) }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) trait PageOwner: Send + Sync + 'static {
     /// The pages.
     fn page_runs(&self) -> &PageRuns;
 
-    /// Gives up a share, which may be the last one. Any context.
+    /// Drops a share, which may be the last one. Any context.
     fn release(this: Arc<Self>);
 }
 
@@ -113,7 +113,7 @@ impl<O: PageOwner> PageList<O> {
     }
 
     /// Takes the pages behind up to `max_bytes` of `owner` from `offset` on, with limits as for
-    /// [`Self::take`]: fewer than asked for if it takes more entries. `EINVAL` for an offset beyond the
+    /// [`Self::take`]: fewer bytes if these take more entries. `EINVAL` for an offset beyond the
     /// end. May sleep.
     pub(crate) fn share(
         &mut self,

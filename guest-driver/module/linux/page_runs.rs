@@ -101,7 +101,7 @@ impl PageRuns {
     /// Pins up to `wanted` pages at `address`.
     fn pin_batch(&mut self, address: usize, wanted: usize) -> Result {
         let mut batch = [ptr::null_mut::<bindings::page>(); BATCH];
-        // SAFETY: There is memory for as many pointers as are asked for. Any address may be given.
+        // SAFETY: `batch` has memory for the pointers. Any address may be given.
         let pinned = unsafe {
             bindings::pin_user_pages_fast(
                 address,
@@ -148,7 +148,7 @@ impl PageRuns {
             } else {
                 VDMA_GFP_RETRY_MAYFAIL
             };
-            // SAFETY: Any order may be asked for.
+            // SAFETY: Any order may be passed.
             let first = unsafe { vdma_alloc_pages(VDMA_GFP_BUFFER | effort, order) };
             let Some(first) = NonNull::new(first) else {
                 order = order.checked_sub(1).ok_or(ENOMEM)?;
@@ -166,7 +166,7 @@ impl PageRuns {
                 return Err(error);
             }
         }
-        // INVARIANT: The pages have so many bytes.
+        // INVARIANT: The pages have these bytes.
         allocated.length = count * PAGE_SIZE;
         Ok(allocated)
     }
@@ -279,7 +279,7 @@ impl PageRuns {
 /// Gives back a reference to each of `count` pages, which the caller has. Any context.
 fn put_pages(first: NonNull<bindings::page>, count: usize) {
     for index in 0..count {
-        // SAFETY: The callers give up the reference that they have to each.
+        // SAFETY: The callers have a reference to each, which ends here.
         unsafe { vdma_put_page(first.as_ptr().wrapping_add(index)) };
     }
 }
@@ -317,7 +317,7 @@ impl OwnedPage {
     /// A zeroed page, of the zone that `zone` says beside `GFP_KERNEL`. May sleep.
     pub(super) fn new(zone: bindings::gfp_t) -> Result<Self> {
         let flags = bindings::GFP_KERNEL | bindings::__GFP_ZERO | zone;
-        // SAFETY: One page may always be asked for.
+        // SAFETY: One page may always be requested.
         let page = unsafe { vdma_alloc_pages(flags, 0) };
         // INVARIANT: The allocator has returned a page, and a reference with it.
         NonNull::new(page).map(Self).ok_or(ENOMEM)

@@ -18,7 +18,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `value` is null, or a share in an `Arc<T>` that the [`Publication`] gives up a grace period after it
+/// `value` is null, or a share in an `Arc<T>` that the [`Publication`] drops a grace period after it
 /// has cleared the pointer.
 pub(crate) struct Published<T> {
     value: Atomic<*mut T>,

@@ -87,7 +87,7 @@ void vdma_pages_mark_dirty(struct page *page, unsigned long count)
 	struct folio *folio;
 
 	vdma_for_each_folio(folio, page, count) {
-		/* If writeback cleans it from here on, the look after the transfer finds out. */
+		/* If writeback cleans it from here on, the check after the transfer finds out. */
 		if (folio_test_dirty(folio))
 			continue;
 		folio_lock(folio);
@@ -208,7 +208,7 @@ unsigned int vdma_virtqueue_free(const struct virtqueue *queue)
 	return queue->num_free;
 }
 
-/* Asks for the interrupts of a queue on each `queues`th CPU; they may move when CPUs go. */
+/* Sets the affinity of a queue to each `queues`th CPU; it changes when CPUs go offline. */
 void vdma_virtqueue_spread_interrupts(struct virtqueue *queue, unsigned int queues)
 {
 	cpumask_var_t cpus;

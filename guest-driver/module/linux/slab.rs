@@ -63,7 +63,8 @@ impl<T: Cached> CacheGuard<T> {
     ///
     /// # Safety
     ///
-    /// When the result is dropped no object of the cache is left, and none is allocated any more.
+    /// [`Cached::cache`] of `T` always returns the same place. When the result is dropped no object of the
+    /// cache is left, and none is allocated any more.
     pub(crate) unsafe fn new(name: &'static CStr, zone: Zone) -> Result<Self> {
         let zone = if zone == Zone::Dma32 {
             VDMA_SLAB_CACHE_DMA32

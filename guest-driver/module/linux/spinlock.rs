@@ -14,6 +14,9 @@ pub(crate) type IrqSpinLock<T> = Lock<T, IrqSaveBackend>;
 /// `spinlock_t`, locked with `spin_lock_irqsave`.
 pub(crate) struct IrqSaveBackend;
 
+#[cfg(CONFIG_PREEMPT_RT)]
+compile_error!("spinlock_t does not begin with a raw_spinlock_t on PREEMPT_RT");
+
 fn raw(lock: *mut bindings::spinlock_t) -> *mut bindings::raw_spinlock_t {
     // `struct spinlock` begins with its raw lock (include/linux/spinlock_types.h; no PREEMPT_RT).
     lock.cast()

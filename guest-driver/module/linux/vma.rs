@@ -37,7 +37,7 @@ pub(crate) trait Mappable: Send + Sync + 'static {
     fn unmapped(&self);
 
     /// Something was touched that is not mapped.
-    fn fault(&self, fault: Fault<'_>) -> FaultResult;
+    fn fault<'a>(&self, fault: Fault<'a>) -> FaultResult<'a>;
 }
 
 /// A mapping that is being made, of a file with a `T`: `struct vm_area_desc` inside of
@@ -132,16 +132,18 @@ impl<T: Mappable> NewMapping<'_, T> {
 pub(crate) struct Fault<'a> {
     raw: &'a mut bindings::vm_fault,
     order: u32,
+    _fault: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
-/// How a fault ended: `vm_fault_t`.
-pub(crate) struct FaultResult(bindings::vm_fault_t);
+/// How a fault ended: `vm_fault_t`. It belongs to that fault, for some results say what was put into it.
+pub(crate) struct FaultResult<'a>(bindings::vm_fault_t, PhantomData<fn(&'a ()) -> &'a ()>);
 
-impl FaultResult {
+impl FaultResult<'_> {
     /// There is nothing to map: `SIGBUS`.
-    pub(crate) const BUS_ERROR: Self = Self(bindings::vm_fault_reason_VM_FAULT_SIGBUS);
+    pub(crate) const BUS_ERROR: Self = Self(bindings::vm_fault_reason_VM_FAULT_SIGBUS, PhantomData);
     /// Not with so large a page; the kernel tries a smaller one.
-    pub(crate) const FALLBACK: Self = Self(bindings::vm_fault_reason_VM_FAULT_FALLBACK);
+    pub(crate) const FALLBACK: Self =
+        Self(bindings::vm_fault_reason_VM_FAULT_FALLBACK, PhantomData);
 
     /// Whether a frame was mapped.
     pub(crate) fn is_mapped(&self) -> bool {
@@ -149,8 +151,8 @@ impl FaultResult {
     }
 }
 
-impl Fault<'_> {
-    /// Whether it asks for a huge page.
+impl<'a> Fault<'a> {
+    /// Whether a huge page would be mapped.
     pub(crate) fn is_huge(&self) -> bool {
         self.order > 0
     }
@@ -174,9 +176,9 @@ impl Fault<'_> {
         unsafe { (*self.vma()).__bindgen_anon_2.vm_flags & VDMA_VM_PFNMAP != 0 }
     }
 
-    /// Maps the frames of device memory that belong there: byte 0 of the file is the first of `range`, and
+    /// Maps the frames of device memory at the offset of the fault: byte 0 of the file is the first of `range`, and
     /// the file ends with it. `BUS_ERROR` for a mapping that is not one of frames.
-    pub(crate) fn insert_frames(self, range: IoRange) -> FaultResult {
+    pub(crate) fn insert_frames(self, range: IoRange) -> FaultResult<'a> {
         let address = self.raw.__bindgen_anon_1.address;
         let size = PAGE_SIZE << self.order;
         let within = (address & (size - 1)) as u64 & !(PAGE_SIZE as u64 - 1);
@@ -205,7 +207,7 @@ impl Fault<'_> {
         }
         let frame = (frames >> PAGE_SHIFT) as usize;
         let write = self.is_write();
-        FaultResult(match self.order {
+        let result = match self.order {
             // SAFETY: The mapping is one of frames without pages, and the frame is device memory, by the
             // invariant of the range.
             0 => unsafe { bindings::vmf_insert_pfn(vma, start, frame) },
@@ -214,12 +216,13 @@ impl Fault<'_> {
             // SAFETY: The mapping is one of frames, 1 GiB of which is device memory, and aligned.
             VDMA_PUD_ORDER => unsafe { vmf_insert_pfn_pud(self.raw, frame, write) },
             _ => return FaultResult::FALLBACK,
-        })
+        };
+        FaultResult(result, PhantomData)
     }
 
     /// Maps `page`, with a reference of the mapping's own. `BUS_ERROR` for a mapping of frames, and
     /// `FALLBACK` for a huge page.
-    pub(crate) fn insert_page(self, page: Page<'_>) -> FaultResult {
+    pub(crate) fn insert_page(self, page: Page<'_>) -> FaultResult<'a> {
         if self.is_huge() {
             return FaultResult::FALLBACK;
         }
@@ -230,7 +233,7 @@ impl Fault<'_> {
         // unmaps the page.
         unsafe { vdma_get_page(page.as_ptr()) };
         self.raw.page = page.as_ptr();
-        FaultResult(0)
+        FaultResult(0, PhantomData)
     }
 }
 
@@ -313,7 +316,12 @@ impl<T: Mappable> Table<T> {
         let raw = unsafe { &mut *raw };
         // SAFETY: Only a `NewMapping` for a `T` sets these operations, and the mapping keeps its file, with a `T`.
         let state = unsafe { Self::state((*raw.__bindgen_anon_1.vma).vm_file) };
-        state.fault(Fault { raw, order }).0
+        let fault = Fault {
+            raw,
+            order,
+            _fault: PhantomData,
+        };
+        state.fault(fault).0
     }
 }
 

@@ -38,7 +38,7 @@ impl VmallocArea {
     /// At least `length` bytes. May sleep.
     pub(crate) fn new(length: usize) -> Result<Self> {
         let length = length.checked_next_multiple_of(PAGE_SIZE).ok_or(EINVAL)?;
-        // SAFETY: Any size may be asked for.
+        // SAFETY: Any size may be passed.
         let memory = unsafe { vmalloc_user_noprof(length) };
         let address = NonNull::new(memory).ok_or(ENOMEM)?;
         // INVARIANT: Allocated above, with a length that was rounded up to whole pages.

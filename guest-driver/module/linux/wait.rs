@@ -86,7 +86,7 @@ impl Completion {
         }
     }
 
-    /// Waits for some milliseconds at the most; `ETIMEDOUT` when that was not enough. May sleep.
+    /// Waits for at most this time, or fails with `ETIMEDOUT`. May sleep.
     pub(crate) fn wait_milliseconds(&self, milliseconds: u32) -> Result {
         let jiffies = msecs_to_jiffies(milliseconds);
         // SAFETY: The completion was initialized.

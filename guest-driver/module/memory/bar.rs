@@ -118,7 +118,7 @@ impl Bar {
         };
     }
 
-    /// Maps the window, or the part that the mapping asks for, into user space, as `mode` (one of the
+    /// Maps the window, or the part at the offset of the mapping, into user space, as `mode` (one of the
     /// `MAP_*` values of the protocol) says. May sleep.
     ///
     /// `EINVAL` for a private mapping (its copies would not be device memory) and for a range that
@@ -134,8 +134,8 @@ impl Bar {
         }
     }
 
-    /// Maps what a fault asks for.
-    pub(crate) fn fault(&self, fault: Fault<'_>) -> FaultResult {
+    /// Handles a fault in a mapping of the window.
+    pub(crate) fn fault<'a>(&self, fault: Fault<'a>) -> FaultResult<'a> {
         fault.insert_frames(self.range)
     }
 }

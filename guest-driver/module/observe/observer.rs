@@ -46,7 +46,7 @@ impl DeviceObserver {
         )?)
     }
 
-    /// The trace, which is allocated when it is asked for first. May sleep.
+    /// The trace, which the first call allocates. May sleep.
     pub(crate) fn trace(&self) -> Result<&TraceRing> {
         if self.trace.as_ref().is_none() {
             // When two tasks arrive here at once, the ring of one of them is dropped again.

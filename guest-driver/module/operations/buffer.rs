@@ -127,7 +127,7 @@ impl Mappable for BufferFile {
 
     fn unmapped(&self) {}
 
-    fn fault(&self, fault: Fault<'_>) -> FaultResult {
+    fn fault<'a>(&self, fault: Fault<'a>) -> FaultResult<'a> {
         if fault.is_huge() {
             return FaultResult::FALLBACK;
         }

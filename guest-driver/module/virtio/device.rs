@@ -166,7 +166,8 @@ impl<'a> Device<'a> {
     /// The first `N` bytes of the configuration space, in words: each access is an exit from the
     /// guest and a message to the device. May sleep.
     pub(crate) fn read_config<const N: usize>(&self) -> [u8; N] {
-        const { assert!(N % size_of::<u32>() == 0) };
+        // The transport maps the page of the configuration space; a device has no less than this.
+        const { assert!(N % size_of::<u32>() == 0 && N <= 256) };
         let mut bytes = [0; N];
         let words = N / size_of::<u32>();
         // SAFETY: `bytes` has space for that number of words; they are copied into it as bytes.
@@ -246,11 +247,11 @@ pub(crate) struct Control<'a> {
     progress: MutexGuard<'a, Progress>,
 }
 
-/// Gives up a share in a handler.
+/// Drops a share in a handler.
 ///
 /// # Safety
 ///
-/// `handler` comes from `Arc::<H>::into_raw`, and is given up once.
+/// `handler` comes from `Arc::<H>::into_raw`, and is dropped once.
 unsafe fn drop_handler<H: QueueHandler>(handler: *mut c_void) {
     // SAFETY: The caller vouches for it.
     drop(unsafe { Arc::from_raw(handler.cast::<H>().cast_const()) });

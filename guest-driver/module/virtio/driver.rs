@@ -123,12 +123,12 @@ impl<T: Driver> DriverRegistration<T> {
         // SAFETY: The device is valid; `priv` belongs to its driver.
         let private =
             NonNull::new(unsafe { ptr::read_volatile(&raw const (*raw.as_ptr()).priv_) })?;
-        // SAFETY: `probe` has stored a share, which `remove` gives up only after a grace period that this
+        // SAFETY: `probe` has stored a share, which `remove` drops only after a grace period that this
         // critical section is not part of, and after it has cleared the pointer.
         let private: Arc<Private> =
             unsafe { ArcBorrow::from_raw(private.as_ptr().cast::<Private>().cast_const()) }.into();
         let data = NonNull::new(private.data.load(Acquire))?;
-        // SAFETY: `probe` has stored a share in a `T::Data`, which `remove` gives up in the same way.
+        // SAFETY: `probe` has stored a share in a `T::Data`, which `remove` drops in the same way.
         let data: Arc<T::Data> =
             unsafe { ArcBorrow::from_raw(data.as_ptr().cast::<T::Data>().cast_const()) }.into();
         Some((private, data))
@@ -208,7 +208,7 @@ impl<T: Driver> DriverRegistration<T> {
         drop(unsafe { Arc::from_raw(share.cast::<T::Data>().cast_const()) });
     }
 
-    /// Clears `priv`, and gives up the share that was there after a grace period. May sleep.
+    /// Clears `priv`, and drops the share that was there after a grace period. May sleep.
     ///
     /// # Safety
     ///

@@ -85,7 +85,7 @@ impl<C: Chain> VirtQueue<C> {
         unsafe { virtqueue_get_vring_size(self.raw.as_ptr()) }
     }
 
-    /// Asks for the interrupts of this queue, one of `queues`, on each `queues`th CPU. May sleep.
+    /// Sets the affinity of the interrupt of this queue, one of `queues`, to each `queues`th CPU. May sleep.
     pub(crate) fn spread_interrupts(&mut self, queues: usize) {
         // SAFETY: Valid by the type's invariant.
         unsafe { vdma_virtqueue_spread_interrupts(self.raw.as_ptr(), queues.max(1) as u32) }
@@ -191,13 +191,13 @@ impl<C: Chain> VirtQueue<C> {
         NonNull::new(token).map(|token| unsafe { from_token(token) })
     }
 
-    /// Asks for no more interrupts. A hint only.
+    /// Disables the interrupt of the queue. A hint only.
     pub(crate) fn disable_interrupt(&mut self) {
         // SAFETY: Valid by the type's invariant; serialized by `&mut self`.
         unsafe { virtqueue_disable_cb(self.raw.as_ptr()) }
     }
 
-    /// Asks for interrupts again. `false` when used buffers are waiting, which may get none.
+    /// Enables the interrupt again. `false` when used buffers are waiting, which may get none.
     pub(crate) fn enable_interrupt(&mut self) -> bool {
         // SAFETY: Valid by the type's invariant; serialized by `&mut self`.
         unsafe { virtqueue_enable_cb(self.raw.as_ptr()) }
