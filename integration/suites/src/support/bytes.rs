@@ -50,3 +50,26 @@ pub(crate) fn round_trip(file: &File, offset: u64, data: &[u8], what: &str) -> R
         .with_context(|| format!("{what}: writing {} bytes", data.len()))?;
     expect_at(file, offset, data, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn differences_and_missing_bytes_are_errors() {
+        let file = File::from(memfd_create("bytes", MemfdFlags::CLOEXEC).unwrap());
+        let data = random(1, 100);
+        round_trip(&file, 7, &data, "whole").unwrap();
+        expect_at(&file, 8, &data[1..], "a part").unwrap();
+        let mut other = data.clone();
+        other[99] ^= 1;
+        let error = expect_at(&file, 7, &other, "another").unwrap_err();
+        assert!(
+            error.to_string().contains("1 of 100 bytes differ"),
+            "{error}"
+        );
+        assert!(expect_at(&file, 8, &data, "beyond the end").is_err());
+    }
+}
