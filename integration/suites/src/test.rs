@@ -55,9 +55,14 @@ impl Test {
     }
 }
 
-/// The error of a test that cannot run here; it counts as skipped, with this reason.
+/// Ends a test that cannot run in this guest; it counts as skipped, with this reason.
+pub(crate) fn skip<T>(reason: impl Into<String>) -> Result<T> {
+    Err(Skip(reason.into()).into())
+}
+
+/// The error of a test that cannot run in this guest, and the reason.
 #[derive(Debug)]
-pub(crate) struct Skip(pub(crate) String);
+pub(crate) struct Skip(String);
 
 impl std::fmt::Display for Skip {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

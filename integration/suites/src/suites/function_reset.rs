@@ -17,7 +17,7 @@ use crate::{
         region::Region,
         uring::Uring,
     },
-    test::Skip,
+    test,
 };
 
 /// Resets the function of the only device.
@@ -27,7 +27,7 @@ fn reset() -> Result<()> {
     let function = node.pci.as_ref().context("the device is no PCI function")?;
     let path = format!("/sys/bus/pci/devices/{function}/reset");
     if !std::path::Path::new(&path).exists() {
-        return Err(Skip("this machine cannot reset the function".to_owned()).into());
+        return test::skip("this machine cannot reset the function");
     }
     fs::write(&path, "1").with_context(|| path.clone())
 }

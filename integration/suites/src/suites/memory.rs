@@ -24,7 +24,7 @@ use crate::{
         region::Region,
         uring::{self, Uring},
     },
-    test::Skip,
+    test,
 };
 
 /// Offset in device memory of the transfers of these tests.
@@ -104,7 +104,7 @@ fn transparent_huge_pages() -> Result<()> {
     let lines = procfs::smaps(region.address())?.context("the region is not in smaps")?;
     let huge = procfs::kilobytes(procfs::field(&lines, "AnonHugePages")?)?;
     if huge == 0 {
-        return Err(Skip("the kernel allocated no transparent huge pages".to_owned()).into());
+        return test::skip("the kernel allocated no transparent huge pages");
     }
     serves(&region)
 }
@@ -117,7 +117,7 @@ const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
 impl Reserved {
     fn new(count: usize) -> Result<Self> {
         let Ok(before) = fs::read_to_string(RESERVE) else {
-            return Err(Skip("this kernel has no hugetlbfs".to_owned()).into());
+            return test::skip("this kernel has no hugetlbfs");
         };
         let reserved = Self(before);
         fs::write(RESERVE, count.to_string()).context(RESERVE)?;
@@ -126,7 +126,7 @@ impl Reserved {
             .parse()
             .context(RESERVE)?;
         if now < count {
-            return Err(Skip(format!("the kernel reserves {now} of {count} huge pages")).into());
+            return test::skip(format!("the kernel reserves {now} of {count} huge pages"));
         }
         Ok(reserved)
     }

@@ -10,15 +10,18 @@ use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use vdma::{Device, Operation, protocol::Command};
 
-use crate::support::{
-    MIB, PAGE,
-    batch::Batch,
-    completion::Expected,
-    faults::{self, SLOW, SLUGGISH},
-    open, procfs,
-    region::Region,
-    uring::{self, Request, Uring, fd},
-    wait,
+use crate::{
+    support::{
+        MIB, PAGE,
+        batch::Batch,
+        completion::Expected,
+        faults::{self, SLOW, SLUGGISH},
+        open, procfs,
+        region::Region,
+        uring::{self, Request, Uring, fd},
+        wait,
+    },
+    test,
 };
 
 #[guest_test]
@@ -147,10 +150,9 @@ fn huge_pages_are_coalesced() -> Result<()> {
     let lines = procfs::smaps(region.address())?.context("the region is not in smaps")?;
     let huge = procfs::kilobytes(procfs::field(&lines, "AnonHugePages")?)?;
     if huge < LENGTH {
-        return Err(crate::test::Skip(format!(
+        return test::skip(format!(
             "the kernel allocated {huge} bytes of huge pages instead of {LENGTH}"
-        ))
-        .into());
+        ));
     }
     let (pages, segments) = cost(&region, 0..LENGTH)?;
     ensure!(pages == (LENGTH / PAGE) as u64, "{pages} pages");

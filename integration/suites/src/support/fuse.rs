@@ -18,7 +18,7 @@ use fuser::{
     WriteFlags,
 };
 
-use crate::test::Skip;
+use crate::test;
 
 const MOUNT: &str = "/tmp/one-file";
 const NAME: &str = "file";
@@ -182,7 +182,7 @@ impl FileSystem {
     /// The kernel may lack FUSE; then the test is skipped.
     pub(crate) fn mount(content: Vec<u8>) -> Result<Self> {
         if !Path::new("/dev/fuse").exists() {
-            return Err(Skip("this kernel has no FUSE".to_owned()).into());
+            return test::skip("this kernel has no FUSE");
         }
         fs::create_dir_all(MOUNT).context(MOUNT)?;
         let store = Store(Arc::new(Mutex::new(content)));

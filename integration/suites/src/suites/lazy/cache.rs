@@ -9,13 +9,13 @@ use vdma::{Cache, Device, MapMode};
 
 use crate::{
     support::{MIB, PAGE, bytes, child::Child, drop_privileges, errno, open, region::Region},
-    test::Skip,
+    test,
 };
 
 /// Attributes that the kernel has reserved for the first page of the BAR.
 fn reserved(device: &Device) -> Result<Vec<String>> {
     let Ok(list) = fs::read_to_string("/sys/kernel/debug/x86/pat_memtype_list") else {
-        return Err(Skip("this kernel does not list memory types".to_owned()).into());
+        return test::skip("this kernel does not list memory types");
     };
     let start = format!("0x{:016x}-", device.info().bar_address);
     Ok(list
