@@ -292,6 +292,56 @@ fn vdma_trace_and_top_show_requests() -> Result<()> {
 }
 
 #[guest_test]
+fn vdma_trace_runs_a_command_and_ends() -> Result<()> {
+    let trace = |arguments: &[&str]| {
+        let output = Command::new("vdma").arg("trace").args(arguments).output()?;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            errors.starts_with("tracing /dev/vdma0; ends "),
+            "{arguments:?}: {errors}"
+        );
+        let records = String::from_utf8_lossy(&output.stdout).lines().count();
+        Ok((output.status.code(), records, errors))
+    };
+    let dd = [
+        "dd",
+        "if=/dev/zero",
+        "of=/dev/vdma0",
+        "bs=64K",
+        "count=3",
+        "status=none",
+    ];
+    // The header, and one line for each request.
+    let (status, lines, errors) = trace(&[&["--count", "2", "--"][..], &dd].concat())?;
+    ensure!(
+        (status, lines) == (Some(0), 3),
+        "{status:?}, {lines} lines: {errors}"
+    );
+    let (status, lines, errors) = trace(&[&["--"][..], &dd].concat())?;
+    ensure!(
+        (status, lines) == (Some(0), 4),
+        "{status:?}, {lines} lines: {errors}"
+    );
+    // The exit status is the command's.
+    let (status, ..) = trace(&["--", "sh", "-c", "exit 7"])?;
+    ensure!(status == Some(7), "{status:?}");
+    // A time limit ends the trace, and a command that still runs.
+    let (status, lines, _) = trace(&["--timeout", "0.1"])?;
+    ensure!((status, lines) == (Some(0), 1), "{status:?}, {lines} lines");
+    let (status, _, errors) = trace(&["--count", "2", "--timeout", "0.1"])?;
+    ensure!(
+        status == Some(1) && errors.contains("0 of 2 requests"),
+        "{errors}"
+    );
+    let (status, _, errors) = trace(&["--timeout", "0.1", "--", "sleep", "1000"])?;
+    ensure!(
+        status == Some(1) && errors.contains("was killed"),
+        "{errors}"
+    );
+    Ok(())
+}
+
+#[guest_test]
 fn tools_exit_quietly_on_a_closed_pipe() -> Result<()> {
     for arguments in [&["info"][..], &["list"], &["explain", "--length", "4M"]] {
         let (reader, writer) = std::io::pipe()?;
