@@ -141,6 +141,7 @@ impl NewFile {
         // SAFETY: No precondition.
         let descriptor = unsafe { bindings::get_unused_fd_flags(VDMA_O_CLOEXEC) };
         kernel::error::to_result(descriptor)?;
+        // INVARIANT: Reserved above.
         Ok(ReservedFile {
             descriptor: descriptor as u32,
             file: self,
@@ -156,6 +157,10 @@ impl Drop for NewFile {
 }
 
 /// A file with the number that it will have.
+///
+/// # Invariants
+///
+/// `descriptor` is reserved in the table of the task that has this object, which is not `Send`.
 pub(crate) struct ReservedFile {
     descriptor: u32,
     file: NewFile,

@@ -7,9 +7,13 @@ use core::ptr::NonNull;
 use kernel::{bindings, error::from_err_ptr, prelude::*};
 
 /// A counted reference to the counter behind an eventfd.
+///
+/// # Invariants
+///
+/// The reference is counted for this object.
 pub(crate) struct EventFd(NonNull<bindings::eventfd_ctx>);
 
-// SAFETY: Event counters are shared between tasks and interrupts.
+// SAFETY: Event counters are shared between tasks and interrupts, and their count is atomic.
 unsafe impl Send for EventFd {}
 
 impl EventFd {
@@ -19,6 +23,7 @@ impl EventFd {
         let descriptor = i32::try_from(descriptor).map_err(|_| EBADF)?;
         // SAFETY: Any number may be passed.
         let context = from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(descriptor) })?;
+        // INVARIANT: The function has taken a reference.
         NonNull::new(context).map(Self).ok_or(EBADF)
     }
 

@@ -78,7 +78,8 @@ impl<O: PageOwner> PageList<O> {
     /// Takes up to `max_bytes` off `iter`, in up to `entries` entries of up to `max_entry` bytes, instead of
     /// the pages that are here. May sleep.
     ///
-    /// Space is made for all of `entries`, so it should be no more than [`IovIter::page_bound`].
+    /// Space is made for all of `entries`, so it should be no more than [`IovIter::page_bound`]. Where the
+    /// pages are lent ([`IovIter::will_pin`] is false), they are let go before the call completes.
     pub(crate) fn take(
         &mut self,
         iter: &mut IovIter<'_>,
@@ -97,7 +98,8 @@ impl<O: PageOwner> PageList<O> {
         let max_entry = max_entry.clamp(PAGE_SIZE, MAX_ENTRY);
         // INVARIANT: Each page that is extracted is pinned once for the entry that it goes to, if it is.
         // SAFETY: What is pinned is unpinned when this object is reset or dropped. What is lent stays with its
-        // owner until the call completes: see `chardev`, whose callers complete it with the request.
+        // owner until the call completes, and `io/completion.rs` drops the request, and this with it, before
+        // that. No type says so: a count of lent lists in the call would cost two locked operations each.
         let taken = unsafe { iter.extract_into(&mut self.list, max_bytes, max_entry) };
         let pages = match taken {
             Ok(pages) => pages,

@@ -20,7 +20,9 @@ use crate::linux::bindings::{VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDM
 
 /// The place of a cache, in a `static` of the type whose objects it holds.
 ///
-/// Null while there is no [`CacheGuard`] of the type.
+/// # Invariants
+///
+/// `raw` is null, or the cache that the [`CacheGuard`] of the type has created.
 pub(crate) struct Cache<T> {
     raw: Atomic<*mut bindings::kmem_cache>,
     _objects: PhantomData<fn(T)>,

@@ -129,6 +129,10 @@ impl<T: Mappable> NewMapping<'_, T> {
 }
 
 /// A fault in a mapping: `struct vm_fault`.
+///
+/// # Invariants
+///
+/// The fault is being handled, in the mapping that it names.
 pub(crate) struct Fault<'a> {
     raw: &'a mut bindings::vm_fault,
     order: u32,
@@ -326,6 +330,10 @@ impl<T: Mappable> Table<T> {
 }
 
 /// An inode, and the mount by which it was opened: without that, its file system could go.
+///
+/// # Invariants
+///
+/// There is a reference to each for this object.
 struct Inode {
     inode: NonNull<bindings::inode>,
     mount: *mut bindings::vfsmount,
@@ -339,6 +347,7 @@ impl Inode {
     ///
     /// `inode` and `file` are the arguments of `->open`.
     unsafe fn hold(inode: *mut bindings::inode, file: *mut bindings::file) -> Self {
+        // INVARIANT: References are taken to both.
         // SAFETY: `inode` is valid during `->open`, and so not null; the file has a path by then.
         unsafe {
             bindings::ihold(inode);
@@ -370,6 +379,11 @@ impl Drop for Inode {
 /// The one `struct address_space` through which all mappings of a device can be found: that of the
 /// inode by which the device was opened first, of those who have it open. (The device may have several
 /// inodes, one for each node with its number.)
+///
+/// # Invariants
+///
+/// `files` is the number of [`SpaceGuard`]s, and there is an inode while it is not 0. Files whose mappings
+/// are part of the space have a guard.
 #[pin_data]
 pub(crate) struct SharedSpace {
     #[pin]
@@ -414,6 +428,7 @@ impl SharedSpace {
         let mapping = state.first.get_or_insert_with(first).mapping();
         // SAFETY: `file` is not in use yet, and the inode is held until it is released.
         unsafe { (*file).f_mapping = mapping };
+        // INVARIANT: Counted above.
         SpaceGuard(self.clone())
     }
 

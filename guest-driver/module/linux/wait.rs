@@ -18,6 +18,10 @@ pub(crate) fn signal_pending() -> bool {
 }
 
 /// An event that happens once.
+///
+/// # Invariants
+///
+/// `raw` is initialized.
 #[pin_data]
 pub(crate) struct Completion {
     #[pin]
@@ -32,6 +36,7 @@ unsafe impl Sync for Completion {}
 impl Completion {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
+            // INVARIANT: Initialized here.
             // SAFETY: `slot` is valid for writes and pinned.
             raw <- Opaque::ffi_init(|slot| unsafe { bindings::init_completion(slot) }),
         })
