@@ -72,8 +72,8 @@ impl Drop for Number {
     }
 }
 
-/// Gives the queues their virtqueues, starts the device, and waits until it has completed a NOP. May
-/// sleep.
+/// Gives the queues their virtqueues, starts the device, and waits until it has completed a NOP.
+/// May sleep.
 ///
 /// On failure the device may have to be stopped.
 fn start(control: &mut Control<'_>, queues: &Queues, observer: &Arc<Observer>) -> Result {
@@ -84,15 +84,16 @@ fn start(control: &mut Control<'_>, queues: &Queues, observer: &Arc<Observer>) -
         queue.open(virtqueue);
     }
     control.set_ready();
-    // The device completes it only when device memory is mapped, if it can be: see the specification.
+    // The device completes it only when device memory is mapped, if it can be: see the
+    // specification.
     let queue = queues.first().ok_or(ENODEV)?;
     submit_empty(queue, Operation::Nop, observer.clone(), WhenFull::Fail)?
         .wait_milliseconds(FIRST_REQUEST_MS)
         .map(|_| ())
 }
 
-/// Resets the device, completes the requests in its queues, those that it has not used with `error`,
-/// and deletes the virtqueues. May sleep.
+/// Resets the device, completes the requests in its queues, those that it has not used with
+/// `error`, and deletes the virtqueues. May sleep.
 ///
 /// The queues must be paused or closed.
 fn stop(control: &mut Control<'_>, queues: &Queues, error: Error) {
@@ -136,8 +137,8 @@ impl WatchdogTarget for Recovery {
         if is_healthy {
             return;
         }
-        // Removal, suspend and resets by others hold the locks; the queues are checked again by the next
-        // check.
+        // Removal, suspend and resets by others hold the locks; the queues are checked again by the
+        // next check.
         if let Some(device) = self.device.try_lock() {
             self.recover(&device);
         }
@@ -188,7 +189,8 @@ impl Recovery {
         stop(&mut device.control(), self.vdma.queues(), ENODEV);
     }
 
-    /// Health of the device, once the used requests have been reaped: `Broken` if any queue is, else
+    /// Health of the device, once the used requests have been reaped: `Broken` if any queue is,
+    /// else
     /// `Late` if any queue is.
     fn health(&self) -> Health {
         let mut health = Health::Good;
@@ -215,7 +217,8 @@ pub(crate) struct Bound {
     number: Number,
 }
 
-/// What ends when the device is removed, in this order: nothing is restarted any more, no file opened.
+/// What ends when the device is removed, in this order: nothing is restarted any more, no file
+/// opened.
 struct Active {
     watchdog: Option<WatchdogGuard>,
     node: Option<Pin<KBox<DeviceNode<OpenFile>>>>,
@@ -272,8 +275,8 @@ impl virtio::Driver for Driver {
 
     fn resume(device: &Device<'_>, bound: &Bound) -> Result {
         let mut control = device.control();
-        // To start a device that was disabled may end the machine: see `Recovery`. One that is being removed
-        // is marked as dead before it is stopped, under the same control.
+        // To start a device that was disabled may end the machine: see `Recovery`. One that is
+        // being removed is marked as dead before it is stopped, under the same control.
         if bound.vdma.queues().iter().any(|queue| queue.is_closed()) {
             return Err(ENODEV);
         }
@@ -321,8 +324,8 @@ impl Bound {
     }
 }
 
-/// Whether the device is one that this driver knows: `ENODEV` for others, `EINVAL` for a configuration
-/// space with impossible values.
+/// Whether the device is one that this driver knows: `ENODEV` for others, `EINVAL` for a
+/// configuration space with impossible values.
 fn identify(device: &Device<'_>, config: &Config) -> Result {
     let dev = device.as_device();
     if config.magic.get() != CONFIG_MAGIC || config.version.get() != CONFIG_VERSION {
@@ -353,8 +356,8 @@ fn create_queues(count: u16, watchdog: &Arc<Watchdog>) -> Result<Arc<Queues>> {
     Ok(Arc::new(queues, GFP_KERNEL)?)
 }
 
-/// What the device can reach, and in how many bits: the parameter `dma_bits`, up to what the transport
-/// can do. Where the device uses the DMA API, its mask is set accordingly.
+/// What the device can reach, and in how many bits: the parameter `dma_bits`, up to what the
+/// transport can do. Where the device uses the DMA API, its mask is set accordingly.
 fn dma_reach(device: &Device<'_>) -> Result<(Reach, u32)> {
     let wanted = compat::number(crate::module_parameters::dma_bits.value());
     let Some(reach) = Reach::of_bits(wanted) else {
@@ -431,8 +434,8 @@ fn request_limits(info: &DeviceInfo, max_segment_size: usize) -> Limits {
     if info.dma_bits == u64::BITS {
         return limits;
     }
-    // Bounced pages are segments of their own: a segment of `n` pages has at least `n - 2` whole ones,
-    // so that a quarter of the segments, and as many whole pages, become fewer than all.
+    // Bounced pages are segments of their own: a segment of `n` pages has at least `n - 2` whole
+    // ones, so that a quarter of the segments, and as many whole pages, become fewer than all.
     limits.for_any_pages(limits.max_segments / 4)
 }
 

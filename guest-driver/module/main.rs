@@ -9,12 +9,13 @@
 //! 2. `io/submit.rs`: the read becomes requests.
 //! 3. `io/request.rs`: what a request is, and the states that it goes through.
 //! 4. `linux/page_list.rs`: the caller's pages are pinned.
-//! 5. `io/queue.rs`: the request is put into the ring, the device is kicked, and the used request is
+//! 5. `io/queue.rs`: the request is put into the ring, the device is kicked, and the used request
+//!    is
 //!    taken off the ring again.
 //! 6. `io/completion.rs`: the response is checked, and the caller completes.
 //!
-//! Then `driver.rs` for how a device comes and goes, and `operations/command.rs` for all that is not a
-//! read or a write.
+//! Then `driver.rs` for how a device comes and goes, and `operations/command.rs` for all that is
+//! not a read or a write.
 
 use kernel::{prelude::*, sync::UniqueArc};
 
@@ -29,8 +30,9 @@ use crate::{
     operations::buffer::{self, BufferFile, DmaBuffer},
 };
 
-// Unsafe code is in the wrappers of `linux` and `virtio`, and in two blocks below: that no object of a
-// cache is left when the module is unloaded follows from the order of the fields of `VirtioDma`.
+// Unsafe code is in the wrappers of `linux` and `virtio`, and in two blocks below: that no object
+// of a cache is left when the module is unloaded follows from the order of the fields of
+// `VirtioDma`.
 #[forbid(unsafe_code)]
 mod driver;
 #[forbid(unsafe_code)]
@@ -97,11 +99,12 @@ impl kernel::Module for VirtioDma {
         // The device reads and writes headers and responses, which are in the requests.
         let narrow = compat::number(module_parameters::dma_bits.value()) < u64::BITS;
         let zone = if narrow { Zone::Dma32 } else { Zone::Normal };
-        // SAFETY: Requests are made by drivers and open files, and held by them and by deferred work: all of
-        // these are gone when the guard is dropped, last of the fields below, or before there are any.
+        // SAFETY: Requests are made by drivers and open files, and held by them and by deferred
+        // work: all of these are gone when the guard is dropped, last of the fields below, or
+        // before there are any.
         let requests = unsafe { CacheGuard::new(c"vdma_request", zone) }?;
-        // SAFETY: Transfers are made and held by what makes and holds requests, and by commands of io_uring,
-        // which keep the file that they were submitted to, and so the module.
+        // SAFETY: Transfers are made and held by what makes and holds requests, and by commands of
+        // io_uring, which keep the file that they were submitted to, and so the module.
         let transfers = unsafe { CacheGuard::new(c"vdma_transfer", Zone::Normal) }?;
         let released = DeferredWorker::new(&buffer::RELEASED)?;
         let redirty = DeferredWorker::new(&request::REDIRTY)?;

@@ -18,8 +18,8 @@ use crate::linux::{
     vmalloc::VmallocArea,
 };
 
-/// What is behind such a file. It is dropped, in process context, with the last reference to the file;
-/// each mapping has one.
+/// What is behind such a file. It is dropped, in process context, with the last reference to the
+/// file; each mapping has one.
 pub(crate) trait AnonymousFile: Send + Sync + Sized + 'static {
     /// What `/proc/PID/fd` and `/proc/PID/maps` call it.
     const NAME: &'static CStr;
@@ -34,8 +34,8 @@ pub(crate) trait VmallocFile: AnonymousFile {
     fn area(&self) -> Result<&VmallocArea>;
 }
 
-/// The place of a table of operations of files with a `T`. In a `static`, so that it has an address of
-/// its own, and is part of the module.
+/// The place of a table of operations of files with a `T`. In a `static`, so that it has an address
+/// of its own, and is part of the module.
 ///
 /// # Invariants
 ///
@@ -66,8 +66,8 @@ impl<T: AnonymousFile> Table<T> {
     }
 }
 
-/// Puts the table for `T` in place, whose files are mapped as [`Mmap`] says. Once, when the module is
-/// loaded.
+/// Puts the table for `T` in place, whose files are mapped as [`Mmap`] says. Once, when the module
+/// is loaded.
 pub(crate) fn install_mappable<T: AnonymousFile + Mmap>(module: &'static ThisModule) {
     let operations = bindings::file_operations {
         mmap_prepare: Some(mmap_prepare::<T>),
@@ -201,8 +201,8 @@ pub(crate) fn with_descriptor<T: AnonymousFile, R>(
     if !ptr::eq(raw.f_op, &operations.0) {
         return Err(EINVAL);
     }
-    // SAFETY: The table is a `static` for files with a `T`, by its invariant, and the file is held: `release`
-    // has not run.
+    // SAFETY: The table is a `static` for files with a `T`, by its invariant, and the file is held:
+    // `release` has not run.
     Ok(f(unsafe { &*raw.private_data.cast::<T>() }))
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One call for all that a task submits together: `struct blk_plug`, which io_uring and libaio put around
-//! what they submit, and which the scheduler ends when the task sleeps.
+//! One call for all that a task submits together: `struct blk_plug`, which io_uring and libaio put
+//! around what they submit, and which the scheduler ends when the task sleeps.
 
 use kernel::{bindings, sync::Arc};
 
@@ -13,12 +13,13 @@ pub(crate) trait Unplug: Send + Sync + 'static {
     fn unplug(&self);
 }
 
-/// Has [`Unplug::unplug`] called once when the current task's plug ends. `false` where there is none.
+/// Has [`Unplug::unplug`] called once when the current task's plug ends. `false` where there is
+/// none.
 #[inline]
 pub(crate) fn defer<T: Unplug>(target: &Arc<T>) -> bool {
     let key = Arc::as_ptr(target);
-    // SAFETY: The function finds the callback with this function and key, or makes a zeroed one; the key is
-    // compared only.
+    // SAFETY: The function finds the callback with this function and key, or makes a zeroed one;
+    // the key is compared only.
     let callback = unsafe { vdma_check_plugged(Some(unplug::<T>), key.cast_mut().cast()) };
     // SAFETY: Null, or a callback of this task's plug, which nothing else touches.
     let Some(callback) = (unsafe { callback.as_mut() }) else {
@@ -33,10 +34,11 @@ pub(crate) fn defer<T: Unplug>(target: &Arc<T>) -> bool {
 
 unsafe extern "C" fn unplug<T: Unplug>(raw: *mut bindings::blk_plug_cb, _from_schedule: bool) {
     let callback = raw.cast::<vdma_plug_callback>();
-    // SAFETY: The callback was made by `defer`, with memory for the whole structure, and is called once.
+    // SAFETY: The callback was made by `defer`, with memory for the whole structure, and is called
+    // once.
     let owner = unsafe { (*callback).owner };
-    // SAFETY: It comes from `into_raw` in `defer`, for the same `T`, and is taken back once: a callback is
-    // not left without an owner, for nothing fails between making it and setting that.
+    // SAFETY: It comes from `into_raw` in `defer`, for the same `T`, and is taken back once: a
+    // callback is not left without an owner, for nothing fails between making it and setting that.
     let target = unsafe { Arc::from_raw(owner.cast::<T>()) };
     target.unplug();
     drop(target);

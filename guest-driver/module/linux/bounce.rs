@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bounce pages, for devices that cannot reach all of memory (parameter `dma_bits`): pages from a low
-//! zone take the place of those that are too high, and the CPU copies.
+//! Bounce pages, for devices that cannot reach all of memory (parameter `dma_bits`): pages from a
+//! low zone take the place of those that are too high, and the CPU copies.
 //!
-//! The DMA API would do the same (swiotlb), where the device uses it (`VIRTIO_F_ACCESS_PLATFORM`) and
-//! the kernel has set memory aside for it. It is told the limit, too, for what is not data.
+//! The DMA API would do the same (swiotlb), where the device uses it (`VIRTIO_F_ACCESS_PLATFORM`)
+//! and the kernel has set memory aside for it. It is told the limit, too, for what is not data.
 
 use kernel::{bindings, page::PAGE_SIZE, prelude::*};
 
@@ -91,8 +91,8 @@ impl Bounced {
                 substitutes.last().ok_or(ENOMEM)?.page.page()
             };
             // Pieces stay entries of their own: a larger limit would join what the list kept apart.
-            // SAFETY: The piece is inside of its page, which is held by the owner of the list that the caller
-            // vouches for, or by this object.
+            // SAFETY: The piece is inside of its page, which is held by the owner of the list that
+            // the caller vouches for, or by this object.
             unsafe { list.push(page, offset, length, length) }?;
         }
         Ok(Some(bounced))
@@ -119,8 +119,8 @@ impl Bounced {
         })
     }
 
-    /// Copies the data of `list`, which this was made for, to the pages that the device can reach. Any
-    /// context.
+    /// Copies the data of `list`, which this was made for, to the pages that the device can reach.
+    /// Any context.
     pub(super) fn copy_out(&self, list: &SgList) {
         for (original, substitute, offset, length) in self.pairs(list) {
             // SAFETY: The page belongs to this object, which has no reference to its bytes.
@@ -128,8 +128,8 @@ impl Bounced {
         }
     }
 
-    /// Copies the data from the pages that the device can reach to those of `list`, which this was made
-    /// for. Any context.
+    /// Copies the data from the pages that the device can reach to those of `list`, which this was
+    /// made for. Any context.
     ///
     /// # Safety
     ///

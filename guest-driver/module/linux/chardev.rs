@@ -33,8 +33,8 @@ use crate::linux::{
 /// Ties a value to one call: lifetimes of two calls do not mix.
 type CallMarker<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
 
-/// What a read or write returns to the kernel. Only a [`Kiocb`] makes one, of the call that it belongs
-/// to.
+/// What a read or write returns to the kernel. Only a [`Kiocb`] makes one, of the call that it
+/// belongs to.
 pub(crate) struct IoResult<'a>(isize, CallMarker<'a>);
 
 /// What the caller of read or write wants.
@@ -83,8 +83,8 @@ impl<'a> Kiocb<'a> {
         IoResult(value, PhantomData)
     }
 
-    /// The means to complete the call later, and to return from it before; or the `kiocb` back, if the
-    /// caller waits for it to return.
+    /// The means to complete the call later, and to return from it before; or the `kiocb` back, if
+    /// the caller waits for it to return.
     #[inline]
     pub(crate) fn into_async(self) -> Result<(AsyncKiocb, QueuedKiocb<'a>), Self> {
         // SAFETY: Valid by the type's invariant.
@@ -106,8 +106,8 @@ impl<'a> Kiocb<'a> {
 ///
 /// # Invariants
 ///
-/// The `kiocb` has a completion function, has not been completed, and its call has returned, or will
-/// return, that it was queued.
+/// The `kiocb` has a completion function, has not been completed, and its call has returned, or
+/// will return, that it was queued.
 #[repr(transparent)]
 pub(crate) struct AsyncKiocb(NonNull<bindings::kiocb>);
 
@@ -137,7 +137,8 @@ impl Drop for AsyncKiocb {
 ///
 /// `raw` is as the invariant of [`AsyncKiocb`] says, until this function.
 unsafe fn complete(raw: NonNull<bindings::kiocb>, result: Result<usize>) {
-    // SAFETY: The caller vouches for the kiocb, which nothing else uses between queueing and completion.
+    // SAFETY: The caller vouches for the kiocb, which nothing else uses between queueing and
+    // completion.
     let kiocb = unsafe { &mut *raw.as_ptr() };
     let value = match result {
         Ok(bytes) => {
@@ -152,7 +153,8 @@ unsafe fn complete(raw: NonNull<bindings::kiocb>, result: Result<usize>) {
     }
 }
 
-/// The rest of a call of read or write whose [`AsyncKiocb`] is elsewhere: it may be complete by now.
+/// The rest of a call of read or write whose [`AsyncKiocb`] is elsewhere: it may be complete by
+/// now.
 pub(crate) struct QueuedKiocb<'a> {
     /// Compared only.
     raw: NonNull<bindings::kiocb>,
@@ -166,8 +168,8 @@ impl<'a> QueuedKiocb<'a> {
         IoResult(EIOCBQUEUED.to_errno() as isize, PhantomData)
     }
 
-    /// Returns `error` from the call, if `caller` is what it was to be completed with. Otherwise it has
-    /// been, or will be.
+    /// Returns `error` from the call, if `caller` is what it was to be completed with. Otherwise it
+    /// has been, or will be.
     pub(crate) fn failed(self, error: Error, caller: Option<AsyncKiocb>) -> IoResult<'a> {
         match caller {
             Some(caller) if caller.0 == self.raw => {
@@ -195,13 +197,14 @@ impl Opening<'_> {
         (mode & VDMA_FMODE_READ != 0, mode & VDMA_FMODE_WRITE != 0)
     }
 
-    /// Makes the mappings of the file part of `space`, until it is released. Once: `EBUSY`. May sleep.
+    /// Makes the mappings of the file part of `space`, until it is released. Once: `EBUSY`. May
+    /// sleep.
     pub(crate) fn share_mappings(&mut self, space: &Arc<SharedSpace>) -> Result {
         if self.space.is_some() {
             return Err(EBUSY);
         }
-        // SAFETY: These are the arguments of `->open`, during the call. The guard is dropped when the file is
-        // released, or opening it fails.
+        // SAFETY: These are the arguments of `->open`, during the call. The guard is dropped when
+        // the file is released, or opening it fails.
         self.space = Some(unsafe { space.adopt(self.inode, self.file) });
         Ok(())
     }
@@ -266,8 +269,8 @@ pub(crate) trait FileOperations: Mmap {
     /// A command of io_uring.
     fn command<'a>(&self, submission: UringSubmission<'a>) -> UringResult<'a>;
 
-    /// Completes requests that the device has used, and returns how many. Called again and again by a
-    /// task that waits.
+    /// Completes requests that the device has used, and returns how many. Called again and again by
+    /// a task that waits.
     fn iopoll(&self) -> usize;
 
     /// Whether reads and writes would have to wait.
@@ -285,8 +288,8 @@ unsafe impl Send for Operations {}
 // SAFETY: A shared reference only reads the table.
 unsafe impl Sync for Operations {}
 
-/// The place of the table of operations of files with a `T`, in a `static`. It has to outlive them, and
-/// is part of the module, which they keep loaded through the table's `owner`.
+/// The place of the table of operations of files with a `T`, in a `static`. It has to outlive them,
+/// and is part of the module, which they keep loaded through the table's `owner`.
 ///
 /// # Invariants
 ///
@@ -325,8 +328,8 @@ pub(crate) fn install<T: FileOperations>(module: &'static ThisModule) {
     }));
 }
 
-/// A device node in `/dev` whose files have a `T`; dropping it removes the node. Files that are open stay
-/// open.
+/// A device node in `/dev` whose files have a `T`; dropping it removes the node. Files that are
+/// open stay open.
 ///
 /// # Invariants
 ///
@@ -346,8 +349,8 @@ unsafe impl<T: FileOperations> Sync for DeviceNode<T> {}
 unsafe impl<T: FileOperations> Send for DeviceNode<T> {}
 
 impl<T: FileOperations> DeviceNode<T> {
-    /// Creates `/dev/NAME` for `device`, below `parent`, of which the node holds a reference. `EINVAL`
-    /// before [`install`].
+    /// Creates `/dev/NAME` for `device`, below `parent`, of which the node holds a reference.
+    /// `EINVAL` before [`install`].
     pub(crate) fn new(
         name: CString,
         device: Arc<T::Device>,
@@ -373,8 +376,8 @@ impl<T: FileOperations> DeviceNode<T> {
                         ..Default::default()
                     })
                 };
-                // SAFETY: The structure and the name are in place until `drop` deregisters it. The parent is
-                // there during the call, which takes a reference to it.
+                // SAFETY: The structure and the name are in place until `drop` deregisters it. The
+                // parent is there during the call, which takes a reference to it.
                 kernel::error::to_result(unsafe { bindings::misc_register(slot) })
             }),
         }? Error)
@@ -384,8 +387,8 @@ impl<T: FileOperations> DeviceNode<T> {
 #[pinned_drop]
 impl<T: FileOperations> PinnedDrop for DeviceNode<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The device was registered when this object was made. Opens that are under way hold
-        // the lock that this takes.
+        // SAFETY: The device was registered when this object was made. Opens that are under way
+        // hold the lock that this takes.
         unsafe { bindings::misc_deregister(self.misc.get()) }
     }
 }
@@ -416,7 +419,8 @@ unsafe extern "C" fn open<T: FileOperations>(
     kernel::error::from_result(|| {
         // SAFETY: The misc class passes the registered structure, which cannot go while it opens.
         let misc = unsafe { (*file).private_data };
-        // SAFETY: It begins a `DeviceNode`, whose device was initialized before it was registered; nodes with
+        // SAFETY: It begins a `DeviceNode`, whose device was initialized before it was registered;
+        // nodes with
         // `T`'s operations are those for `T`.
         let device = unsafe { &(*misc.cast::<DeviceNode<T>>()).device };
         let mut opening = Opening {
@@ -527,8 +531,8 @@ unsafe extern "C" fn fsync<T: FileOperations>(
 pub(super) unsafe extern "C" fn mmap_prepare<T: Mmap>(
     description: *mut bindings::vm_area_desc,
 ) -> c_int {
-    // SAFETY: The kernel calls operations on open files; the description is valid during the call. A `T`
-    // begins what `private_data` points at, here and in `anon_file`.
+    // SAFETY: The kernel calls operations on open files; the description is valid during the call.
+    // A `T` begins what `private_data` points at, here and in `anon_file`.
     let file = unsafe { &*(*(*description).file).private_data.cast::<T>() };
     kernel::error::from_result(|| {
         // SAFETY: This is the argument of `->mmap_prepare`, during the call, of a file with a `T`.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The CPU that runs the current task: its number, preemption, and what a loop that polls does between
-//! two tries.
+//! The CPU that runs the current task: its number, preemption, and what a loop that polls does
+//! between two tries.
 
 use core::marker::PhantomData;
 

@@ -12,8 +12,8 @@ use crate::linux::bindings::{vdma_ioremap, vdma_memcpy_fromio, vdma_memcpy_toio}
 ///
 /// # Invariants
 ///
-/// The addresses were those of device memory when this was made, and are not of RAM. When the device is
-/// gone there is nothing behind them: reads give ones.
+/// The addresses were those of device memory when this was made, and are not of RAM. When the
+/// device is gone there is nothing behind them: reads give ones.
 #[derive(Clone, Copy)]
 pub(crate) struct IoRange {
     address: u64,
@@ -69,8 +69,8 @@ unsafe impl Send for IoMemory {}
 unsafe impl Sync for IoMemory {}
 
 impl IoMemory {
-    /// Maps `range`, with `cache` one of the `CACHE_*` values of the protocol. May sleep. `EBUSY` when the
-    /// frames are mapped with another cache attribute.
+    /// Maps `range`, with `cache` one of the `CACHE_*` values of the protocol. May sleep. `EBUSY`
+    /// when the frames are mapped with another cache attribute.
     pub(crate) fn map(range: IoRange, cache: u32) -> Result<Self> {
         let size = usize::try_from(range.size)?;
         // SAFETY: The range is memory of a device, by its invariant.

@@ -28,8 +28,8 @@ pub(crate) enum IterDirection {
 ///
 /// # Invariants
 ///
-/// `raw` is valid, and used by this object alone, for `'a`. `taken` bytes were extracted by this object
-/// and not given back.
+/// `raw` is valid, and used by this object alone, for `'a`. `taken` bytes were extracted by this
+/// object and not given back.
 pub(crate) struct IovIter<'a> {
     raw: *mut bindings::iov_iter,
     taken: usize,
@@ -105,16 +105,16 @@ impl IovIter<'_> {
         unsafe { bindings::_copy_from_iter(bytes.as_mut_ptr().cast(), bytes.len(), self.raw) }
     }
 
-    /// Takes pages off the memory, pins them where that is needed, and appends them to `list`, until
-    /// `max_bytes` are there, the list is full or the memory is used up. Returns the pages taken. May
-    /// sleep (page faults).
+    /// Takes pages off the memory, pins them where that is needed, and appends them to `list`,
+    /// until `max_bytes` are there, the list is full or the memory is used up. Returns the pages
+    /// taken. May sleep (page faults).
     ///
     /// `EFAULT` where the memory cannot be pinned; what `list` holds by then stays pinned.
     ///
     /// # Safety
     ///
-    /// The pages are unpinned, if [`Self::will_pin`], when `list` has no use for them any more, and not
-    /// before. Otherwise the list is used only until the call is completed.
+    /// The pages are unpinned, if [`Self::will_pin`], when `list` has no use for them any more, and
+    /// not before. Otherwise the list is used only until the call is completed.
     pub(super) unsafe fn extract_into(
         &mut self,
         list: &mut SgList,
@@ -126,8 +126,8 @@ impl IovIter<'_> {
             let mut batch = [const { MaybeUninit::<*mut bindings::page>::uninit() }; BATCH];
             let mut pages = batch.as_mut_ptr().cast();
             let mut offset = 0;
-            // SAFETY: The iterator is valid; `pages` points at memory for as many pointers as are asked
-            // for, so that the function does not allocate.
+            // SAFETY: The iterator is valid; `pages` points at memory for as many pointers as are
+            // asked for, so that the function does not allocate.
             let taken = unsafe {
                 bindings::iov_iter_extract_pages(
                     self.raw,
@@ -146,18 +146,20 @@ impl IovIter<'_> {
             // INVARIANT: The function has taken these bytes off.
             self.taken += bytes;
             let count = (offset + bytes).div_ceil(PAGE_SIZE);
-            // SAFETY: The function filled in the pages behind the bytes that it took, at most `BATCH`. A
-            // `Page` is such a pointer, to a page that is pinned or kept by its owner while this is used.
+            // SAFETY: The function filled in the pages behind the bytes that it took, at most
+            // `BATCH`. A `Page` is such a pointer, to a page that is pinned or kept by its owner
+            // while this is used.
             let pages = unsafe { slice::from_raw_parts(batch.as_ptr().cast::<Page<'_>>(), count) };
-            // SAFETY: The caller sees to it that the pages stay for as long as the list has a use for them.
+            // SAFETY: The caller sees to it that the pages stay for as long as the list has a use
+            // for them.
             unsafe { list.push_pages(pages, offset, bytes, max_entry) }?;
             taken_pages += count;
         }
         Ok(taken_pages)
     }
 
-    /// Gives the last `bytes` that were taken back to the iterator, after a failure: at most as many as
-    /// have been taken since the call began.
+    /// Gives the last `bytes` that were taken back to the iterator, after a failure: at most as
+    /// many as have been taken since the call began.
     pub(crate) fn revert(&mut self, bytes: usize) {
         let bytes = bytes.min(self.taken);
         // INVARIANT: They are given back below.
@@ -175,8 +177,8 @@ impl UserRange {
         Self(Opaque::uninit())
     }
 
-    /// Sets the iterator to `length` bytes at `address`, or as many as the kernel takes at a time (a page
-    /// less than 2 GiB). `EFAULT` for addresses that are not user space's.
+    /// Sets the iterator to `length` bytes at `address`, or as many as the kernel takes at a time
+    /// (a page less than 2 GiB). `EFAULT` for addresses that are not user space's.
     pub(crate) fn set(
         &mut self,
         direction: IterDirection,

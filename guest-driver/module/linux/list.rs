@@ -59,7 +59,8 @@ impl<T: Linked> Stack<T> {
 }
 
 impl<T: Linked> Drop for Stack<T> {
-    /// Drops one element after the other: each within its predecessor would take stack for all of them.
+    /// Drops one element after the other: each within its predecessor would take stack for all of
+    /// them.
     #[inline]
     fn drop(&mut self) {
         while self.pop().is_some() {}

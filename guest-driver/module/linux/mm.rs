@@ -4,8 +4,8 @@
 
 use kernel::{bindings, error::to_result, mm::Mm, prelude::*, sync::aref::ARef};
 
-/// Pages that are charged to `RLIMIT_MEMLOCK` of an address space, until dropped. Dropped in process
-/// context.
+/// Pages that are charged to `RLIMIT_MEMLOCK` of an address space, until dropped. Dropped in
+/// process context.
 ///
 /// # Invariants
 ///
@@ -31,8 +31,8 @@ impl LockedPages {
 
 impl Drop for LockedPages {
     fn drop(&mut self) {
-        // SAFETY: The address space is held, and so much was charged to it, by the type's invariant.
-        // Giving back does not fail.
+        // SAFETY: The address space is held, and so much was charged to it, by the type's
+        // invariant. Giving back does not fail.
         unsafe { bindings::account_locked_vm(self.mm.as_raw(), self.pages, false) };
     }
 }

@@ -16,8 +16,8 @@ use crate::linux::bindings::{
 ///
 /// # Invariants
 ///
-/// `raw` is the `struct page` of a frame in the direct map or of high memory, and for `'a` there is a
-/// reference to the page, a pin, or an owner that has promised to keep it.
+/// `raw` is the `struct page` of a frame in the direct map or of high memory, and for `'a` there is
+/// a reference to the page, a pin, or an owner that has promised to keep it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct Page<'a> {
@@ -75,25 +75,26 @@ impl<'a> Page<'a> {
         // SAFETY: Valid and held, by the type's invariant.
         let address = unsafe { bindings::kmap_local_page(self.as_ptr()) };
         let result = f(address.cast());
-        // SAFETY: The page was mapped above, by this task, and what `f` mapped has been unmapped, for it
-        // does so in this function as well.
+        // SAFETY: The page was mapped above, by this task, and what `f` mapped has been unmapped,
+        // for it does so in this function as well.
         unsafe { bindings::kunmap_local(address) };
         result
     }
 
-    /// Continues the CRC32C `crc` over `length` bytes from `offset` on, as far as the page has them. Any
-    /// context.
+    /// Continues the CRC32C `crc` over `length` bytes from `offset` on, as far as the page has
+    /// them. Any context.
     pub(crate) fn crc32c(self, crc: u32, offset: usize, length: usize) -> u32 {
         let offset = offset.min(PAGE_SIZE);
         let length = length.min(PAGE_SIZE - offset);
         self.with_mapping(|bytes| {
-            // SAFETY: The bytes are inside of the page, which is mapped. That others may write meanwhile
-            // gives another checksum, no more: the function reads each byte once.
+            // SAFETY: The bytes are inside of the page, which is mapped. That others may write
+            // meanwhile gives another checksum, no more: the function reads each byte once.
             unsafe { crc32c(crc, bytes.wrapping_add(offset).cast(), length) }
         })
     }
 
-    /// Copies `length` bytes at `offset` to the same place in `to`, as far as a page has them. Any context.
+    /// Copies `length` bytes at `offset` to the same place in `to`, as far as a page has them. Any
+    /// context.
     ///
     /// # Safety
     ///
@@ -104,8 +105,8 @@ impl<'a> Page<'a> {
         self.with_mapping(|from| {
             to.with_mapping(|to| {
                 let (from, to) = (from.wrapping_add(offset), to.wrapping_add(offset));
-                // SAFETY: The bytes are inside of pages that are mapped, and the caller vouches for those that
-                // are written. `copy` allows for both being the same page.
+                // SAFETY: The bytes are inside of pages that are mapped, and the caller vouches for
+                // those that are written. `copy` allows for both being the same page.
                 unsafe { core::ptr::copy(from, to, length) };
             });
         });

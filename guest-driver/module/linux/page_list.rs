@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages of a request's data, in a scatter-gather list: pinned, lent by their owner, or those of a
-//! DMA buffer (`iov_iter_extract_pages`, `unpin_user_page_range_dirty_lock`).
+//! The pages of a request's data, in a scatter-gather list: pinned, lent by their owner, or those
+//! of a DMA buffer (`iov_iter_extract_pages`, `unpin_user_page_range_dirty_lock`).
 
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, sync::Arc};
 
@@ -42,10 +42,10 @@ enum Hold<O: PageOwner> {
 ///
 /// # Invariants
 ///
-/// The pages of `list`, and so those that `bounced` names, are held as `hold` says: each entry has one
-/// pin for every page that it touches, or `hold` has a share in the owner of the pages, or the owner
-/// keeps them until the call that they were taken from is completed. Unless `writable`, nothing is
-/// written to them.
+/// The pages of `list`, and so those that `bounced` names, are held as `hold` says: each entry has
+/// one pin for every page that it touches, or `hold` has a share in the owner of the pages, or the
+/// owner keeps them until the call that they were taken from is completed. Unless `writable`,
+/// nothing is written to them.
 pub(crate) struct PageList<O: PageOwner> {
     list: SgList,
     hold: Hold<O>,
@@ -75,11 +75,12 @@ impl<O: PageOwner> PageList<O> {
         }
     }
 
-    /// Takes up to `max_bytes` off `iter`, in up to `entries` entries of up to `max_entry` bytes, instead of
-    /// the pages that are here. May sleep.
+    /// Takes up to `max_bytes` off `iter`, in up to `entries` entries of up to `max_entry` bytes,
+    /// instead of the pages that are here. May sleep.
     ///
-    /// Space is made for all of `entries`, so it should be no more than [`IovIter::page_bound`]. Where the
-    /// pages are lent ([`IovIter::will_pin`] is false), they are let go before the call completes.
+    /// Space is made for all of `entries`, so it should be no more than [`IovIter::page_bound`].
+    /// Where the pages are lent ([`IovIter::will_pin`] is false), they are let go before the call
+    /// completes.
     pub(crate) fn take(
         &mut self,
         iter: &mut IovIter<'_>,
@@ -96,10 +97,12 @@ impl<O: PageOwner> PageList<O> {
         }
         self.writable = iter.is_dest();
         let max_entry = max_entry.clamp(PAGE_SIZE, MAX_ENTRY);
-        // INVARIANT: Each page that is extracted is pinned once for the entry that it goes to, if it is.
-        // SAFETY: What is pinned is unpinned when this object is reset or dropped. What is lent stays with its
-        // owner until the call completes, and `io/completion.rs` drops the request, and this with it, before
-        // that. No type says so: a count of lent lists in the call would cost two locked operations each.
+        // INVARIANT: Each page that is extracted is pinned once for the entry that it goes to, if
+        // it is.
+        // SAFETY: What is pinned is unpinned when this object is reset or dropped. What is lent
+        // stays with its owner until the call completes, and `io/completion.rs` drops the request,
+        // and this with it, before that. No type says so: a count of lent lists in the call would
+        // cost two locked operations each.
         let taken = unsafe { iter.extract_into(&mut self.list, max_bytes, max_entry) };
         let pages = match taken {
             Ok(pages) => pages,
@@ -135,9 +138,10 @@ impl<O: PageOwner> PageList<O> {
             let Some(first) = pages.get(0).filter(|_| self.list.free() > 0) else {
                 break;
             };
-            // INVARIANT: This object gets its share in the owner below, before anything uses the list.
-            // SAFETY: The pages have the bytes. They are held as long as their owner, which has no way to let go
-            // of them while it is shared.
+            // INVARIANT: This object gets its share in the owner below, before anything uses the
+            // list.
+            // SAFETY: The pages have the bytes. They are held as long as their owner, which has no
+            // way to let go of them while it is shared.
             unsafe { self.list.push(first, offset, length, max_entry) }?;
         }
         self.hold = Hold::Shared(Some(owner.clone()));
@@ -145,8 +149,8 @@ impl<O: PageOwner> PageList<O> {
         Ok(())
     }
 
-    /// Puts pages that the device can reach in the place of those that it cannot; with `outgoing`, the
-    /// bytes that the device is to read are copied there. May sleep.
+    /// Puts pages that the device can reach in the place of those that it cannot; with `outgoing`,
+    /// the bytes that the device is to read are copied there. May sleep.
     #[inline]
     pub(crate) fn bring_within(&mut self, reach: Reach, outgoing: bool) -> Result {
         if reach.is_everywhere() {
@@ -217,8 +221,8 @@ impl<O: PageOwner> PageList<O> {
         self.list.entry_lengths()
     }
 
-    /// The list as a virtqueue takes it, or null when it is empty. It has to stay in place while it is in
-    /// the queue, and its pages are held as long as it is.
+    /// The list as a virtqueue takes it, or null when it is empty. It has to stay in place while it
+    /// is in the queue, and its pages are held as long as it is.
     #[inline]
     pub(crate) fn as_sg(&mut self) -> *mut bindings::scatterlist {
         match &mut self.bounced {
@@ -273,9 +277,9 @@ impl<O: PageOwner> Drop for PageList<O> {
             Hold::Lent => {}
             Hold::Pinned(_) => {
                 for run in self.list.page_runs() {
-                    // SAFETY: Each entry has one pin for each page that it touches, by the type's invariant, and
-                    // the list is in no queue: that would have the object that it is part of. Without the last
-                    // argument no lock is taken.
+                    // SAFETY: Each entry has one pin for each page that it touches, by the type's
+                    // invariant, and the list is in no queue: that would have the object that it is
+                    // part of. Without the last argument no lock is taken.
                     unsafe {
                         bindings::unpin_user_page_range_dirty_lock(run.as_ptr(), run.len(), false)
                     };

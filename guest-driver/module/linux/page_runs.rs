@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that the driver owns: pinned for good (`pin_user_pages_fast`), or allocated (`alloc_pages`).
+//! Pages that the driver owns: pinned for good (`pin_user_pages_fast`), or allocated
+//! (`alloc_pages`).
 
 use core::ptr::{self, NonNull};
 
@@ -44,8 +45,9 @@ enum Origin {
 ///
 /// # Invariants
 ///
-/// `runs` name, in the order of their indices, `pages` pages, to each of which this object has a pin or a
-/// reference, as `origin` says. They have `length` bytes from `offset` of the first page on.
+/// `runs` name, in the order of their indices, `pages` pages, to each of which this object has a
+/// pin or a reference, as `origin` says. They have `length` bytes from `offset` of the first page
+/// on.
 pub(crate) struct PageRuns {
     runs: KVVec<Run>,
     pages: usize,
@@ -71,12 +73,12 @@ impl PageRuns {
         }
     }
 
-    /// Pins `length` bytes of the current task's memory at `address`, for good, and charges them. May
-    /// sleep.
+    /// Pins `length` bytes of the current task's memory at `address`, for good, and charges them.
+    /// May sleep.
     ///
     /// `EFAULT` where the memory is not there or may not be written to; `ENOMEM` beyond
-    /// `RLIMIT_MEMLOCK`; `EINVAL` for no bytes, or more than 4 GiB; `EOPNOTSUPP` or `EFAULT` for memory
-    /// that cannot be pinned for long, such as pages of a file system.
+    /// `RLIMIT_MEMLOCK`; `EINVAL` for no bytes, or more than 4 GiB; `EOPNOTSUPP` or `EFAULT` for
+    /// memory that cannot be pinned for long, such as pages of a file system.
     pub(crate) fn pin(address: usize, length: usize) -> Result<Self> {
         if length == 0 || length > MAX_LENGTH {
             return Err(EINVAL);
@@ -141,8 +143,8 @@ impl PageRuns {
         let mut order = MAX_ORDER;
         while allocated.pages < count {
             order = order.min((count - allocated.pages).ilog2());
-            // Large runs are a convenience that is not worth reclaiming memory for. Single pages are
-            // needed, but not at the price of another process.
+            // Large runs are a convenience that is not worth reclaiming memory for. Single pages
+            // are needed, but not at the price of another process.
             let effort = if order > 0 {
                 VDMA_GFP_NORETRY
             } else {
@@ -159,8 +161,8 @@ impl PageRuns {
                 // SAFETY: The pages are new, and not compound.
                 unsafe { split_page(first.as_ptr(), order) };
             }
-            // SAFETY: The allocator returned the first of `1 << order` pages, with one reference to each, which
-            // are this object's now.
+            // SAFETY: The allocator returned the first of `1 << order` pages, with one reference to
+            // each, which are this object's now.
             if let Err(error) = unsafe { allocated.push(first, 1 << order) } {
                 put_pages(first, 1 << order);
                 return Err(error);
@@ -218,8 +220,8 @@ impl PageRuns {
         if before >= run.count {
             return None;
         }
-        // SAFETY: The pages are some of the run, which this object has a pin or a reference to, for as long as
-        // it is borrowed.
+        // SAFETY: The pages are some of the run, which this object has a pin or a reference to, for
+        // as long as it is borrowed.
         Some(unsafe { PageRun::new(Page::from_raw(run.first.add(before)), run.count - before) })
     }
 
@@ -229,8 +231,9 @@ impl PageRuns {
         self.rest_of(run, index)?.get(0)
     }
 
-    /// The pages behind up to `max_bytes` from byte `offset` on, in pieces of up to `max_piece` bytes: where
-    /// each begins in its first page, and how many bytes it has. `EINVAL` for an offset beyond the end.
+    /// The pages behind up to `max_bytes` from byte `offset` on, in pieces of up to `max_piece`
+    /// bytes: where each begins in its first page, and how many bytes it has. `EINVAL` for an
+    /// offset beyond the end.
     pub(super) fn pieces(
         &self,
         offset: usize,
@@ -289,8 +292,8 @@ impl Drop for PageRuns {
         for run in &self.runs {
             match self.origin {
                 // The device may have written to them. Takes folio locks.
-                // SAFETY: This object has one pin for each page, and it is not borrowed: no request uses them any
-                // more.
+                // SAFETY: This object has one pin for each page, and it is not borrowed: no request
+                // uses them any more.
                 Origin::Pinned(_) => unsafe {
                     bindings::unpin_user_page_range_dirty_lock(run.first.as_ptr(), run.count, true)
                 },

@@ -18,8 +18,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `value` is null, or a share in an `Arc<T>` that the [`Publication`] drops a grace period after it
-/// has cleared the pointer.
+/// `value` is null, or a share in an `Arc<T>` that the [`Publication`] drops a grace period after
+/// it has cleared the pointer.
 pub(crate) struct Published<T> {
     value: Atomic<*mut T>,
 }
@@ -63,7 +63,8 @@ impl<T: Send + Sync + 'static> Drop for Publication<T> {
         let value = self.0.value.xchg(ptr::null_mut(), Full);
         // SAFETY: No precondition beyond a context that may sleep.
         unsafe { bindings::synchronize_rcu() };
-        // SAFETY: `publish` has put the share there; those that have seen the pointer have shares of their own.
+        // SAFETY: `publish` has put the share there; those that have seen the pointer have shares
+        // of their own.
         drop(unsafe { Arc::from_raw(value) });
     }
 }

@@ -59,8 +59,9 @@ fn page_of(entry: &scatterlist) -> NonNull<bindings::page> {
 ///
 /// # Invariants
 ///
-/// `used` entries are there, at most `limit`, at the beginning of [`SgList::slots`], which are at least
-/// `limit`. The pages of the entries are held, until the list is cleared or not used any more.
+/// `used` entries are there, at most `limit`, at the beginning of [`SgList::slots`], which are at
+/// least `limit`. The pages of the entries are held, until the list is cleared or not used any
+/// more.
 pub(super) struct SgList {
     inline: [MaybeUninit<scatterlist>; INLINE],
     /// The slots, instead of `inline`, of a longer list.
@@ -81,7 +82,8 @@ impl SgList {
     pub(super) const fn new() -> Self {
         // INVARIANT: There are no entries.
         Self {
-            // An array that is uninitialized as a whole costs nothing, elements one by one a memset.
+            // An array that is uninitialized as a whole costs nothing, elements one by one a
+            // memset.
             // SAFETY: Its elements need no initialization.
             inline: unsafe { MaybeUninit::uninit().assume_init() },
             spill: None,
@@ -165,8 +167,8 @@ impl SgList {
     ///
     /// # Safety
     ///
-    /// The run has the bytes, less than 4 GiB, and its pages stay held as long as the list has a use for
-    /// them. `max_entry` is less than 4 GiB.
+    /// The run has the bytes, less than 4 GiB, and its pages stay held as long as the list has a
+    /// use for them. `max_entry` is less than 4 GiB.
     pub(super) unsafe fn push(
         &mut self,
         page: Page<'_>,
@@ -194,20 +196,22 @@ impl SgList {
             length: length as u32,
             ..Default::default()
         });
-        // INVARIANT: The slot was initialized, and is below the limit; the caller vouches for the pages.
+        // INVARIANT: The slot was initialized, and is below the limit; the caller vouches for the
+        // pages.
         self.used += 1;
         self.bytes += length;
         Ok(())
     }
 
-    /// Appends `bytes` bytes from `offset` on of `pages`, in as few entries as [`SgList::push`] allows.
+    /// Appends `bytes` bytes from `offset` on of `pages`, in as few entries as [`SgList::push`]
+    /// allows.
     ///
     /// There has to be space for an entry for each page.
     ///
     /// # Safety
     ///
-    /// The pages have the bytes, and stay held as long as the list has a use for them. `max_entry` is less
-    /// than 4 GiB.
+    /// The pages have the bytes, and stay held as long as the list has a use for them. `max_entry`
+    /// is less than 4 GiB.
     pub(super) unsafe fn push_pages(
         &mut self,
         pages: &[Page<'_>],
@@ -228,7 +232,8 @@ impl SgList {
                 count += 1;
             }
             let length = left.min(count * PAGE_SIZE - offset);
-            // SAFETY: The pages are a run of `count`, as was found above; the caller vouches for the rest.
+            // SAFETY: The pages are a run of `count`, as was found above; the caller vouches for
+            // the rest.
             unsafe { self.push(first, offset, length, max_entry) }?;
             left -= length;
             offset = 0;
@@ -243,8 +248,8 @@ impl SgList {
     pub(super) fn page_runs(&self) -> impl Iterator<Item = PageRun<'_>> {
         self.entries().iter().map(|entry| {
             let pages = (entry.offset as usize + entry.length as usize).div_ceil(PAGE_SIZE);
-            // SAFETY: The pages that an entry touches are neighbours, for `push` was given runs, and are held,
-            // by the type's invariant.
+            // SAFETY: The pages that an entry touches are neighbours, for `push` was given runs,
+            // and are held, by the type's invariant.
             unsafe { PageRun::new(Page::from_raw(page_of(entry)), pages) }
         })
     }

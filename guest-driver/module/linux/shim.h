@@ -17,7 +17,8 @@ int vdma_virtio_find_vqs(struct virtio_device *vdev, unsigned int count, struct 
 			 struct virtqueue_info *info);
 void vdma_virtio_del_vqs(struct virtio_device *vdev);
 void vdma_virtio_device_ready(struct virtio_device *vdev);
-bool vdma_virtio_get_shm_region(struct virtio_device *vdev, struct virtio_shm_region *region, u8 id);
+bool vdma_virtio_get_shm_region(struct virtio_device *vdev, struct virtio_shm_region *region,
+				u8 id);
 void vdma_virtio_cread_words(struct virtio_device *vdev, unsigned int offset, __le32 *buf,
 			    size_t words);
 u64 vdma_virtio_features(const struct virtio_device *vdev);

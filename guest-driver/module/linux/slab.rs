@@ -60,13 +60,13 @@ pub(crate) enum Zone {
 }
 
 impl<T: Cached> CacheGuard<T> {
-    /// Creates the cache: `EBUSY` if it exists. `SLAB_NO_MERGE` keeps it from being folded into another of
-    /// the same size.
+    /// Creates the cache: `EBUSY` if it exists. `SLAB_NO_MERGE` keeps it from being folded into
+    /// another of the same size.
     ///
     /// # Safety
     ///
-    /// [`Cached::cache`] of `T` always returns the same place. When the result is dropped no object of the
-    /// cache is left, and none is allocated any more.
+    /// [`Cached::cache`] of `T` always returns the same place. When the result is dropped no object
+    /// of the cache is left, and none is allocated any more.
     pub(crate) unsafe fn new(name: &'static CStr, zone: Zone) -> Result<Self> {
         let zone = if zone == Zone::Dma32 {
             VDMA_SLAB_CACHE_DMA32
@@ -104,8 +104,8 @@ impl<T: Cached> CacheGuard<T> {
 impl<T: Cached> Drop for CacheGuard<T> {
     fn drop(&mut self) {
         let raw = T::cache().raw.xchg(ptr::null_mut(), Full);
-        // SAFETY: `new` created the cache, and its caller has promised that no object is left, and that none is
-        // allocated any more.
+        // SAFETY: `new` created the cache, and its caller has promised that no object is left, and
+        // that none is allocated any more.
         unsafe { bindings::kmem_cache_destroy(raw) }
     }
 }
@@ -134,16 +134,18 @@ impl<T: Cached> SlabBox<T> {
         if cache.is_null() {
             return Err(ENOMEM);
         }
-        // SAFETY: The cache exists while objects are allocated, by the contract of `CacheGuard::new`.
+        // SAFETY: The cache exists while objects are allocated, by the contract of
+        // `CacheGuard::new`.
         let raw = unsafe { bindings::kmem_cache_alloc_noprof(cache, bindings::GFP_KERNEL) };
         let mut slot = NonNull::new(raw.cast::<MaybeUninit<T>>()).ok_or(ENOMEM)?;
-        // SAFETY: The cache gives memory with the size and alignment of `T`, which nothing else uses and
-        // which does not move until it is freed. The reference ends with this function.
+        // SAFETY: The cache gives memory with the size and alignment of `T`, which nothing else
+        // uses and which does not move until it is freed. The reference ends with this function.
         match unsafe { slot.as_mut() }.write_pin_init(init) {
             // INVARIANT: The object was initialized, in memory of the cache.
             Ok(_) => Ok(Self(slot.cast())),
             Err(error) => {
-                // SAFETY: The memory comes from this cache; a failed initializer leaves nothing in it.
+                // SAFETY: The memory comes from this cache; a failed initializer leaves nothing in
+                // it.
                 unsafe { bindings::kmem_cache_free(cache, raw) };
                 Err(error.into())
             }
@@ -189,14 +191,15 @@ impl<T: Cached + Unpin> DerefMut for SlabBox<T> {
 }
 
 impl<T: Cached> Drop for SlabBox<T> {
-    /// Drops the object and gives its memory back to the cache. Does not sleep unless `T`'s drop does.
+    /// Drops the object and gives its memory back to the cache. Does not sleep unless `T`'s drop
+    /// does.
     #[inline]
     fn drop(&mut self) {
         // SAFETY: The object is initialized, and this is its only owner, by the type's invariant.
         unsafe { ptr::drop_in_place(self.0.as_ptr()) };
         let cache = T::cache().raw.load(Acquire);
-        // SAFETY: The memory comes from this cache, which exists while there is an object in it, by the contract
-        // of `CacheGuard::new`.
+        // SAFETY: The memory comes from this cache, which exists while there is an object in it, by
+        // the contract of `CacheGuard::new`.
         unsafe { bindings::kmem_cache_free(cache, self.0.as_ptr().cast()) };
     }
 }

@@ -22,8 +22,8 @@ fn raw(lock: *mut bindings::spinlock_t) -> *mut bindings::raw_spinlock_t {
     lock.cast()
 }
 
-// SAFETY: The kernel's spin lock provides the mutual exclusion; `relock` is the default, which locks
-// again in the same way and stores the new interrupt state.
+// SAFETY: The kernel's spin lock provides the mutual exclusion; `relock` is the default, which
+// locks again in the same way and stores the new interrupt state.
 unsafe impl Backend for IrqSaveBackend {
     type State = bindings::spinlock_t;
     type GuardState = c_ulong;

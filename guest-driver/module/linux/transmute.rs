@@ -12,8 +12,8 @@ use crate::protocol::{
 macro_rules! plain {
     ($($name:ident),* $(,)?) => {
         $(
-            // SAFETY: The protocol declares it as `repr(C)` integers, and checks at compile time that the
-            // sizes add up: there is no padding.
+            // SAFETY: The protocol declares it as `repr(C)` integers, and checks at compile time
+            // that the sizes add up: there is no padding.
             unsafe impl AsBytes for $name {}
             // SAFETY: It consists of integers, which any bytes are.
             unsafe impl FromBytes for $name {}

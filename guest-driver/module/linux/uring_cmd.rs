@@ -2,9 +2,9 @@
 
 //! Commands of io_uring: `IORING_OP_URING_CMD`.
 //!
-//! A command is submitted in the caller's context and ends there: its completion, in interrupt context,
-//! hands it to the submitter's task, which writes the results to its memory before it completes into the
-//! ring.
+//! A command is submitted in the caller's context and ends there: its completion, in interrupt
+//! context, hands it to the submitter's task, which writes the results to its memory before it
+//! completes into the ring.
 
 use core::{
     marker::PhantomData,
@@ -26,7 +26,8 @@ type CallMarker<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
 /// What a command has led to.
 pub(crate) trait CommandOutcome: Send + 'static {
     /// Writes the results to the submitter's memory, at `address`, and returns them. Called in the
-    /// submitter's task; or, when that is going away, in another one, without `has_memory`. May sleep.
+    /// submitter's task; or, when that is going away, in another one, without `has_memory`. May
+    /// sleep.
     fn deliver(self, address: u64, has_memory: bool) -> (Result<i64>, u64);
 }
 
@@ -41,7 +42,8 @@ struct Private<O> {
     large: bool,
 }
 
-/// What `->uring_cmd` returns. Only a [`UringSubmission`] makes one, of the call that it belongs to.
+/// What `->uring_cmd` returns. Only a [`UringSubmission`] makes one, of the call that it belongs
+/// to.
 pub(crate) struct UringResult<'a>(i32, CallMarker<'a>);
 
 impl UringResult<'_> {
@@ -134,8 +136,8 @@ impl<'a> QueuedCommand<'a> {
         UringResult(EIOCBQUEUED.to_errno(), PhantomData)
     }
 
-    /// Returns `error` from the call, if `command` is the one that it was made for. Otherwise it has ended,
-    /// or will end.
+    /// Returns `error` from the call, if `command` is the one that it was made for. Otherwise it
+    /// has ended, or will end.
     pub(crate) fn failed(self, error: Error, command: Option<UringCommand>) -> UringResult<'a> {
         match command {
             Some(command) if command.raw == self.raw => {
@@ -151,7 +153,8 @@ impl<'a> QueuedCommand<'a> {
 ///
 /// # Invariants
 ///
-/// `raw` has not ended, so it is valid, and its call has returned, or will return, that it was queued.
+/// `raw` has not ended, so it is valid, and its call has returned, or will return, that it was
+/// queued.
 pub(crate) struct UringCommand {
     raw: NonNull<bindings::io_uring_cmd>,
     address: u64,
@@ -171,7 +174,8 @@ impl UringCommand {
     /// [`Self::finish_in_task`], after which `self` is not used.
     fn hand_over<O: CommandOutcome>(&self, outcome: O) {
         const {
-            // The space that io_uring gives to a command under way (`pdu` of `struct io_uring_cmd`).
+            // The space that io_uring gives to a command under way (`pdu` of `struct
+            // io_uring_cmd`).
             assert!(size_of::<Private<O>>() <= 32);
             assert!(align_of::<Private<O>>() <= 8);
         }
@@ -211,8 +215,8 @@ unsafe extern "C" fn finish<O: CommandOutcome>(
     raw: *mut bindings::io_uring_cmd,
     issue_flags: c_uint,
 ) {
-    // SAFETY: The command is valid until it has ended; `hand_over::<O>` has filled the space in, and has
-    // chosen this function. It is called once.
+    // SAFETY: The command is valid until it has ended; `hand_over::<O>` has filled the space in,
+    // and has chosen this function. It is called once.
     let Private {
         outcome,
         address,

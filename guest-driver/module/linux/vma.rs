@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! User mappings: what `->mmap_prepare` fills in, what the operations of a mapping do, and the address
-//! space that finds all mappings of a device again.
+//! User mappings: what `->mmap_prepare` fills in, what the operations of a mapping do, and the
+//! address space that finds all mappings of a device again.
 
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 
@@ -54,12 +54,13 @@ pub(crate) struct NewMapping<'a, T> {
 impl<T> NewMapping<'_, T> {
     /// # Safety
     ///
-    /// `raw` is the argument of `->mmap_prepare`, of a file as the type's invariant says, and the result
-    /// ends with that call.
+    /// `raw` is the argument of `->mmap_prepare`, of a file as the type's invariant says, and the
+    /// result ends with that call.
     pub(super) unsafe fn from_raw(raw: *mut bindings::vm_area_desc) -> Self {
         // INVARIANT: The caller vouches for the file.
         Self {
-            // SAFETY: The caller vouches for the description, which nothing else uses during the call.
+            // SAFETY: The caller vouches for the description, which nothing else uses during the
+            // call.
             raw: unsafe { &mut *raw },
             _file: PhantomData,
         }
@@ -83,8 +84,8 @@ impl<T> NewMapping<'_, T> {
 }
 
 impl<T: Mappable> NewMapping<'_, T> {
-    /// `EINVAL` unless the mapping was asked for with `MAP_SHARED`: a private one has pages of its own, which
-    /// neither the functions below nor the kernel can put beside frames that have none.
+    /// `EINVAL` unless the mapping was asked for with `MAP_SHARED`: a private one has pages of its
+    /// own, which neither the functions below nor the kernel can put beside frames that have none.
     fn set_operations(&mut self) -> Result {
         // SAFETY: The description is valid.
         if !unsafe { vdma_mapping_is_shared(self.raw) } {
@@ -97,20 +98,23 @@ impl<T: Mappable> NewMapping<'_, T> {
     }
 
     /// Has the kernel fill the whole mapping with device memory, when it is in place
-    /// (`io_remap_pfn_range`): byte 0 of the file is the first of `range`. `EINVAL` for a private mapping,
-    /// and for one that leaves the range. Sets `VM_IO`, `VM_PFNMAP`, `VM_DONTEXPAND` and `VM_DONTDUMP`.
+    /// (`io_remap_pfn_range`): byte 0 of the file is the first of `range`. `EINVAL` for a private
+    /// mapping, and for one that leaves the range. Sets `VM_IO`, `VM_PFNMAP`, `VM_DONTEXPAND` and
+    /// `VM_DONTDUMP`.
     pub(crate) fn remap_io(mut self, range: IoRange) -> Result {
         let address = self
             .offset()
             .and_then(|offset| range.at(offset, self.len() as u64))
             .ok_or(EINVAL)?;
         self.set_operations()?;
-        // SAFETY: The description is valid; the frames are device memory, by the invariant of the range.
+        // SAFETY: The description is valid; the frames are device memory, by the invariant of the
+        // range.
         unsafe { vdma_mapping_remap_io(self.raw, (address >> PAGE_SHIFT) as usize) };
         Ok(())
     }
 
-    /// Leaves it to [`Mappable::fault`] to map frames that have no `struct page`, with the same flags.
+    /// Leaves it to [`Mappable::fault`] to map frames that have no `struct page`, with the same
+    /// flags.
     /// `EINVAL` for a private mapping.
     pub(crate) fn fault_frames(mut self) -> Result {
         self.set_operations()?;
@@ -139,7 +143,8 @@ pub(crate) struct Fault<'a> {
     _fault: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
-/// How a fault ended: `vm_fault_t`. It belongs to that fault, for some results say what was put into it.
+/// How a fault ended: `vm_fault_t`. It belongs to that fault, for some results say what was put
+/// into it.
 pub(crate) struct FaultResult<'a>(bindings::vm_fault_t, PhantomData<fn(&'a ()) -> &'a ()>);
 
 impl FaultResult<'_> {
@@ -180,8 +185,8 @@ impl<'a> Fault<'a> {
         unsafe { (*self.vma()).__bindgen_anon_2.vm_flags & VDMA_VM_PFNMAP != 0 }
     }
 
-    /// Maps the frames of device memory at the offset of the fault: byte 0 of the file is the first of `range`, and
-    /// the file ends with it. `BUS_ERROR` for a mapping that is not one of frames.
+    /// Maps the frames of device memory at the offset of the fault: byte 0 of the file is the first
+    /// of `range`, and the file ends with it. `BUS_ERROR` for a mapping that is not one of frames.
     pub(crate) fn insert_frames(self, range: IoRange) -> FaultResult<'a> {
         let address = self.raw.__bindgen_anon_1.address;
         let size = PAGE_SIZE << self.order;
@@ -212,8 +217,8 @@ impl<'a> Fault<'a> {
         let frame = (frames >> PAGE_SHIFT) as usize;
         let write = self.is_write();
         let result = match self.order {
-            // SAFETY: The mapping is one of frames without pages, and the frame is device memory, by the
-            // invariant of the range.
+            // SAFETY: The mapping is one of frames without pages, and the frame is device memory,
+            // by the invariant of the range.
             0 => unsafe { bindings::vmf_insert_pfn(vma, start, frame) },
             // SAFETY: The mapping is one of frames, 2 MiB of which are device memory, and aligned.
             VDMA_PMD_ORDER => unsafe { vmf_insert_pfn_pmd(self.raw, frame, write) },
@@ -233,8 +238,8 @@ impl<'a> Fault<'a> {
         if self.is_of_frames() {
             return FaultResult::BUS_ERROR;
         }
-        // SAFETY: The page is held while it is borrowed. The kernel gives the reference back when it
-        // unmaps the page.
+        // SAFETY: The page is held while it is borrowed. The kernel gives the reference back when
+        // it unmaps the page.
         unsafe { vdma_get_page(page.as_ptr()) };
         self.raw.page = page.as_ptr();
         FaultResult(0, PhantomData)
@@ -307,8 +312,8 @@ impl<T: Mappable> Table<T> {
     }
 
     unsafe extern "C" fn fault(raw: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: The kernel calls this with a fault that is valid during the call, in a mapping with these
-        // operations.
+        // SAFETY: The kernel calls this with a fault that is valid during the call, in a mapping
+        // with these operations.
         unsafe { Self::huge_fault(raw, 0) }
     }
 
@@ -318,7 +323,8 @@ impl<T: Mappable> Table<T> {
     ) -> bindings::vm_fault_t {
         // SAFETY: The fault is valid during the call, and used by this call alone.
         let raw = unsafe { &mut *raw };
-        // SAFETY: Only a `NewMapping` for a `T` sets these operations, and the mapping keeps its file, with a `T`.
+        // SAFETY: Only a `NewMapping` for a `T` sets these operations, and the mapping keeps its
+        // file, with a `T`.
         let state = unsafe { Self::state((*raw.__bindgen_anon_1.vma).vm_file) };
         let fault = Fault {
             raw,
@@ -367,8 +373,8 @@ impl Inode {
 
 impl Drop for Inode {
     fn drop(&mut self) {
-        // SAFETY: This object holds a reference to each. Dropped in process context only, and the inode
-        // first: its file system stays until then.
+        // SAFETY: This object holds a reference to each. Dropped in process context only, and the
+        // inode first: its file system stays until then.
         unsafe {
             bindings::iput(self.inode.as_ptr());
             mntput(self.mount);
@@ -377,13 +383,13 @@ impl Drop for Inode {
 }
 
 /// The one `struct address_space` through which all mappings of a device can be found: that of the
-/// inode by which the device was opened first, of those who have it open. (The device may have several
-/// inodes, one for each node with its number.)
+/// inode by which the device was opened first, of those who have it open. (The device may have
+/// several inodes, one for each node with its number.)
 ///
 /// # Invariants
 ///
-/// `files` is the number of [`SpaceGuard`]s, and there is an inode while it is not 0. Files whose mappings
-/// are part of the space have a guard.
+/// `files` is the number of [`SpaceGuard`]s, and there is an inode while it is not 0. Files whose
+/// mappings are part of the space have a guard.
 #[pin_data]
 pub(crate) struct SharedSpace {
     #[pin]
@@ -409,13 +415,13 @@ impl SharedSpace {
         pin_init!(Self { state <- kernel::new_mutex!(state, "vdma_space") })
     }
 
-    /// Makes the mappings of a file that is being opened part of the shared space. The file keeps the
-    /// inode until [`SpaceGuard`] is dropped, at its release. May sleep.
+    /// Makes the mappings of a file that is being opened part of the shared space. The file keeps
+    /// the inode until [`SpaceGuard`] is dropped, at its release. May sleep.
     ///
     /// # Safety
     ///
-    /// `inode` and `file` are the arguments of `->open`. The guard is not dropped before the file is released,
-    /// unless it is not opened after all.
+    /// `inode` and `file` are the arguments of `->open`. The guard is not dropped before the file
+    /// is released, unless it is not opened after all.
     pub(super) unsafe fn adopt(
         self: &Arc<Self>,
         inode: *mut bindings::inode,
@@ -440,8 +446,8 @@ impl SharedSpace {
         (!state.closed).then(map)
     }
 
-    /// Lets nothing be mapped any more, and takes the pages out of every mapping: the next access to
-    /// one of them is a fault. May sleep.
+    /// Lets nothing be mapped any more, and takes the pages out of every mapping: the next access
+    /// to one of them is a fault. May sleep.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -452,8 +458,8 @@ impl SharedSpace {
     }
 }
 
-/// Keeps the inode behind a file's mappings. Dropped in process context, when the file has no mapping
-/// any more.
+/// Keeps the inode behind a file's mappings. Dropped in process context, when the file has no
+/// mapping any more.
 pub(crate) struct SpaceGuard(Arc<SharedSpace>);
 
 impl Drop for SpaceGuard {

@@ -22,8 +22,8 @@ const WORD: usize = size_of::<u64>();
 ///
 /// # Invariants
 ///
-/// `address` comes from `vmalloc_user`, is not freed, and `length` bytes long, a multiple of the page
-/// size.
+/// `address` comes from `vmalloc_user`, is not freed, and `length` bytes long, a multiple of the
+/// page size.
 pub(crate) struct VmallocArea {
     address: NonNull<c_void>,
     length: usize,
@@ -45,22 +45,24 @@ impl VmallocArea {
         Ok(Self { address, length })
     }
 
-    /// `count` words from byte `offset` on; `None` for an offset that is not a multiple of eight, or
-    /// beyond the end.
+    /// `count` words from byte `offset` on; `None` for an offset that is not a multiple of eight,
+    /// or beyond the end.
     pub(crate) fn words(&self, offset: usize, count: usize) -> Option<&[Atomic<u64>]> {
         let end = count.checked_mul(WORD)?.checked_add(offset)?;
         if offset % WORD != 0 || end > self.length {
             return None;
         }
         let first = self.address.as_ptr().wrapping_byte_add(offset);
-        // SAFETY: The words are inside of the area, by the type's invariant and the check above, aligned
-        // as the area begins at a page, and initialized to zero; they live as long as `self`. The kernel
-        // has no other kind of reference to them, and an `Atomic` has the layout of its number.
+        // SAFETY: The words are inside of the area, by the type's invariant and the check above,
+        // aligned as the area begins at a page, and initialized to zero; they live as long as
+        // `self`. The kernel has no other kind of reference to them, and an `Atomic` has the layout
+        // of its number.
         Some(unsafe { slice::from_raw_parts(first.cast::<Atomic<u64>>(), count) })
     }
 
-    /// Writes `value` to the words from byte `offset` on, but the first `skip` words of it; `EINVAL` where
-    /// [`Self::words`] has none. Each word is written at once, the whole is not. Any context.
+    /// Writes `value` to the words from byte `offset` on, but the first `skip` words of it;
+    /// `EINVAL` where [`Self::words`] has none. Each word is written at once, the whole is not. Any
+    /// context.
     pub(crate) fn write<T: AsBytes>(&self, offset: usize, value: &T, skip: usize) -> Result {
         const { assert!(size_of::<T>() % WORD == 0) };
         let words = self.words(offset, size_of::<T>() / WORD).ok_or(EINVAL)?;
@@ -73,8 +75,8 @@ impl VmallocArea {
         Ok(())
     }
 
-    /// Fills `vma` with the area, for reading: `EPERM` for a mapping that may be written to, `EINVAL` for
-    /// another size or offset. May sleep.
+    /// Fills `vma` with the area, for reading: `EPERM` for a mapping that may be written to,
+    /// `EINVAL` for another size or offset. May sleep.
     ///
     /// # Safety
     ///
@@ -90,16 +92,16 @@ impl VmallocArea {
             vdma_vma_forbid_writing(vma);
             vdma_vma_pgoff(vma)
         };
-        // SAFETY: The caller vouches for the mapping. The memory comes from `vmalloc_user`, by the type's
-        // invariant; the function checks the range, and has the mapping hold each page.
+        // SAFETY: The caller vouches for the mapping. The memory comes from `vmalloc_user`, by the
+        // type's invariant; the function checks the range, and has the mapping hold each page.
         to_result(unsafe { remap_vmalloc_range(vma, self.address.as_ptr(), offset) })
     }
 }
 
 impl Drop for VmallocArea {
     fn drop(&mut self) {
-        // SAFETY: The memory comes from `vmalloc_user`, by the type's invariant, and is referenced by
-        // mappings at most, which hold its pages. Any context will do.
+        // SAFETY: The memory comes from `vmalloc_user`, by the type's invariant, and is referenced
+        // by mappings at most, which hold its pages. Any context will do.
         unsafe { vfree(self.address.as_ptr()) }
     }
 }

@@ -41,8 +41,8 @@ struct Inner<T: Deferred> {
 ///
 /// # Invariants
 ///
-/// `inner` is null, or points at the `Inner` of a worker. It is read, and used, in RCU read-side critical
-/// sections only.
+/// `inner` is null, or points at the `Inner` of a worker. It is read, and used, in RCU read-side
+/// critical sections only.
 pub(crate) struct DeferredQueue<T: Deferred> {
     inner: Atomic<*mut Inner<T>>,
 }
@@ -58,14 +58,14 @@ impl<T: Deferred> DeferredQueue<T> {
     /// Has `item` run soon, or gives it back where there is no worker. Any context.
     pub(crate) fn push(&self, item: T) -> Result<(), T> {
         let _guard = rcu::read_lock();
-        // SAFETY: Null, or a worker's, by the type's invariant. The worker frees it only after the critical
-        // sections that may have read it.
+        // SAFETY: Null, or a worker's, by the type's invariant. The worker frees it only after the
+        // critical sections that may have read it.
         let Some(inner) = (unsafe { self.inner.load(Acquire).as_ref() }) else {
             return Err(item);
         };
         inner.waiting.lock().push(item);
-        // SAFETY: The work item is initialized. The worker waits for it before it is freed, and this
-        // critical section comes before that wait.
+        // SAFETY: The work item is initialized. The worker waits for it before it is freed, and
+        // this critical section comes before that wait.
         unsafe {
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as i32,
@@ -97,7 +97,8 @@ impl<T: Deferred> DeferredWorker<T> {
     pub(crate) fn new(queue: &'static DeferredQueue<T>) -> Result<Self> {
         let inner = KBox::pin_init(
             pin_init!(Inner {
-                // SAFETY: `slot` is valid for writes and pinned; the item is flushed before it is freed.
+                // SAFETY: `slot` is valid for writes and pinned; the item is flushed before it is
+                // freed.
                 work <- Opaque::ffi_init(|slot: *mut bindings::work_struct| unsafe {
                     bindings::init_work_with_key(
                         slot,
@@ -121,7 +122,8 @@ impl<T: Deferred> DeferredWorker<T> {
 
     unsafe extern "C" fn run(work: *mut bindings::work_struct) {
         const { assert!(offset_of!(Inner<T>, work) == 0) };
-        // SAFETY: The work item is the first field of an `Inner`, which is not freed while the item runs.
+        // SAFETY: The work item is the first field of an `Inner`, which is not freed while the item
+        // runs.
         let inner = unsafe { &*work.cast::<Inner<T>>() };
         let mut waiting = mem::replace(&mut *inner.waiting.lock(), Stack::new());
         while let Some(item) = waiting.pop() {
@@ -136,8 +138,8 @@ impl<T: Deferred> Drop for DeferredWorker<T> {
         self.queue.inner.xchg(ptr::null_mut(), Full);
         // SAFETY: No precondition beyond a context that may sleep.
         unsafe { bindings::synchronize_rcu() };
-        // SAFETY: The item is initialized, and is not queued any more: that is done in critical sections that
-        // have seen the pointer, and they are over.
+        // SAFETY: The item is initialized, and is not queued any more: that is done in critical
+        // sections that have seen the pointer, and they are over.
         unsafe { bindings::flush_work(self.inner.work.get()) };
     }
 }
@@ -187,16 +189,18 @@ impl<T: DelayedTask> DelayedWork<T> {
         &self.task
     }
 
-    /// Has the item run after `delay_ms` milliseconds from now, whenever it was to run before. Any context.
+    /// Has the item run after `delay_ms` milliseconds from now, whenever it was to run before. Any
+    /// context.
     pub(crate) fn schedule(&self, delay_ms: u32) {
-        // SAFETY: The item is initialized, by the type's invariant; one that is disabled is not queued.
+        // SAFETY: The item is initialized, by the type's invariant; one that is disabled is not
+        // queued.
         unsafe { vdma_schedule_delayed_work(self.raw.get(), msecs_to_jiffies(delay_ms)) };
     }
 
     /// Keeps the item from running any more, and waits until it does not. May sleep.
     pub(crate) fn disable(&self) {
-        // SAFETY: The item is initialized, by the type's invariant. Disabling it also keeps one that runs from
-        // queueing it again.
+        // SAFETY: The item is initialized, by the type's invariant. Disabling it also keeps one
+        // that runs from queueing it again.
         unsafe { bindings::disable_delayed_work_sync(self.raw.get()) };
         self.is_disabled.store(1, Release);
     }
@@ -204,8 +208,8 @@ impl<T: DelayedTask> DelayedWork<T> {
     unsafe extern "C" fn run(work: *mut bindings::work_struct) {
         const { assert!(offset_of!(Self, raw) == 0) };
         const { assert!(offset_of!(bindings::delayed_work, work) == 0) };
-        // SAFETY: The item is the first field of a delayed item, which is the first field of this type; the
-        // object does not go while the item runs, by its invariant.
+        // SAFETY: The item is the first field of a delayed item, which is the first field of this
+        // type; the object does not go while the item runs, by its invariant.
         T::run(unsafe { &*work.cast::<Self>() });
     }
 }

@@ -3,8 +3,9 @@
 //! The BAR window: device memory in the guest's physical address space, for user space and for the
 //! kernel itself.
 //!
-//! Mappings of the same frames have to agree on the cache attribute, so it belongs to the window. The
-//! kernel's own mapping reserves it: mappings by fault take what is reserved (`lookup_memtype` in
+//! Mappings of the same frames have to agree on the cache attribute, so it belongs to the window.
+//! The kernel's own mapping reserves it: mappings by fault take what is reserved (`lookup_memtype`
+//! in
 //! `arch/x86/mm/pat/memtype.c`), and would be uncached without it.
 
 use kernel::{
@@ -38,8 +39,8 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// The window, which has `memory_size` bytes of device memory; an error if it cannot be mapped page by
-    /// page. May sleep.
+    /// The window, which has `memory_size` bytes of device memory; an error if it cannot be mapped
+    /// page by page. May sleep.
     pub(crate) fn new(region: IoRange, memory_size: u64) -> Result<impl PinInit<Self>> {
         let page = PAGE_SIZE as u64;
         if region.address() % page != 0 || region.size() < page {
@@ -118,7 +119,8 @@ impl Bar {
         };
     }
 
-    /// Maps the window, or the part at the offset of the mapping, into user space, as `mode` (one of the
+    /// Maps the window, or the part at the offset of the mapping, into user space, as `mode` (one
+    /// of the
     /// `MAP_*` values of the protocol) says. May sleep.
     ///
     /// `EINVAL` for a private mapping (its copies would not be device memory) and for a range that

@@ -118,8 +118,8 @@ impl DeviceObserver {
     }
 }
 
-/// What is observed of the requests of an open file, or of the driver itself, and of the device that
-/// they go to.
+/// What is observed of the requests of an open file, or of the driver itself, and of the device
+/// that they go to.
 #[pin_data]
 pub(crate) struct Observer {
     pub(crate) device: Arc<DeviceObserver>,

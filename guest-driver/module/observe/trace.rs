@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The trace: a ring of completed requests in vmalloc memory, which user space maps and reads without
-//! a call.
+//! The trace: a ring of completed requests in vmalloc memory, which user space maps and reads
+//! without a call.
 //!
-//! The completions of several CPUs write at once: each takes the next number, and marks the slot while
-//! it writes (see [`TraceRecord`]). A writer never waits for readers: slow ones lose records and notice
-//! it.
+//! The completions of several CPUs write at once: each takes the next number, and marks the slot
+//! while it writes (see [`TraceRecord`]). A writer never waits for readers: slow ones lose records
+//! and notice it.
 
 use core::mem::{offset_of, size_of};
 
@@ -56,8 +56,8 @@ impl TraceRing {
         let Some([head]) = self.0.words(0, 1) else {
             return;
         };
-        // Tasks that poll for completions come here too. One that was preempted half-way would write
-        // over what others have written since.
+        // Tasks that poll for completions come here too. One that was preempted half-way would
+        // write over what others have written since.
         let _guard = PreemptGuard::new();
         let number = head.fetch_add(1, Relaxed);
         let index = (number % CAPACITY) as usize;
@@ -65,8 +65,9 @@ impl TraceRing {
         let Some([stamp]) = self.0.words(offset, 1) else {
             return;
         };
-        // The mark has to be seen before any of the record. The slot is this CPU's until the ring has come
-        // round: interrupts that arrive in between take other numbers, and 4096 of them do not.
+        // The mark has to be seen before any of the record. The slot is this CPU's until the ring
+        // has come round: interrupts that arrive in between take other numbers, and 4096 of them do
+        // not.
         stamp.xchg(2 * number + 1, ordering::Full);
         let _ = self.0.write(offset, &record, 1);
         stamp.store(2 * number + 2, Release);

@@ -35,8 +35,8 @@ impl DmaBuffer {
         Ok(Arc::new(Self { pages, next: None }, GFP_KERNEL)?)
     }
 
-    /// Pins `length` bytes of the current task's memory at `address`, for good: see [`PageRuns::pin`].
-    /// May sleep.
+    /// Pins `length` bytes of the current task's memory at `address`, for good: see
+    /// [`PageRuns::pin`]. May sleep.
     pub(crate) fn register(address: u64, length: u64) -> Result<Arc<Self>> {
         let address = usize::try_from(address).map_err(|_| EFAULT)?;
         let length = usize::try_from(length).map_err(|_| EINVAL)?;
@@ -60,8 +60,8 @@ impl DmaBuffer {
     }
 }
 
-/// Buffers whose last user was a request, which ends in interrupt context. Letting them go takes folio
-/// locks, and that of the address space that they are charged to.
+/// Buffers whose last user was a request, which ends in interrupt context. Letting them go takes
+/// folio locks, and that of the address space that they are charged to.
 pub(crate) static RELEASED: DeferredQueue<Pin<UniqueArc<DmaBuffer>>> = DeferredQueue::new();
 
 impl Linked for Pin<UniqueArc<DmaBuffer>> {

@@ -20,7 +20,8 @@ use crate::linux::{
     slab::{Cached, SlabBox},
 };
 
-/// The scatter-gather lists of a chain: first those that the device reads, then those that it writes.
+/// The scatter-gather lists of a chain: first those that the device reads, then those that it
+/// writes.
 pub(crate) struct SgLists {
     pub(super) lists: [*mut bindings::scatterlist; Self::MAX],
     pub(super) readable: usize,
@@ -35,14 +36,15 @@ impl SgLists {
 ///
 /// # Safety
 ///
-/// The lists of [`Chain::sg_lists`], and the memory that they name, stay valid as long as the object
-/// exists and is not accessed; what is in the writable ones may be written to.
+/// The lists of [`Chain::sg_lists`], and the memory that they name, stay valid as long as the
+/// object exists and is not accessed; what is in the writable ones may be written to.
 pub(crate) unsafe trait Chain: Cached + Unpin {
     /// The lists to hand to the device.
     fn sg_lists(&mut self) -> Result<SgLists>;
 }
 
-/// Bytes that the device writes, alone on their cache line: a line is mapped for one direction only.
+/// Bytes that the device writes, alone on their cache line: a line is mapped for one direction
+/// only.
 #[repr(C, align(64))]
 struct DeviceWritable<R>(UnsafeCell<R>);
 
@@ -72,7 +74,8 @@ where
     R: FromBytes + Copy,
     Self: Cached,
 {
-    /// Allocates a chain without data. `response` is what is there if the device writes none. May sleep.
+    /// Allocates a chain without data. `response` is what is there if the device writes none. May
+    /// sleep.
     #[inline(always)]
     pub(crate) fn create<E>(header: H, response: R, state: impl Init<T, E>) -> Result<SlabBox<Self>>
     where
@@ -92,15 +95,16 @@ where
     /// The response as the device has left it.
     #[inline]
     pub(crate) fn response(&self) -> R {
-        // SAFETY: The response is in this object, and any bytes are an `R`. A device that breaks the rules
-        // may still write to it, hence one volatile read, and only the copy is used.
+        // SAFETY: The response is in this object, and any bytes are an `R`. A device that breaks
+        // the rules may still write to it, hence one volatile read, and only the copy is used.
         unsafe { ptr::read_volatile(self.response.0.get()) }
     }
 }
 
-// SAFETY: Header and response are in the object, which is in a slab cache and does not move while it is
-// not accessed; the lists belong to the page lists in it, which hold the pages. What is handed out for
-// writing is the response, an `UnsafeCell` of any bytes, and pages that may be written to.
+// SAFETY: Header and response are in the object, which is in a slab cache and does not move while
+// it is not accessed; the lists belong to the page lists in it, which hold the pages. What is
+// handed out for writing is the response, an `UnsafeCell` of any bytes, and pages that may be
+// written to.
 unsafe impl<H, R, O: PageOwner, T> Chain for DataChain<H, R, O, T>
 where
     H: AsBytes,
@@ -112,9 +116,11 @@ where
         if self.incoming.entries() > 0 && !self.incoming.is_writable() {
             return Err(EINVAL);
         }
-        // SAFETY: The header stays where it is as long as the chain is in a queue, and so does the entry.
+        // SAFETY: The header stays where it is as long as the chain is in a queue, and so does the
+        // entry.
         unsafe { self.header_sg.set(&self.header) };
-        // SAFETY: The response stays where it is as long as the chain is in a queue, and so does the entry.
+        // SAFETY: The response stays where it is as long as the chain is in a queue, and so does
+        // the entry.
         unsafe { self.response_sg.set(self.response.0.get()) };
         let mut sg = SgLists {
             lists: [ptr::null_mut(); SgLists::MAX],

@@ -42,11 +42,12 @@ const VIRTIO_F_ACCESS_PLATFORM: u32 = 33;
 /// Most queues that a device may have here.
 pub(crate) const MAX_QUEUES: usize = 16;
 
-/// What the wrapper keeps for each queue. On a cache line of its own: CPUs that use different queues
-/// share none.
+/// What the wrapper keeps for each queue. On a cache line of its own: CPUs that use different
+/// queues share none.
 #[repr(align(64))]
 pub(super) struct QueueSlot {
-    /// Null, or a share in the handler: an `Arc` of the type that the queue's callback was made for.
+    /// Null, or a share in the handler: an `Arc` of the type that the queue's callback was made
+    /// for.
     handler: Atomic<*mut c_void>,
     /// Kicks that are being sent.
     pub(super) kicks: Atomic<i32>,
@@ -62,8 +63,8 @@ struct Progress {
     is_gone: bool,
 }
 
-/// What `priv` of a device points at while it is probed or bound: a share in this. (`priv` of a queue
-/// is taken: the transport keeps its notification address there.)
+/// What `priv` of a device points at while it is probed or bound: a share in this. (`priv` of a
+/// queue is taken: the transport keeps its notification address there.)
 ///
 /// # Invariants
 ///
@@ -75,8 +76,9 @@ pub(super) struct Private {
     pub(super) live: Atomic<i32>,
     /// Null, or a share in the driver's data: an `Arc` of the type that [`super::driver`] makes.
     pub(super) data: Atomic<*mut c_void>,
-    /// Held by whoever changes the state of the device. Taken inside of the locks of the transport's
-    /// device and of this one, and by holders of none: it is the innermost. What it protects sleeps.
+    /// Held by whoever changes the state of the device. Taken inside of the locks of the
+    /// transport's device and of this one, and by holders of none: it is the innermost. What it
+    /// protects sleeps.
     #[pin]
     control: Mutex<Progress>,
 }
@@ -142,8 +144,8 @@ impl<'a> Device<'a> {
         unsafe { mask.as_ref() }.map_or(0, |mask| u64::BITS - mask.leading_zeros())
     }
 
-    /// Whether addresses go through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`); otherwise the device is
-    /// told physical ones.
+    /// Whether addresses go through the DMA API (`VIRTIO_F_ACCESS_PLATFORM`); otherwise the device
+    /// is told physical ones.
     pub(crate) fn uses_dma_api(&self) -> bool {
         self.features() & 1 << VIRTIO_F_ACCESS_PLATFORM != 0
     }
@@ -224,14 +226,15 @@ impl<'a> Device<'a> {
     unsafe extern "C" fn on_used<H: QueueHandler>(queue: *mut virtqueue) {
         // SAFETY: The bus hands in a valid queue of a device that is probed or bound.
         let (device, index) = unsafe { ((*queue).vdev, (*queue).index as usize) };
-        // SAFETY: `priv` points at a `Private` until the queues are deleted, which waits for interrupts.
+        // SAFETY: `priv` points at a `Private` until the queues are deleted, which waits for
+        // interrupts.
         let private = unsafe { &*(*device).priv_.cast::<Private>() };
         let handler = private
             .slots
             .get(index)
             .map_or(ptr::null_mut(), |slot| slot.handler.load(Acquire));
-        // SAFETY: Null, or a share in an `H`, for `create_queues` has made this callback and stored the
-        // handler with the same type; it is dropped after the queues are deleted.
+        // SAFETY: Null, or a share in an `H`, for `create_queues` has made this callback and stored
+        // the handler with the same type; it is dropped after the queues are deleted.
         if let Some(handler) = unsafe { handler.cast::<H>().as_ref() } {
             handler.on_used();
         }
@@ -260,8 +263,8 @@ unsafe fn drop_handler<H: QueueHandler>(handler: *mut c_void) {
 impl<'a> Control<'a> {
     /// Creates a queue for each of `handlers`. Their interrupts call the handlers. May sleep.
     ///
-    /// `EINVAL` for more than [`MAX_QUEUES`], `EBUSY` while there are queues, `ENODEV` while the driver is
-    /// being unbound.
+    /// `EINVAL` for more than [`MAX_QUEUES`], `EBUSY` while there are queues, `ENODEV` while the
+    /// driver is being unbound.
     pub(crate) fn create_queues<C: Chain, H: QueueHandler>(
         &mut self,
         handlers: &[Arc<H>],
@@ -312,7 +315,8 @@ impl<'a> Control<'a> {
         self.progress.queues = count;
         for (slot, queue) in private.slots.iter().zip(raw) {
             let queue = NonNull::new(queue).ok_or(EINVAL)?;
-            // SAFETY: The call above filled in valid queues, each of which is wrapped once. They are deleted by
+            // SAFETY: The call above filled in valid queues, each of which is wrapped once. They
+            // are deleted by
             // `Stopped::delete_queues` alone, when no wrapper is left.
             let queue = unsafe { VirtQueue::from_raw(queue, private.clone(), slot.into()) };
             queues.push(queue, GFP_KERNEL)?;
@@ -329,8 +333,8 @@ impl<'a> Control<'a> {
             let handler = slot.handler.load(Acquire);
             slot.handler.store(ptr::null_mut(), Release);
             if !handler.is_null() {
-                // SAFETY: `create_queues` has put the share there, and the function that fits its type aside;
-                // the pointer was cleared above.
+                // SAFETY: `create_queues` has put the share there, and the function that fits its
+                // type aside; the pointer was cleared above.
                 unsafe { drop_handler(handler) };
             }
         }
@@ -342,8 +346,8 @@ impl<'a> Control<'a> {
         unsafe { vdma_virtio_device_ready(self.device.raw()) }
     }
 
-    /// Resets the device. Until the result is dropped it touches no memory of its driver, and no handler
-    /// runs. May sleep.
+    /// Resets the device. Until the result is dropped it touches no memory of its driver, and no
+    /// handler runs. May sleep.
     pub(crate) fn stop<'c>(&'c mut self) -> Stopped<'c, 'a> {
         // SAFETY: Valid by the invariant of `Device`.
         unsafe { virtio_reset_device(self.device.raw()) };
@@ -369,7 +373,8 @@ impl Stopped<'_, '_> {
 
     /// Deletes all queues and frees their interrupts; a handler that runs is waited for. May sleep.
     ///
-    /// PANIC: The queues must have been dropped, for a queue that is used afterwards is freed memory.
+    /// PANIC: The queues must have been dropped, for a queue that is used afterwards is freed
+    /// memory.
     pub(crate) fn delete_queues(self) {
         let control = self.control;
         if control.progress.queues == 0 {
@@ -380,8 +385,8 @@ impl Stopped<'_, '_> {
             "a virtqueue is in use"
         );
         control.progress.queues = 0;
-        // SAFETY: The device has been reset, by the type's invariant, its queues exist, and no wrapper of one
-        // is left.
+        // SAFETY: The device has been reset, by the type's invariant, its queues exist, and no
+        // wrapper of one is left.
         unsafe { vdma_virtio_del_vqs(control.device.raw()) };
         control.drop_handlers();
     }
@@ -410,8 +415,9 @@ impl DeviceHandle {
         unsafe { &raw mut (*self.raw.as_ptr()).dev }
     }
 
-    /// Locks the device and its transport's, as the driver core does while it binds or unbinds the one,
-    /// and suspends or resets the other. `None` if either is locked, or the device is not bound any more.
+    /// Locks the device and its transport's, as the driver core does while it binds or unbinds the
+    /// one, and suspends or resets the other. `None` if either is locked, or the device is not
+    /// bound any more.
     pub(crate) fn try_lock(&self) -> Option<LockedDevice<'_>> {
         // SAFETY: The devices are there, by the type's invariant.
         if !unsafe { vdma_device_trylock(self.device_ptr()) } {
@@ -419,8 +425,8 @@ impl DeviceHandle {
         }
         // INVARIANT: Locked above.
         let lock = DeviceLock(self);
-        // SAFETY: The device is there, and `priv` changes under its lock only. As this handle has a share in
-        // the `Private`, no other one has its address.
+        // SAFETY: The device is there, and `priv` changes under its lock only. As this handle has a
+        // share in the `Private`, no other one has its address.
         let private = unsafe { (*self.raw.as_ptr()).priv_ };
         let is_bound = ptr::eq(private.cast_const().cast(), Arc::as_ptr(&self.private));
         // INVARIANT: The device is bound to this driver, and stays so as long as it is locked.
@@ -455,11 +461,11 @@ impl<'a> LockedDevice<'a> {
         &self.device
     }
 
-    /// Resets the device and negotiates its features again, with [`super::Driver::quiesce`] before and
-    /// [`super::Driver::resume`] after: the caller has no [`Control`]. May sleep.
+    /// Resets the device and negotiates its features again, with [`super::Driver::quiesce`] before
+    /// and [`super::Driver::resume`] after: the caller has no [`Control`]. May sleep.
     pub(crate) fn restart(&self) -> Result {
-        // SAFETY: The device is valid, and bound to this driver, which has the callbacks that this needs; the
-        // lock that the transport has while it calls this is held.
+        // SAFETY: The device is valid, and bound to this driver, which has the callbacks that this
+        // needs; the lock that the transport has while it calls this is held.
         kernel::error::to_result(unsafe { virtio_device_reset_prepare(self.device.raw()) })?;
         // SAFETY: The device and its driver are still those of the call above, for they are locked.
         kernel::error::to_result(unsafe { virtio_device_reset_done(self.device.raw()) })

@@ -2,11 +2,11 @@
 
 //! Registration of a driver with the virtio bus.
 //!
-//! The bus calls `probe` and `remove` with the lock of the virtio device, and the four others, around
-//! suspend and function reset, with that of the transport's device: they do not exclude each other.
-//! So the driver's data is counted, and found under RCU: a callback that comes too late does nothing,
-//! and one that is running keeps what it uses. What changes the state of the device needs the
-//! [`Control`](super::Control), whose lock is the innermost of the three.
+//! The bus calls `probe` and `remove` with the lock of the virtio device, and the four others,
+//! around suspend and function reset, with that of the transport's device: they do not exclude each
+//! other. So the driver's data is counted, and found under RCU: a callback that comes too late does
+//! nothing, and one that is running keeps what it uses. What changes the state of the device needs
+//! the [`Control`](super::Control), whose lock is the innermost of the three.
 
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 
@@ -41,8 +41,8 @@ pub(crate) trait Driver: 'static {
     /// Binds to a device. The device uses no queue before [`super::Control::set_ready`].
     fn probe(device: &Device<'_>) -> Result<Arc<Self::Data>>;
 
-    /// Stops using the device: it is about to be reset, or to sleep. The queues have to be deleted when
-    /// this returns. May run beside [`Driver::remove`].
+    /// Stops using the device: it is about to be reset, or to sleep. The queues have to be deleted
+    /// when this returns. May run beside [`Driver::remove`].
     fn quiesce(device: &Device<'_>, data: &Self::Data);
 
     /// Uses the device again, which has been reset and has its features negotiated. May run beside
@@ -56,8 +56,8 @@ pub(crate) trait Driver: 'static {
 /// Virtio vendor id that stands for any (`VIRTIO_DEV_ANY_ID`).
 const ANY_VENDOR: u32 = 0xffff_ffff;
 
-/// Ids of the devices that the module drives, for the bus and, by its name, for modpost, which makes
-/// the module's alias from it. A zero entry ends the table.
+/// Ids of the devices that the module drives, for the bus and, by its name, for modpost, which
+/// makes the module's alias from it. A zero entry ends the table.
 #[export_name = concat!("__mod_device_table__", line!(), "__kmod_", module_path!(), "__virtio__ID_TABLE")]
 static ID_TABLE: [virtio_device_id; 2] = [
     virtio_device_id {
@@ -123,8 +123,8 @@ impl<T: Driver> DriverRegistration<T> {
         // SAFETY: The device is valid; `priv` belongs to its driver.
         let private =
             NonNull::new(unsafe { ptr::read_volatile(&raw const (*raw.as_ptr()).priv_) })?;
-        // SAFETY: `probe` has stored a share, which `remove` drops only after a grace period that this
-        // critical section is not part of, and after it has cleared the pointer.
+        // SAFETY: `probe` has stored a share, which `remove` drops only after a grace period that
+        // this critical section is not part of, and after it has cleared the pointer.
         let private: Arc<Private> =
             unsafe { ArcBorrow::from_raw(private.as_ptr().cast::<Private>().cast_const()) }.into();
         let data = NonNull::new(private.data.load(Acquire))?;
@@ -138,8 +138,8 @@ impl<T: Driver> DriverRegistration<T> {
         from_result(|| {
             let raw = NonNull::new(raw).ok_or(EINVAL)?;
             let private = Private::new()?;
-            // SAFETY: The bus hands in a valid device for the duration of the call, whose `priv` belongs to the
-            // driver that it is being bound to.
+            // SAFETY: The bus hands in a valid device for the duration of the call, whose `priv`
+            // belongs to the driver that it is being bound to.
             unsafe { (*raw.as_ptr()).priv_ = Arc::into_raw(private.clone()).cast_mut().cast() };
             // SAFETY: The device is valid during the call, and the private part was made for it.
             let device = unsafe { Device::new(raw, &private) };
@@ -151,7 +151,8 @@ impl<T: Driver> DriverRegistration<T> {
                 }
                 Err(error) => {
                     device.retire();
-                    // SAFETY: The device is valid, its share was stored above, and no queue is left.
+                    // SAFETY: The device is valid, its share was stored above, and no queue is
+                    // left.
                     unsafe { Self::release_private(raw) };
                     Err(error)
                 }
@@ -160,14 +161,15 @@ impl<T: Driver> DriverRegistration<T> {
     }
 
     unsafe extern "C" fn quiesce(raw: *mut virtio_device) -> c_int {
-        // SAFETY: The transport calls this for a valid device, which it has locked itself, and whose driver it
-        // has found to be `T`; that may be unbound meanwhile.
+        // SAFETY: The transport calls this for a valid device, which it has locked itself, and
+        // whose driver it has found to be `T`; that may be unbound meanwhile.
         let Some(raw) = NonNull::new(raw) else {
             return 0;
         };
         // SAFETY: The device is valid, as said above.
         if let Some((private, data)) = unsafe { Self::bound(raw) } {
-            // SAFETY: The device is valid during the call, and the private part is that of its driver.
+            // SAFETY: The device is valid during the call, and the private part is that of its
+            // driver.
             T::quiesce(&unsafe { Device::new(raw, &private) }, &data);
         }
         0
@@ -177,8 +179,8 @@ impl<T: Driver> DriverRegistration<T> {
         let Some(raw) = NonNull::new(raw) else {
             return 0;
         };
-        // SAFETY: The transport calls this for a valid device, which it has locked itself, and whose driver it
-        // has found to be `T`; that may be unbound meanwhile.
+        // SAFETY: The transport calls this for a valid device, which it has locked itself, and
+        // whose driver it has found to be `T`; that may be unbound meanwhile.
         let Some((private, data)) = (unsafe { Self::bound(raw) }) else {
             return 0;
         };
@@ -201,10 +203,11 @@ impl<T: Driver> DriverRegistration<T> {
         // Callbacks that have found the data, and wait for the control, find the device gone.
         device.retire();
         let share = private.data.xchg(ptr::null_mut(), Full);
-        // SAFETY: The device is valid, `probe` has stored its share, and no queue is left. This waits for those
-        // who are about to take a share in the data as well.
+        // SAFETY: The device is valid, `probe` has stored its share, and no queue is left. This
+        // waits for those who are about to take a share in the data as well.
         unsafe { Self::release_private(raw) };
-        // SAFETY: `probe` has stored this share, and the pointer was cleared above, a grace period ago.
+        // SAFETY: `probe` has stored this share, and the pointer was cleared above, a grace period
+        // ago.
         drop(unsafe { Arc::from_raw(share.cast::<T::Data>().cast_const()) });
     }
 
@@ -214,8 +217,8 @@ impl<T: Driver> DriverRegistration<T> {
     ///
     /// `raw` is valid, `priv` has a share in its `Private`, and it has no queues.
     unsafe fn release_private(raw: NonNull<virtio_device>) {
-        // SAFETY: The caller vouches for the device; readers of `priv` are in RCU critical sections, or
-        // interrupts of queues, of which there are none.
+        // SAFETY: The caller vouches for the device; readers of `priv` are in RCU critical
+        // sections, or interrupts of queues, of which there are none.
         let share = unsafe {
             let share = (*raw.as_ptr()).priv_;
             ptr::write_volatile(&raw mut (*raw.as_ptr()).priv_, ptr::null_mut());
@@ -231,9 +234,9 @@ impl<T: Driver> DriverRegistration<T> {
 #[pinned_drop]
 impl<T: Driver> PinnedDrop for DriverRegistration<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The driver was registered when this object was made. Every device is unbound when this
-        // returns. A function reset that has read the device's driver before, and calls it after, is the
-        // virtio core's to exclude: it does not hold the lock that unbinding takes.
+        // SAFETY: The driver was registered when this object was made. Every device is unbound when
+        // this returns. A function reset that has read the device's driver before, and calls it
+        // after, is the virtio core's to exclude: it does not hold the lock that unbinding takes.
         unsafe { unregister_virtio_driver(self.raw.get()) }
     }
 }

@@ -35,8 +35,8 @@ use crate::linux::{
 ///
 /// # Invariants
 ///
-/// `raw` is a queue that is not deleted; every token in it comes from `into_token::<C>`. `slot` is the
-/// one of the queue in `private`, whose `live` counts this object.
+/// `raw` is a queue that is not deleted; every token in it comes from `into_token::<C>`. `slot` is
+/// the one of the queue in `private`, whose `live` counts this object.
 pub(crate) struct VirtQueue<C: Chain> {
     raw: NonNull<virtqueue>,
     slot: NonNull<QueueSlot>,
@@ -62,8 +62,8 @@ impl<C: Chain> Drop for VirtQueue<C> {
 impl<C: Chain> VirtQueue<C> {
     /// # Safety
     ///
-    /// `raw` is a valid queue with no buffer in it, and is wrapped once. It is deleted when `live` of
-    /// `private` is 0. `slot` is that of the queue, in `private`.
+    /// `raw` is a valid queue with no buffer in it, and is wrapped once. It is deleted when `live`
+    /// of `private` is 0. `slot` is that of the queue, in `private`.
     pub(super) unsafe fn from_raw(
         raw: NonNull<virtqueue>,
         private: Arc<Private>,
@@ -85,7 +85,8 @@ impl<C: Chain> VirtQueue<C> {
         unsafe { virtqueue_get_vring_size(self.raw.as_ptr()) }
     }
 
-    /// Sets the affinity of the interrupt of this queue, one of `queues`, to each `queues`th CPU. May sleep.
+    /// Sets the affinity of the interrupt of this queue, one of `queues`, to each `queues`th CPU.
+    /// May sleep.
     pub(crate) fn spread_interrupts(&mut self, queues: usize) {
         // SAFETY: Valid by the type's invariant.
         unsafe { vdma_virtqueue_spread_interrupts(self.raw.as_ptr(), queues.max(1) as u32) }
@@ -103,8 +104,8 @@ impl<C: Chain> VirtQueue<C> {
         if offset.checked_add(length).is_none_or(|end| end > PAGE_SIZE) {
             return None;
         }
-        // SAFETY: The page is held while it is borrowed, has the bytes, and the queue is valid by the type's
-        // invariant.
+        // SAFETY: The page is held while it is borrowed, has the bytes, and the queue is valid by
+        // the type's invariant.
         let address = unsafe {
             vdma_dma_map_page(
                 self.raw.as_ptr(),
@@ -125,8 +126,8 @@ impl<C: Chain> VirtQueue<C> {
 
     /// Adds a chain. Never sleeps. The device may see it at once.
     ///
-    /// The chain comes back with `ENOSPC` when the ring is full, `EINVAL` when the device would write to
-    /// memory that is not to be written, `ENOMEM` or `EIO` otherwise.
+    /// The chain comes back with `ENOSPC` when the ring is full, `EINVAL` when the device would
+    /// write to memory that is not to be written, `ENOMEM` or `EIO` otherwise.
     #[inline]
     pub(crate) fn add(&mut self, mut chain: SlabBox<C>) -> Result<(), (Error, SlabBox<C>)> {
         let mut sg = match chain.sg_lists() {
@@ -134,9 +135,9 @@ impl<C: Chain> VirtQueue<C> {
             Err(error) => return Err((error, chain)),
         };
         let token = into_token(chain);
-        // SAFETY: The lists stay valid while the chain is in the queue, by the contract of `Chain`: it belongs
-        // to the queue, which does not access it. `&mut self` serializes the operations on the queue, which is
-        // valid by the type's invariant.
+        // SAFETY: The lists stay valid while the chain is in the queue, by the contract of `Chain`:
+        // it belongs to the queue, which does not access it. `&mut self` serializes the operations
+        // on the queue, which is valid by the type's invariant.
         let result = kernel::error::to_result(unsafe {
             virtqueue_add_sgs(
                 self.raw.as_ptr(),
@@ -179,15 +180,16 @@ impl<C: Chain> VirtQueue<C> {
         NonNull::new(token).map(|token| (unsafe { from_token(token) }, written))
     }
 
-    /// Takes back a chain that the device has not used, which is in reset; `None` as well if `stopped` is
-    /// the proof for another device.
+    /// Takes back a chain that the device has not used, which is in reset; `None` as well if
+    /// `stopped` is the proof for another device.
     pub(crate) fn detach_unused(&mut self, stopped: &Stopped<'_, '_>) -> Option<SlabBox<C>> {
         if !stopped.is_of(&self.private) {
             return None;
         }
         // SAFETY: Valid by the type's invariant; serialized by `&mut self`. The device is in reset.
         let token = unsafe { virtqueue_detach_unused_buf(self.raw.as_ptr()) };
-        // SAFETY: The token comes from `add`, the queue has given it up, and the device does not use it.
+        // SAFETY: The token comes from `add`, the queue has given it up, and the device does not
+        // use it.
         NonNull::new(token).map(|token| unsafe { from_token(token) })
     }
 
@@ -227,7 +229,8 @@ impl Kick {
 impl Drop for Kick {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: The queue waits for this object, and has a share in the private part with the slot.
+        // SAFETY: The queue waits for this object, and has a share in the private part with the
+        // slot.
         let kicks: &Atomic<i32> = unsafe { &self.slot.as_ref().kicks };
         let _ = kicks.fetch_sub(1, Release);
     }
