@@ -202,7 +202,8 @@ fn flags(page: &ExplainedPage) -> Vec<&'static str> {
 
 fn print_text(vma: &str, length: usize, pages: &[ExplainedPage]) -> Result<()> {
     let entries = pages.last().map_or(0, |page| page.entry + 1);
-    print_line!("VMA: {vma}")?;
+    // The line of a mapping without a file ends in a blank.
+    print_line!("VMA: {}", vma.trim_end())?;
     print_line!(
         "{length} bytes: {} pages, as many scatter-gather entries before coalescing, {entries} after",
         pages.len()
