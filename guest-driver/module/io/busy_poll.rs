@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Busy-polling for a completion instead of sleeping until the interrupt: faster when the completion
-//! comes soon, a waste of CPU time when it does not.
+//! Busy-polling for a completion instead of sleeping until the interrupt: faster when the
+//! completion comes soon, a waste of CPU time when it does not.
 
 use kernel::sync::atomic::{Atomic, Relaxed};
 
@@ -13,12 +13,12 @@ use crate::{
     linux::{clock, cpu, wait::signal_pending},
 };
 
-/// Most polls that are skipped after one that was too short: a device that is always slower than the
-/// poll budget costs a task less than a sixteenth of its time.
+/// Most polls that are skipped after one that was too short: a device that is always slower than
+/// the poll budget costs a task less than a sixteenth of its time.
 const MAX_SKIP: u32 = 16;
 
-/// Bytes that any device worth polling copies in a nanosecond: the time that they take is added to the
-/// poll budget.
+/// Bytes that any device worth polling copies in a nanosecond: the time that they take is added to
+/// the poll budget.
 const BYTES_PER_NS: u64 = 4;
 
 /// Most bytes that add to the poll budget: where copying takes longer, one interrupt is nothing.
@@ -53,15 +53,15 @@ impl BusyPoll {
         }
     }
 
-    /// Starts to busy-poll `queue`, right before a request is submitted to it, so that the device need
-    /// not interrupt; `None` if the budget is spent.
+    /// Starts to busy-poll `queue`, right before a request is submitted to it, so that the device
+    /// need not interrupt; `None` if the budget is spent.
     pub(crate) fn start<'a>(&self, queue: &'a Queue, budget: Budget) -> Option<BusyPollGuard<'a>> {
         let polls = budget == Budget::Unlimited || self.limit > 0 && !self.skips();
         polls.then(|| queue.start_busy_poll())
     }
 
-    /// Calls `poll` until `transfer`, of `bytes` bytes, has completed, a signal comes or the budget is
-    /// spent. Returns the sum of what `poll` returned. May sleep a little.
+    /// Calls `poll` until `transfer`, of `bytes` bytes, has completed, a signal comes or the budget
+    /// is spent. Returns the sum of what `poll` returned. May sleep a little.
     pub(crate) fn run(
         &self,
         transfer: &Transfer,

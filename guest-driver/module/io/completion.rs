@@ -34,8 +34,8 @@ impl SlabBox<Request> {
     /// Completes a request that the device has used. Any context.
     ///
     /// Pages that were cleaned while the device wrote to them have to be marked dirty again before
-    /// the target completes, and that can sleep: such a request takes a detour through a work queue.
-    /// It is rare, for pinned pages are cleaned only by writeback of mapped files.
+    /// the target completes, and that can sleep: such a request takes a detour through a work
+    /// queue. It is rare, for pinned pages are cleaned only by writeback of mapped files.
     pub(crate) fn complete(mut self) {
         let mut outcome = self.check_response();
         self.incoming.fetch_bounced();

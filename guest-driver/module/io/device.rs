@@ -181,7 +181,8 @@ impl Vdma {
         }
     }
 
-    /// Chooses the cache attribute of device memory; `ENODEV` when the device exposes none. May sleep.
+    /// Chooses the cache attribute of device memory; `ENODEV` when the device exposes none. May
+    /// sleep.
     pub(crate) fn set_cache(&self, cache: u32) -> Result {
         self.bar.as_ref().ok_or(ENODEV)?.set_cache(cache)
     }

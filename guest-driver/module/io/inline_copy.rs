@@ -10,8 +10,8 @@ use crate::{linux::iov_iter::IovIter, memory::bar::Bar, observe::counters::Direc
 /// Bytes that are copied at a time; they are on the stack.
 const STEP: usize = 256;
 
-/// Copies `buffers` to or from byte `position` of device memory; `None` unless the BAR has all of the
-/// range. May sleep.
+/// Copies `buffers` to or from byte `position` of device memory; `None` unless the BAR has all of
+/// the range. May sleep.
 pub(crate) fn copy(
     bar: Option<&Bar>,
     direction: Direction,

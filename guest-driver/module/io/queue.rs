@@ -41,8 +41,8 @@ impl WhenFull {
     }
 }
 
-/// Time-out epochs that are told apart. A request that is still in the ring when its epoch would come
-/// round again is late.
+/// Time-out epochs that are told apart. A request that is still in the ring when its epoch would
+/// come round again is late.
 const EPOCHS: usize = 4;
 
 /// Epochs that pass, at least, before a request counts as late.
@@ -134,8 +134,8 @@ impl Ring {
     /// | no | no | no, or the ring is empty | on |
     ///
     /// This function only turns them on. They are turned off where a row with "off" begins: when a
-    /// task starts to busy-poll, when a polled request enters an empty ring, and while used requests
-    /// are taken off the ring, after which this function decides again.
+    /// task starts to busy-poll, when a polled request enters an empty ring, and while used
+    /// requests are taken off the ring, after which this function decides again.
     fn update_interrupts(&mut self) -> bool {
         let only_polled = self.in_flight > 0 && self.in_flight == self.polled;
         // A submitter that sleeps needs the interrupt even if it busy-polls afterwards.
@@ -185,8 +185,8 @@ impl Ring {
 /// The queues of a device. They outlive the virtqueues in them.
 pub(crate) type Queues = KVec<Arc<Queue>>;
 
-/// The queue of this CPU, so that CPUs share as few as they can. The interrupts of a queue go to the
-/// CPUs that it belongs to.
+/// The queue of this CPU, so that CPUs share as few as they can. The interrupts of a queue go to
+/// the CPUs that it belongs to.
 pub(crate) fn of_current_cpu(queues: &Queues) -> Result<&Arc<Queue>> {
     // The task may move to another CPU at once, which costs locality and nothing else.
     queues
@@ -281,8 +281,8 @@ impl Queue {
     /// Submits a request, and with `kick` notifies the device of it; otherwise the next kick does.
     /// Sleeps only with [`WhenFull::Wait`].
     ///
-    /// Fails with `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when the device is gone, `EIO`
-    /// when it broke the rules of the ring, `ENOMEM`. The request comes back then.
+    /// Fails with `EAGAIN` and `EINTR` as [`WhenFull`] says, `ENODEV` when the device is gone,
+    /// `EIO` when it broke the rules of the ring, `ENOMEM`. The request comes back then.
     pub(crate) fn submit(
         &self,
         mut request: SlabBox<Request>,
@@ -324,8 +324,8 @@ impl Queue {
         }
     }
 
-    /// Waits until another attempt may succeed, as far as `when_full` allows it. The lock is released
-    /// meanwhile.
+    /// Waits until another attempt may succeed, as far as `when_full` allows it. The lock is
+    /// released meanwhile.
     #[cold]
     fn wait_after<'a>(
         &'a self,
@@ -365,8 +365,8 @@ impl Queue {
         self.wait(ring)
     }
 
-    /// Notifies the device of what was submitted, unless it has suppressed notifications. Any context;
-    /// costs an exit from the guest.
+    /// Notifies the device of what was submitted, unless it has suppressed notifications. Any
+    /// context; costs an exit from the guest.
     pub(crate) fn kick(&self) {
         self.send_kick(self.ring.lock());
     }
@@ -380,8 +380,8 @@ impl Queue {
         }
     }
 
-    /// Waits until descriptors may be free, with the lock released meanwhile and interrupts enabled;
-    /// `EINTR` on a signal.
+    /// Waits until descriptors may be free, with the lock released meanwhile and interrupts
+    /// enabled; `EINTR` on a signal.
     fn wait<'a>(
         &'a self,
         mut ring: Guard<'a, Ring, IrqSaveBackend>,
@@ -402,7 +402,8 @@ impl Queue {
         if signal_pending() {
             return Err(EINTR);
         }
-        // Task work interrupted the wait, and goes on doing so until the task is back in user space.
+        // Task work interrupted the wait, and goes on doing so until the task is back in user
+        // space.
         delay::sleep_ms(1);
         Ok(self.ring.lock())
     }
@@ -554,8 +555,8 @@ impl Queue {
         self.wake_waiters();
     }
 
-    /// Completes every request, with the device's response or with `error`, and drops the virtqueue,
-    /// once its kicks have been sent. May sleep.
+    /// Completes every request, with the device's response or with `error`, and drops the
+    /// virtqueue, once its kicks have been sent. May sleep.
     ///
     /// To be called on a paused or closed queue, of the device that was stopped.
     pub(crate) fn drain(&self, stopped: &Stopped<'_, '_>, error: Error) {

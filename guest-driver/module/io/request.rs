@@ -3,22 +3,22 @@
 //! One request to the device: header, response, and the pages in between.
 //!
 //! ```text
-//!               create                    try_submit                the device uses it
-//! (slab cache) ───────> created ─────────────────────> submitted ─────────────────────> used
-//!                         │    <─── refused: full ───      │                             │ pop_batch
-//!                         │ refused for good               │ reset                       v
-//!                         v                                v                         completed
-//!                      dropped                         abandoned                  (deferred first, if
-//!                                                  detached by `drain`          pages have to be dirtied)
+//!    create             try_submit             device uses it
+//!  ----------> created ------------> submitted ---------------> used
+//!                 |                      |                        |
+//!                 | cannot be            | device reset,          | pop_batch
+//!                 | submitted            | drain                  |
+//!                 v                      v                        v
+//!              dropped               abandoned                completed
 //! ```
 //!
 //! | state | owner of the request | its pages |
 //! |---|---|---|
-//! | created | the submitter's task (`SlabBox`) | held by the request; dirtied if the device will write |
-//! | submitted | the virtqueue; only the device touches it | held; the device reads and writes them |
-//! | used | the virtqueue still; the device has finished with it | held; the device is done with them |
-//! | completed | the interrupt handler, or the polling task, that took it off the ring | released before the target completes |
-//! | abandoned | `Queue::drain`, after the reset of the device | released before the target completes |
+//! | created; stays so while the ring is full | the submitter's task | held, and dirtied if the device will write to them |
+//! | submitted | the virtqueue; only the device touches the request | held; the device reads and writes them |
+//! | used | the virtqueue; the device has finished with the request | held |
+//! | completed | the interrupt handler, polling task or work item | released, then the target completes |
+//! | abandoned | the task that drains the queue | released, then the target completes |
 
 use core::mem;
 
@@ -44,7 +44,7 @@ use crate::{
 
 /// Completion target of a request.
 pub(crate) enum RequestTarget {
-    /// The transfer that it is a part of, in which it begins at this byte.
+    /// The transfer that it belongs to, in which it begins at this byte.
     Transfer(SlabArc<Transfer>, usize),
     /// The `kiocb` of an asynchronous read or write that has no other request.
     Kiocb(AsyncKiocb),
@@ -62,8 +62,8 @@ impl RequestTarget {
     }
 }
 
-/// A request and all that it holds until it completes: header, response, data and [`RequestState`]. The
-/// table at the head of this file says who owns it in which state.
+/// A request and all that it holds until it completes: header, response, data and [`RequestState`].
+/// The table at the head of this file says who owns it in which state.
 pub(crate) type Request = DataChain<RequestHeader, Response, DmaBuffer, RequestState>;
 
 /// What the driver keeps of a request.
@@ -90,9 +90,9 @@ pub(crate) struct RequestState {
 
 static CACHE: Cache<Request> = Cache::new();
 
-/// Requests whose pages have to be marked dirty again, which takes the folio lock. Pages are marked before
-/// the request starts; only those that writeback has cleaned in the meantime come here (the way of
-/// `bio_check_pages_dirty` in `block/bio.c`).
+/// Requests whose pages have to be marked dirty again, which takes the folio lock. Pages are marked
+/// before the request starts; only those that writeback has cleaned in the meantime come here (the
+/// way of `bio_check_pages_dirty` in `block/bio.c`).
 pub(crate) static REDIRTY: DeferredQueue<SlabBox<Request>> = DeferredQueue::new();
 
 impl Linked for SlabBox<Request> {
@@ -112,9 +112,9 @@ impl Cached for Request {
 }
 
 impl SlabBox<Request> {
-    /// A request without data: [`Self::data`] and then [`Self::prepare`] are next. With `polled` the
-    /// submitter reaps it with `iopoll`; with `verified` the value of the response is a CRC32C of the
-    /// data to compare with. May sleep.
+    /// A request without data: [`Self::data`] and then [`Self::prepare`] are next. With `polled`
+    /// the submitter reaps it with `iopoll`; with `verified` the value of the response is a CRC32C
+    /// of the data to compare with. May sleep.
     pub(crate) fn create(
         target: RequestTarget,
         observer: Arc<Observer>,
@@ -144,8 +144,8 @@ impl SlabBox<Request> {
         (&mut request.outgoing, &mut request.incoming)
     }
 
-    /// Sets what the device is to do with the data. May sleep: pages that the device will write to are
-    /// marked dirty now, where that is allowed.
+    /// Sets what the device is to do with the data. May sleep: pages that the device will write to
+    /// are marked dirty now, where that is allowed.
     pub(crate) fn prepare(&mut self, header: RequestHeader) {
         self.incoming.mark_dirty();
         self.header = header;
@@ -161,8 +161,8 @@ impl SlabBox<Request> {
         self.state.polled
     }
 
-    /// Counts and traces the request, before it goes to the queue of this number: it may come back at
-    /// once.
+    /// Counts and traces the request, before it goes to the queue of this number: it may come back
+    /// at once.
     pub(crate) fn account_submit(&mut self, queue: u32) {
         if let RequestTarget::Transfer(transfer, _) = &self.state.target {
             transfer.account_request();

@@ -29,8 +29,8 @@ use crate::{
 /// Milliseconds that a device whose requests are late has to complete a NOP.
 const SIGN_OF_LIFE_MS: u32 = 2_000;
 
-/// Most scatter-gather entries of a request, where the device starts with one while the next is made:
-/// pinning pages is what takes time, and those that coalesce are pinned together.
+/// Most scatter-gather entries of a request, where the device starts with one while the next is
+/// made: pinning pages is what takes time, and those that coalesce are pinned together.
 const PIPELINED_SEGMENTS: usize = 32;
 
 /// Most requests of a non-blocking call: pinning takes its time as well.
@@ -44,8 +44,8 @@ pub(crate) enum Mode {
     Sleep,
     /// As `Sleep`, but the caller busy-polls first.
     BusyPoll(Budget),
-    /// The caller goes on. The device is kicked when the block plug ends, for all that was submitted
-    /// under it.
+    /// The caller goes on. The device is kicked when the block plug ends, for all that was
+    /// submitted under it.
     Asynchronous,
     /// As `Asynchronous`, and the caller reaps completions with `iopoll`, without interrupts.
     IoPoll,
@@ -72,8 +72,8 @@ impl DmaMemory<'_> {
         !matches!(self, Self::None)
     }
 
-    /// Puts the pages of the next request, which begins at byte `done`, into `pages`, which are empty.
-    /// May sleep.
+    /// Puts the pages of the next request, which begins at byte `done`, into `pages`, which are
+    /// empty. May sleep.
     fn take(&mut self, pages: &mut PageList<DmaBuffer>, done: usize, limits: Limits) -> Result {
         let Limits {
             max_bytes,
@@ -193,8 +193,8 @@ pub(crate) struct Submitted<'a> {
 impl Vdma {
     /// Moves the caller's buffers to or from device memory.
     ///
-    /// The pages are pinned and the requests submitted in the caller's context. An asynchronous call
-    /// ends there, a plain one waits.
+    /// The pages are pinned and the requests submitted in the caller's context. An asynchronous
+    /// call ends there, a plain one waits.
     pub(crate) fn read_write<'k>(
         &self,
         observer: &Arc<Observer>,
@@ -304,8 +304,8 @@ impl Vdma {
         }
     }
 
-    /// The operation code that moves data in `direction`, and whether the checksum is to be verified:
-    /// with the parameter `verify`, and a device that has such an operation.
+    /// The operation code that moves data in `direction`, and whether the checksum is to be
+    /// verified: with the parameter `verify`, and a device that has such an operation.
     fn read_write_code(&self, direction: Direction) -> (Operation, bool) {
         let (plain, checked) = match direction {
             Direction::Write => (Operation::Write, Operation::WriteCrc32c),
@@ -347,8 +347,8 @@ impl Vdma {
     }
 
     /// `EAGAIN` for a non-blocking caller, unless descriptors are free for all requests that `iter`
-    /// may need, and these are few. Others may take the descriptors first: then the caller waits after
-    /// all, rather than stop half-way.
+    /// may need, and these are few. Others may take the descriptors first: then the caller waits
+    /// after all, rather than stop half-way.
     fn check_free_descriptors(&self, iter: &IovIter<'_>, when_full: WhenFull) -> Result {
         if when_full == WhenFull::Wait {
             return Ok(());
@@ -454,8 +454,8 @@ impl Vdma {
 
     /// Submits requests for all of `operation`.
     ///
-    /// When something fails on the way, what was submitted by then is all that the transfer does. When
-    /// nothing was, the error is returned, and the target remains the caller's.
+    /// When something fails on the way, what was submitted by then is all that the transfer does.
+    /// When nothing was, the error is returned, and the target remains the caller's.
     pub(crate) fn submit(
         &self,
         observer: &Arc<Observer>,
@@ -552,11 +552,11 @@ struct Submitter<'a, 't> {
 }
 
 impl<'a> Submitter<'a, '_> {
-    /// Submits requests for all of `operation`, as far as nothing fails. Returns the bytes that were
-    /// submitted, and the busy-poll that has started with the last request.
+    /// Submits requests for all of `operation`, as far as nothing fails. Returns the bytes that
+    /// were submitted, and the busy-poll that has started with the last request.
     ///
-    /// Busy-polling starts no earlier: until the pages of all requests are pinned, which takes as long
-    /// as page faults take, others need the interrupts.
+    /// Busy-polling starts no earlier: until the pages of all requests are pinned, which takes as
+    /// long as page faults take, others need the interrupts.
     fn submit_all(
         mut self,
         operation: &mut DmaOperation<'_>,

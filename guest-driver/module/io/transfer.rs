@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The completion of one call of read or write, one command, or an internal operation, made of one or
-//! more requests.
+//! The completion of one call of read or write, one command, or an internal operation, made of one
+//! or more requests.
 //!
 //! A transfer longer than a request is split; its requests complete in any order. When the last of
-//! them has completed, and the caller has submitted all, the transfer completes once: into the caller's
-//! `kiocb` or command, or to the task that waits for it. (An asynchronous read or write that fits into
-//! one request has no transfer: see [`crate::io::request::RequestTarget`].)
+//! them has completed, and the caller has submitted all, the transfer completes once: into the
+//! caller's `kiocb` or command, or to the task that waits for it. (An asynchronous read or write
+//! that fits into one request has no transfer: see [`crate::io::request::RequestTarget`].)
 
 use kernel::{
     prelude::*,
@@ -33,7 +33,8 @@ use crate::{
 pub(crate) enum Combine {
     /// There is one request.
     Only,
-    /// Each value is the index of the first difference in its request, or the length of the request.
+    /// Each value is the index of the first difference in its request, or the length of the
+    /// request.
     FirstDifference,
     /// Each value is the CRC32C of its request's data; all have this many bytes together.
     Crc32c(u64),
@@ -141,8 +142,8 @@ impl CachedShared for Transfer {
 impl Transfer {
     /// A transfer with nothing in it. May sleep.
     ///
-    /// It completes into `target`, or else wakes the task in [`Transfer::wait`]. Its value begins as
-    /// `value`. On failure the target remains the caller's.
+    /// It completes into `target`, or else wakes the task in [`Transfer::wait`]. Its value begins
+    /// as `value`. On failure the target remains the caller's.
     pub(crate) fn new(
         target: &mut Option<TransferTarget>,
         observer: Arc<Observer>,
@@ -170,13 +171,15 @@ impl Transfer {
         self.outstanding.add(1, Relaxed);
     }
 
-    /// Undoes the last [`Transfer::account_request`], of a request that was not submitted after all.
+    /// Undoes the last [`Transfer::account_request`], of a request that was not submitted after
+    /// all.
     pub(crate) fn unaccount_request(&self) {
         // The submitter's own count is still there, so this is never the last.
         let _ = self.outstanding.fetch_sub(1, Relaxed);
     }
 
-    /// Takes the target of a transfer of which nothing was submitted: the call itself returns the error.
+    /// Takes the target of a transfer of which nothing was submitted: the call itself returns the
+    /// error.
     pub(crate) fn cancel(&self) -> Option<TransferTarget> {
         self.progress.lock().target.take()
     }
@@ -192,7 +195,8 @@ impl Transfer {
         self.result()
     }
 
-    /// Waits for the completion; a signal ends the wait with `EINTR`, and the transfer continues by itself.
+    /// Waits for the completion; a signal ends the wait with `EINTR`, and the transfer continues by
+    /// itself.
     pub(crate) fn wait_interruptible(&self) -> Result<usize> {
         self.done.wait_interruptible()?;
         self.result()

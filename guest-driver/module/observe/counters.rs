@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts of what passed through an open file or a device. Each is exact; `completed` is read before
-//! `submitted`, and others fit together only while nothing is in flight.
+//! Counts of what passed through an open file or a device. Each is exact; `completed` is read
+//! before `submitted`, and others fit together only while nothing is in flight.
 
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed};
 

@@ -117,10 +117,10 @@ pub(crate) struct CommandContext<'a> {
 impl<'a> CommandContext<'a> {
     /// Submits the command at `address` in user space.
     ///
-    /// `EINVAL` for unknown operations, flags and ranges, `EOPNOTSUPP` for operations that the device
-    /// does not have, `EBADF` for those that the file is not open for, `ENOENT` for unknown buffers,
-    /// `EFAULT`; `EAGAIN` for a non-blocking caller that would have to wait. On failure `target` remains
-    /// the caller's.
+    /// `EINVAL` for unknown operations, flags and ranges, `EOPNOTSUPP` for operations that the
+    /// device does not have, `EBADF` for those that the file is not open for, `ENOENT` for unknown
+    /// buffers, `EFAULT`; `EAGAIN` for a non-blocking caller that would have to wait. On failure
+    /// `target` remains the caller's.
     pub(crate) fn start(
         &self,
         address: u64,
@@ -289,7 +289,8 @@ impl CommandOutcome for SlabArc<Transfer> {
     }
 }
 
-/// Waits for a command, and returns its result and value; a fatal signal ends the wait with `EINTR`.
+/// Waits for a command, and returns its result and value; a fatal signal ends the wait with
+/// `EINTR`.
 fn wait_for(transfer: &Transfer) -> Result<(Result<i64>, u64)> {
     // The device must not write to memory that the caller believes to have back.
     transfer.wait_killable()?;
