@@ -154,18 +154,19 @@ impl BufferTable {
     /// Gives `buffer` the lowest free id; `ENOSPC` when there are too many. May sleep.
     pub(crate) fn insert(&self, buffer: Arc<DmaBuffer>) -> Result<u32> {
         let mut slots = self.slots.lock();
-        let free = slots.iter().position(Option::is_none);
-        let id = match free {
-            Some(id) => {
-                slots[id] = Some(buffer);
-                id
-            }
-            None if slots.len() < MAX_BUFFERS => {
-                slots.push(Some(buffer), GFP_KERNEL)?;
-                slots.len() - 1
-            }
-            None => return Err(ENOSPC),
-        };
+        let free = slots
+            .iter_mut()
+            .enumerate()
+            .find(|(_, slot)| slot.is_none());
+        if let Some((id, slot)) = free {
+            *slot = Some(buffer);
+            return Ok(id as u32);
+        }
+        let id = slots.len();
+        if id >= MAX_BUFFERS {
+            return Err(ENOSPC);
+        }
+        slots.push(Some(buffer), GFP_KERNEL)?;
         Ok(id as u32)
     }
 

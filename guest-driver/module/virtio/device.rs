@@ -380,6 +380,7 @@ impl Stopped<'_, '_> {
         if control.progress.queues == 0 {
             return;
         }
+        // PANIC: A driver that keeps a queue would use freed memory afterwards.
         assert!(
             control.device.private.live.load(Acquire) == 0,
             "a virtqueue is in use"
