@@ -31,7 +31,7 @@ use crate::{
 /// How the values of a transfer's requests are combined.
 #[derive(Clone, Copy)]
 pub(crate) enum Combine {
-    /// There is one request.
+    /// There is one request, or its value has no meaning.
     Only,
     /// Each value is the index of the first difference in its request, or the length of the
     /// request.
