@@ -18,14 +18,13 @@ use kernel::{
     },
 };
 
-use super::{Chain, VirtQueue};
 use crate::linux::{
     bindings::{
         vdma_device_trylock, vdma_device_unlock, vdma_set_dma_mask, vdma_virtio_cread_words,
-        vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features, vdma_virtio_find_vqs,
+        vdma_virtio_del_vqs, vdma_virtio_device_ready, vdma_virtio_features,
         vdma_virtio_get_shm_region, virtio_device, virtio_device_reset_done,
         virtio_device_reset_prepare, virtio_max_dma_size, virtio_reset_device, virtio_shm_region,
-        virtqueue, virtqueue_info,
+        virtqueue,
     },
     io_memory::IoRange,
 };
@@ -48,19 +47,19 @@ pub(crate) const MAX_QUEUES: usize = 16;
 pub(super) struct QueueSlot {
     /// Null, or a share in the handler: an `Arc` of the type that the queue's callback was made
     /// for.
-    handler: Atomic<*mut c_void>,
+    pub(super) handler: Atomic<*mut c_void>,
     /// Kicks that are being sent.
     pub(super) kicks: Atomic<i32>,
 }
 
 /// Progress of a device that is probed or bound.
-struct Progress {
+pub(super) struct Progress {
     /// Queues that were created and not deleted.
-    queues: usize,
+    pub(super) queues: usize,
     /// How the handlers of these queues are dropped.
-    drop_handler: Option<unsafe fn(*mut c_void)>,
+    pub(super) drop_handler: Option<unsafe fn(*mut c_void)>,
     /// The driver is being unbound, or failed to bind: no queue is created any more.
-    is_gone: bool,
+    pub(super) is_gone: bool,
 }
 
 /// What `priv` of a device points at while it is probed or bound: a share in this. (`priv` of a
@@ -71,7 +70,7 @@ struct Progress {
 /// While `priv` points here, so may interrupts, until the queues are deleted.
 #[pin_data]
 pub(super) struct Private {
-    slots: [QueueSlot; MAX_QUEUES],
+    pub(super) slots: [QueueSlot; MAX_QUEUES],
     /// Virtqueues of the device that are not dropped.
     pub(super) live: Atomic<i32>,
     /// Null, or a share in the driver's data: an `Arc` of the type that [`super::driver`] makes.
@@ -113,7 +112,7 @@ impl Private {
 /// `raw` is valid for `'a`.
 pub(crate) struct Device<'a> {
     raw: NonNull<virtio_device>,
-    private: &'a Arc<Private>,
+    pub(super) private: &'a Arc<Private>,
 }
 
 impl<'a> Device<'a> {
@@ -125,7 +124,7 @@ impl<'a> Device<'a> {
         Self { raw, private }
     }
 
-    fn raw(&self) -> *mut virtio_device {
+    pub(super) fn raw(&self) -> *mut virtio_device {
         self.raw.as_ptr()
     }
 
@@ -223,7 +222,7 @@ impl<'a> Device<'a> {
         }
     }
 
-    unsafe extern "C" fn on_used<H: QueueHandler>(queue: *mut virtqueue) {
+    pub(super) unsafe extern "C" fn on_used<H: QueueHandler>(queue: *mut virtqueue) {
         // SAFETY: The bus hands in a valid queue of a device that is probed or bound.
         let (device, index) = unsafe { ((*queue).vdev, (*queue).index as usize) };
         // SAFETY: `priv` points at a `Private` until the queues are deleted, which waits for
@@ -246,8 +245,8 @@ impl<'a> Device<'a> {
 /// It excludes the callbacks of the bus against each other: probe and remove have the lock of the
 /// virtio device, function reset and suspend that of the transport's, and the watchdog tries both.
 pub(crate) struct Control<'a> {
-    device: &'a Device<'a>,
-    progress: MutexGuard<'a, Progress>,
+    pub(super) device: &'a Device<'a>,
+    pub(super) progress: MutexGuard<'a, Progress>,
 }
 
 /// Drops a share in a handler.
@@ -255,77 +254,14 @@ pub(crate) struct Control<'a> {
 /// # Safety
 ///
 /// `handler` comes from `Arc::<H>::into_raw`, and is dropped once.
-unsafe fn drop_handler<H: QueueHandler>(handler: *mut c_void) {
+pub(super) unsafe fn drop_handler<H: QueueHandler>(handler: *mut c_void) {
     // SAFETY: The caller vouches for it.
     drop(unsafe { Arc::from_raw(handler.cast::<H>().cast_const()) });
 }
 
 impl<'a> Control<'a> {
-    /// Creates a queue for each of `handlers`. Their interrupts call the handlers. May sleep.
-    ///
-    /// `EINVAL` for more than [`MAX_QUEUES`], `EBUSY` while there are queues, `ENODEV` while the
-    /// driver is being unbound.
-    pub(crate) fn create_queues<C: Chain, H: QueueHandler>(
-        &mut self,
-        handlers: &[Arc<H>],
-    ) -> Result<KVec<VirtQueue<C>>> {
-        let count = handlers.len();
-        if count == 0 || count > MAX_QUEUES {
-            return Err(EINVAL);
-        }
-        if self.progress.queues > 0 {
-            return Err(EBUSY);
-        }
-        if self.progress.is_gone {
-            return Err(ENODEV);
-        }
-        let mut raw: KVec<*mut virtqueue> = KVec::new();
-        raw.extend_with(count, ptr::null_mut(), GFP_KERNEL)?;
-        let mut info = KVec::with_capacity(count, GFP_KERNEL)?;
-        for _ in 0..count {
-            info.push(
-                virtqueue_info {
-                    name: c"requests".as_ptr().cast(),
-                    callback: Some(Device::on_used::<H>),
-                    ctx: false,
-                },
-                GFP_KERNEL,
-            )?;
-        }
-        let mut queues = KVec::with_capacity(count, GFP_KERNEL)?;
-        let private = self.device.private;
-        for (slot, handler) in private.slots.iter().zip(handlers) {
-            let share = Arc::into_raw(handler.clone()).cast_mut().cast();
-            slot.handler.store(share, Release);
-        }
-        self.progress.drop_handler = Some(drop_handler::<H>);
-        // SAFETY: Both arrays have `count` elements; the names are static.
-        let created = kernel::error::to_result(unsafe {
-            vdma_virtio_find_vqs(
-                self.device.raw(),
-                count as u32,
-                raw.as_mut_ptr(),
-                info.as_mut_ptr(),
-            )
-        });
-        if let Err(error) = created {
-            self.drop_handlers();
-            return Err(error);
-        }
-        self.progress.queues = count;
-        for (slot, queue) in private.slots.iter().zip(raw) {
-            let queue = NonNull::new(queue).ok_or(EINVAL)?;
-            // SAFETY: The call above filled in valid queues, each of which is wrapped once. They
-            // are deleted by
-            // `Stopped::delete_queues` alone, when no wrapper is left.
-            let queue = unsafe { VirtQueue::from_raw(queue, private.clone(), slot.into()) };
-            queues.push(queue, GFP_KERNEL)?;
-        }
-        Ok(queues)
-    }
-
     /// Drops the handlers. No interrupt may come any more.
-    fn drop_handlers(&mut self) {
+    pub(super) fn drop_handlers(&mut self) {
         let Some(drop_handler) = self.progress.drop_handler.take() else {
             return;
         };

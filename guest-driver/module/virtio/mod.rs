@@ -10,7 +10,7 @@ mod driver;
 mod virtqueue;
 
 pub(crate) use self::{
-    chain::{Chain, DataChain},
+    chain::DataChain,
     device::{Control, Device, DeviceHandle, LockedDevice, QueueHandler, Stopped},
     driver::{Driver, DriverRegistration},
     virtqueue::VirtQueue,

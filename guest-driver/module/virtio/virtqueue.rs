@@ -2,7 +2,10 @@
 
 //! Virtqueues that own the descriptor chains in them.
 
-use core::{marker::PhantomData, ptr::NonNull};
+use core::{
+    marker::PhantomData,
+    ptr::{self, NonNull},
+};
 
 use kernel::{
     bindings,
@@ -16,13 +19,16 @@ use kernel::{
 
 use super::{
     chain::{Chain, from_token, into_token},
-    device::{Private, QueueSlot, Stopped},
+    device::{
+        Control, Device, MAX_QUEUES, Private, QueueHandler, QueueSlot, Stopped, drop_handler,
+    },
 };
 use crate::linux::{
     bindings::{
-        vdma_dma_map_page, vdma_virtqueue_free, vdma_virtqueue_spread_interrupts, virtqueue,
-        virtqueue_add_sgs, virtqueue_detach_unused_buf, virtqueue_disable_cb, virtqueue_enable_cb,
-        virtqueue_get_buf, virtqueue_get_vring_size, virtqueue_is_broken, virtqueue_kick_prepare,
+        vdma_dma_map_page, vdma_virtio_find_vqs, vdma_virtqueue_free,
+        vdma_virtqueue_spread_interrupts, virtqueue, virtqueue_add_sgs,
+        virtqueue_detach_unused_buf, virtqueue_disable_cb, virtqueue_enable_cb, virtqueue_get_buf,
+        virtqueue_get_vring_size, virtqueue_info, virtqueue_is_broken, virtqueue_kick_prepare,
         virtqueue_notify,
     },
     delay,
@@ -203,6 +209,70 @@ impl<C: Chain> VirtQueue<C> {
     pub(crate) fn enable_interrupt(&mut self) -> bool {
         // SAFETY: Valid by the type's invariant; serialized by `&mut self`.
         unsafe { virtqueue_enable_cb(self.raw.as_ptr()) }
+    }
+}
+
+impl Control<'_> {
+    /// Creates a queue for each of `handlers`. Their interrupts call the handlers. May sleep.
+    ///
+    /// `EINVAL` for more than [`MAX_QUEUES`], `EBUSY` while there are queues, `ENODEV` while the
+    /// driver is being unbound.
+    pub(crate) fn create_queues<C: Chain, H: QueueHandler>(
+        &mut self,
+        handlers: &[Arc<H>],
+    ) -> Result<KVec<VirtQueue<C>>> {
+        let count = handlers.len();
+        if count == 0 || count > MAX_QUEUES {
+            return Err(EINVAL);
+        }
+        if self.progress.queues > 0 {
+            return Err(EBUSY);
+        }
+        if self.progress.is_gone {
+            return Err(ENODEV);
+        }
+        let mut raw: KVec<*mut virtqueue> = KVec::new();
+        raw.extend_with(count, ptr::null_mut(), GFP_KERNEL)?;
+        let mut info = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            info.push(
+                virtqueue_info {
+                    name: c"requests".as_ptr().cast(),
+                    callback: Some(Device::on_used::<H>),
+                    ctx: false,
+                },
+                GFP_KERNEL,
+            )?;
+        }
+        let mut queues = KVec::with_capacity(count, GFP_KERNEL)?;
+        let private = self.device.private;
+        for (slot, handler) in private.slots.iter().zip(handlers) {
+            let share = Arc::into_raw(handler.clone()).cast_mut().cast();
+            slot.handler.store(share, Release);
+        }
+        self.progress.drop_handler = Some(drop_handler::<H>);
+        // SAFETY: Both arrays have `count` elements; the names are static.
+        let created = kernel::error::to_result(unsafe {
+            vdma_virtio_find_vqs(
+                self.device.raw(),
+                count as u32,
+                raw.as_mut_ptr(),
+                info.as_mut_ptr(),
+            )
+        });
+        if let Err(error) = created {
+            self.drop_handlers();
+            return Err(error);
+        }
+        self.progress.queues = count;
+        for (slot, queue) in private.slots.iter().zip(raw) {
+            let queue = NonNull::new(queue).ok_or(EINVAL)?;
+            // SAFETY: The call above filled in valid queues, each of which is wrapped once. They
+            // are deleted by `Stopped::delete_queues` alone, when no wrapper is left.
+            let queue = unsafe { VirtQueue::from_raw(queue, private.clone(), slot.into()) };
+            queues.push(queue, GFP_KERNEL)?;
+        }
+        Ok(queues)
     }
 }
 
