@@ -151,11 +151,16 @@ impl<O: PageOwner> PageList<O> {
 
     /// Puts pages that the device can reach in the place of those that it cannot; with `outgoing`,
     /// the bytes that the device is to read are copied there. May sleep.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn bring_within(&mut self, reach: Reach, outgoing: bool) -> Result {
         if reach.is_everywhere() {
             return Ok(());
         }
+        self.bounce(reach, outgoing)
+    }
+
+    #[cold]
+    fn bounce(&mut self, reach: Reach, outgoing: bool) -> Result {
         // SAFETY: The result is dropped, or replaced, with the pages of the list.
         self.bounced = unsafe { Bounced::new(&self.list, reach) }?;
         if let Some(bounced) = self.bounced.as_ref().filter(|_| outgoing) {
