@@ -6,9 +6,9 @@ use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, Tok
 ///
 /// The arguments are methods of `guest_agent::Needs`, as `NAME` or `NAME = VALUE`:
 ///
-/// ```ignore
+/// ```text
 /// #[guest_test(device_arguments = faults::ARGUMENTS, timeout = 120)]
-/// fn slow_reads_complete() -> Result<()> {
+/// fn slow_reads_complete() -> Result<()> { … }
 /// ```
 ///
 /// The function itself stays as it is. One that lacks the attribute is dead code, which the suites
