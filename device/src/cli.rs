@@ -154,17 +154,14 @@ pub struct Args {
     pub metrics_socket: Option<PathBuf>,
 
     /// Log messages of this level and above: error, warn, info, debug, trace or off;
-    /// "info,MODULE=debug" sets another level for a module
+    /// "info,MODULE=debug" sets another level for a module [default: RUST_LOG, or info]
     #[arg(
         long,
         value_name = "LEVEL",
-        default_value = "info",
         value_parser = parse_log_level,
-        env = "RUST_LOG",
-        hide_env_values = true,
         help_heading = "Observation"
     )]
-    pub log_level: String,
+    log_level: Option<String>,
 }
 
 fn parse_queue_size(text: &str) -> Result<u16, String> {
@@ -186,6 +183,11 @@ fn parse_log_level(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Whether `part` of `RUST_LOG` is `LEVEL` or `MODULE=LEVEL`.
+fn is_log_filter(part: &str) -> bool {
+    parse_log_level(part).is_ok()
+}
+
 fn numbered(path: &std::path::Path, index: u16) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(index.to_string());
@@ -202,6 +204,21 @@ impl Args {
             Self::command().error(ErrorKind::ValueValidation, e).exit();
         }
         args
+    }
+
+    /// The log filter. `RUST_LOG` is shared with other programs and may be empty or name what does
+    /// not exist here: its parts apply as far as they are understood.
+    #[must_use]
+    pub fn log_filter(&self) -> String {
+        if let Some(level) = &self.log_level {
+            return level.clone();
+        }
+        let variable = std::env::var("RUST_LOG").unwrap_or_default();
+        // Without a level of its own this crate logs as by default, whatever the others do.
+        std::iter::once("info")
+            .chain(variable.split(',').filter(|part| is_log_filter(part)))
+            .collect::<Vec<_>>()
+            .join(",")
     }
 
     /// Checks conditions that involve several options.

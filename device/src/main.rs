@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     }
     let args = Args::read();
     env_logger::Builder::new()
-        .parse_filters(&args.log_level)
+        .parse_filters(&args.log_filter())
         .init();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -94,3 +94,10 @@ fn systemd_accepts_the_units() {
         .collect();
     assert!(complaints.is_empty(), "{text}");
 }
+
+/// `--hugepages` reads the size of huge pages from `/proc/meminfo`, which `ProcSubset=pid` hides.
+#[test]
+fn the_unit_does_not_hide_what_options_need() {
+    let unit = std::fs::read_to_string(packaging("vhost-device-dma.service")).unwrap();
+    assert!(!unit.lines().any(|line| line == "ProcSubset=pid"), "{unit}");
+}

@@ -10,7 +10,7 @@ complete -c vhost-device-dma -l poll-us -d 'Maximum time in microseconds to busy
 complete -c vhost-device-dma -l fault -d 'Inject a fault (repeatable; see below)' -r
 complete -c vhost-device-dma -l seccomp -d 'What to do on unexpected system calls: none (no filter), log (allow them and log them to the kernel log), kill (kill the backend)' -r
 complete -c vhost-device-dma -l metrics-socket -d 'Serve metrics in the Prometheus text format on this Unix socket (curl --unix-socket PATH http://localhost/metrics)' -r -F
-complete -c vhost-device-dma -l log-level -d 'Log messages of this level and above: error, warn, info, debug, trace or off; "info,MODULE=debug" sets another level for a module' -r
+complete -c vhost-device-dma -l log-level -d 'Log messages of this level and above: error, warn, info, debug, trace or off; "info,MODULE=debug" sets another level for a module [default: RUST_LOG, or info]' -r
 complete -c vhost-device-dma -l print-capabilities -d 'Print the backend\'s type and features as JSON and exit, ignoring all other options'
 complete -c vhost-device-dma -l access-platform -d 'Offer VIRTIO_F_ACCESS_PLATFORM, with which drivers use their DMA API (for QEMU\'s iommu_platform=on); addresses are not translated, so no IOMMU may be in between'
 complete -c vhost-device-dma -l once -d 'Exit after the first front end disconnects; with several devices, after each had one'

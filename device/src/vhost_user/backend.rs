@@ -147,6 +147,11 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, _memory: Memory) -> io::Result<()> {
+        if !self.session.accept_table() {
+            return Err(io::Error::other(
+                "memory regions were added or removed one by one, which is not offered",
+            ));
+        }
         // Once this returns the front end may reuse memory that is no longer in the table.
         self.session.drain();
         Ok(())

@@ -90,10 +90,13 @@ impl Connection {
         self.daemon
             .start(listener)
             .map_err(|e| io::Error::other(e.to_string()))?;
-        let device = self.session.device();
-        log::info!("{}: front end connected", device.name());
-        device.metrics().front_ends.add(1);
+        log::debug!("{}: connection accepted", self.session.device().name());
         Ok(())
+    }
+
+    /// Whether the handshake of a front end was started on the connection.
+    pub(super) fn was_front_end(&self) -> bool {
+        self.session.has_handshake_started()
     }
 
     /// The means of closing the connection from another thread.

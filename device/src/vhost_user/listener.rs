@@ -3,13 +3,14 @@
 use std::{
     fs, io,
     os::{
-        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::{
             fs::{FileTypeExt, MetadataExt},
             net::{UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
@@ -30,6 +31,12 @@ pub enum ListenError {
         /// The path.
         path: PathBuf,
     },
+    /// No client could connect to a path of this length.
+    #[error("socket path {} is too long; choose one of at most {MAX_PATH} bytes", path.display())]
+    TooLong {
+        /// The socket's path.
+        path: PathBuf,
+    },
     /// The descriptor is not a listening Unix stream socket.
     #[error("file descriptor {fd} is not a listening Unix stream socket; pass one to --fd")]
     NotListening {
@@ -47,6 +54,12 @@ pub enum ListenError {
         source: io::Error,
     },
 }
+
+/// Sockets bound so far, for their temporary names.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Longest path of a socket: that of `sockaddr_un`, without the final NUL.
+const MAX_PATH: usize = 107;
 
 /// A listening socket; one bound to a path removes its file when it is dropped.
 #[derive(Debug)]
@@ -77,11 +90,25 @@ impl SocketListener {
                 source,
             }
         };
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(ListenError::TooLong {
+                path: path.to_owned(),
+            });
+        }
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
         // Bound to a temporary name and then moved into place: once `path` exists, it can be
-        // connected to.
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let temporary = PathBuf::from(name);
+        // connected to. The temporary name begins with the descriptor of its directory, so that it
+        // is short whatever the length of `path`.
+        let directory = fs::File::open(parent).map_err(fail("listen at"))?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = PathBuf::from(format!(
+            "/proc/self/fd/{}/.vdma-{}-{number}",
+            directory.as_raw_fd(),
+            std::process::id()
+        ));
         let listener = UnixListener::bind(&temporary).map_err(fail("listen at"))?;
         let placed = place(&temporary, path);
         let metadata = fs::metadata(&temporary);

@@ -116,8 +116,8 @@ impl Shared {
     fn run(&self, mut listener: Listener) -> io::Result<()> {
         while self.await_connection()? {
             match self.serve_next(&mut listener) {
-                Ok(()) if self.device.settings().once => break,
-                Ok(()) => {}
+                Ok(true) if self.device.settings().once => break,
+                Ok(_) => {}
                 Err(e) => self.pause_after(&e),
             }
         }
@@ -142,8 +142,9 @@ impl Shared {
         Ok(false)
     }
 
-    /// Serves one front end until it disconnects.
-    fn serve_next(&self, listener: &mut Listener) -> io::Result<()> {
+    /// Serves one front end until it disconnects; whether it was one: a connection on which no
+    /// handshake has started is a probe.
+    fn serve_next(&self, listener: &mut Listener) -> io::Result<bool> {
         let mut connection = Connection::new(&self.device)?;
         connection.accept(listener)?;
         let handle = connection.shutdown_handle();
@@ -156,7 +157,7 @@ impl Shared {
         }
         let served = connection.serve(&self.listener);
         lock(&self.connection).take();
-        served
+        served.map(|()| connection.was_front_end())
     }
 
     /// Pauses after a front end that could not be served: descriptors, threads or memory were

@@ -23,6 +23,8 @@ pub(super) struct Session {
     rings: Mutex<Vec<Vring>>,
     /// No request is taken while this is false.
     gate_open: AtomicBool,
+    /// The latest memory table that was accepted.
+    table: Mutex<Arc<GuestMemoryMmap>>,
     /// The front end has asked for the features, so that it is one.
     handshake_started: AtomicBool,
 }
@@ -34,6 +36,7 @@ impl Session {
             memory,
             rings: Mutex::default(),
             gate_open: AtomicBool::new(true),
+            table: Mutex::default(),
             handshake_started: AtomicBool::new(false),
         })
     }
@@ -58,6 +61,25 @@ impl Session {
         })
     }
 
+    /// Accepts the memory table that the front end has just changed; whether that was done with
+    /// `SET_MEM_TABLE`, which replaces all regions.
+    ///
+    /// `ADD_MEM_REG` and `REM_MEM_REG` keep the others. They belong to a protocol feature that is
+    /// not offered, but the `vhost` crate accepts each one that a front end claims to have
+    /// negotiated, and the number of regions is limited by `SET_MEM_TABLE` alone.
+    pub(super) fn accept_table(&self) -> bool {
+        let new = self.memory.memory().into_inner();
+        let mut table = lock(&self.table);
+        let kept = new
+            .iter()
+            .any(|region| table.iter().any(|old| std::ptr::eq(region, old)));
+        if kept || new.num_regions() == 0 {
+            return false;
+        }
+        *table = new;
+        true
+    }
+
     pub(super) fn set_rings(&self, rings: Vec<Vring>) {
         *lock(&self.rings) = rings;
     }
@@ -76,8 +98,12 @@ impl Session {
         self.wake();
     }
 
+    /// Records that the handshake has started, and so that a front end is connected.
     pub(super) fn note_handshake(&self) {
-        self.handshake_started.store(true, Ordering::SeqCst);
+        if !self.handshake_started.swap(true, Ordering::SeqCst) {
+            log::info!("{}: front end connected", self.device.name());
+            self.device.metrics().front_ends.add(1);
+        }
     }
 
     pub(super) fn has_handshake_started(&self) -> bool {
@@ -90,6 +116,7 @@ impl Session {
         // Poisoned only if a holder panicked, and the memory is not used any more.
         let table = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         table.replace(GuestMemoryMmap::new());
+        *lock(&self.table) = Arc::default();
     }
 
     /// Makes every worker check its rings and this session.

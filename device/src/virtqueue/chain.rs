@@ -54,6 +54,9 @@ pub struct Chain<'m> {
     /// Device-writable bytes that the caller needs even of a defective chain, for its answer.
     response_bytes: u64,
     writable_bytes: u64,
+    /// A part of the answer's memory is out of reach. What follows it is data, and no memory for
+    /// the answer.
+    response_unreachable: bool,
     defect: Option<ChainDefect>,
 }
 
@@ -77,6 +80,7 @@ impl<'m> Chain<'m> {
             table: scratch.table,
             response_bytes,
             writable_bytes: 0,
+            response_unreachable: false,
             defect: None,
         }
     }
@@ -123,6 +127,7 @@ impl<'m> Chain<'m> {
         self.readable.clear();
         self.writable.clear();
         self.writable_bytes = 0;
+        self.response_unreachable = false;
         self.defect = None;
 
         let mut index = head;
@@ -143,7 +148,8 @@ impl<'m> Chain<'m> {
                 if descriptor.next().is_some() {
                     return Err(RingError::MisplacedIndirect { index });
                 }
-                return self.walk_indirect(head, &descriptor, view);
+                let before = usize::from(count) - 1;
+                return self.walk_indirect(head, before, &descriptor, view);
             }
             self.add(&descriptor, usize::from(count), view);
             match descriptor.next() {
@@ -153,10 +159,12 @@ impl<'m> Chain<'m> {
         }
     }
 
-    /// Walks the chain inside of an indirect table, which ends the chain from `head`.
+    /// Walks the chain inside of an indirect table, which ends the chain from `head`; `before`
+    /// descriptors of that chain precede the table.
     fn walk_indirect(
         &mut self,
         head: u16,
+        before: usize,
         indirect: &Descriptor,
         view: &'m GuestView,
     ) -> Result<(), RingError> {
@@ -189,7 +197,7 @@ impl<'m> Chain<'m> {
             if descriptor.is_indirect() {
                 return Err(RingError::MisplacedIndirect { index });
             }
-            self.add(&descriptor, count, view);
+            self.add(&descriptor, before + count, view);
             match descriptor.next() {
                 Some(next) => index = next,
                 None => return Ok(()),
@@ -232,7 +240,11 @@ impl<'m> Chain<'m> {
     /// still added.
     fn add(&mut self, descriptor: &Descriptor, count: usize, view: &'m GuestView) {
         let writable = descriptor.is_writable();
-        if self.defect.is_some() && (!writable || self.writable_bytes >= self.response_bytes) {
+        if self.defect.is_some()
+            && (!writable
+                || self.response_unreachable
+                || self.writable_bytes >= self.response_bytes)
+        {
             return;
         }
         if !writable && !self.writable.is_empty() {
@@ -254,6 +266,7 @@ impl<'m> Chain<'m> {
             .is_err()
         {
             self.defect.get_or_insert(ChainDefect::Address);
+            self.response_unreachable |= writable;
             return;
         }
         if writable {

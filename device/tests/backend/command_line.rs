@@ -103,12 +103,6 @@ fn usage_errors_exit_with_2_and_name_the_remedy() {
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(text.contains(remedy), "{arguments:?}: {text}");
     }
-    let mut command = Backend::command();
-    command
-        .args(["-s", "x"])
-        .env("RUST_LOG", "vhost_device_dma");
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
@@ -347,4 +341,43 @@ fn the_soft_limit_on_open_files_is_raised() {
         .find(|line| line.starts_with("Max open files"));
     let mut numbers = line.unwrap().split_whitespace().skip(3);
     assert_eq!(numbers.next(), numbers.next(), "{limits}");
+}
+
+/// The variable is shared with other programs: whatever they understand does not stop the backend.
+#[test]
+fn rust_log_may_be_empty_or_name_another_crate() {
+    for value in ["", "qemu", "other_crate=debug", "vhost_device_dma", "loud"] {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("vdma.sock");
+        let mut command = Backend::command();
+        command.arg("-s").arg(&socket).env("RUST_LOG", value);
+        let mut backend = Backend::spawn(command, directory);
+        backend.await_file(&socket);
+        backend.end();
+    }
+}
+
+/// A path may be as long as the kernel lets a client connect to: 107 bytes.
+#[test]
+fn the_longest_socket_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let length = directory.path().as_os_str().len() + 1;
+    for total in [104, 107] {
+        let socket = directory.path().join("s".repeat(total - length));
+        let mut command = Backend::command();
+        command.args(["--memory-size", "1M", "-s"]).arg(&socket);
+        let mut backend = Backend::spawn(command, tempfile::tempdir().unwrap());
+        backend.await_file(&socket);
+        let mut front = FrontEnd::connect(&socket);
+        let nop = Request::new(Operation::Nop, 0, 0, 0);
+        assert_eq!(front.call(0, &nop).0.status(), vdma_protocol::Status::OK);
+        drop(front);
+        backend.end();
+        assert!(!socket.exists());
+    }
+    let socket = directory.path().join("s".repeat(108 - length));
+    let output = Backend::command().arg("-s").arg(&socket).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("at most 107"), "{text}");
 }

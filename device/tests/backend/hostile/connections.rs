@@ -253,3 +253,55 @@ fn recovery_after_running_out_of_descriptors() {
     let log = backend.end();
     assert!(log.lines().count() < 100, "{log}");
 }
+
+/// Protocol features that the backend does not offer are not accepted: memory cannot be added
+/// region by region, and each region would cost a descriptor and a mapping.
+#[test]
+fn features_that_were_not_offered_are_not_accepted() {
+    use vhost::vhost_user::message::VhostUserProtocolFeatures;
+    let mut backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::handshake(&backend.socket(), &Connect::default());
+    let offered = front.frontend.get_protocol_features().unwrap();
+    let unasked = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    assert!(!offered.contains(unasked));
+    let _ = front.frontend.set_protocol_features(offered | unasked);
+    let descriptors = format!("/proc/{}/fd", backend.pid().as_raw_nonzero());
+    let count = || std::fs::read_dir(&descriptors).unwrap().count();
+    let before = count();
+    let mut added = 0;
+    for number in 0..300u64 {
+        let guest = crate::support::Guest::new();
+        let mut region = guest.table()[0];
+        region.guest_phys_addr = number << 32;
+        region.userspace_addr = (number + 1) << 32;
+        if front.frontend.add_mem_region(&region).is_err() {
+            break;
+        }
+        added += 1;
+    }
+    // The first one cannot be told from a table of one region.
+    assert!(added <= 1, "{added} regions were added");
+    assert!(count() <= before + 8, "{} descriptors", count());
+    drop(front);
+    let mut front = FrontEnd::connect(&backend.socket());
+    assert_works(&mut front, 0);
+    assert!(backend.is_running());
+}
+
+/// With `--once` the backend serves one front end. Another instance that is started by mistake, a
+/// port scanner or a health check is none.
+#[test]
+fn once_is_not_ended_by_a_probe() {
+    let backend = Backend::start(&["--memory-size", "1M", "--once"]);
+    let socket = backend.socket();
+    let output = Backend::command()
+        .args(["-s", socket.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    drop(UnixStream::connect(&socket).unwrap());
+    let mut front = FrontEnd::connect(&socket);
+    assert_works(&mut front, 0);
+    drop(front);
+    assert!(backend.wait().0.success());
+}

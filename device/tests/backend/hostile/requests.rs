@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
 use super::{MIB, two_queues};
-use crate::support::{Buffer, DATA, FrontEnd, HEADERS, RESPONSES, Request};
+use crate::support::{Buffer, DATA, FrontEnd, HEADERS, RESPONSES, Request, descriptor_flags};
 
 /// Sends one chain as it is and returns the response and the used length.
 fn send(front: &mut FrontEnd, chain: &[Buffer]) -> (Response, u32) {
@@ -282,4 +282,73 @@ fn requests_modified_while_being_read() {
         assert!(front.guest.bytes(beyond, 4096) == canary, "{beyond:#x}");
     }
     assert!(backend.is_running());
+}
+
+/// A response that the driver has put out of reach is not written: in particular not into the data
+/// that follows it.
+#[test]
+fn a_response_out_of_reach_is_not_written_into_the_data() {
+    let (_backend, mut front) = two_queues();
+    let data = [0xa5; 64];
+    for response in [
+        Buffer::writable(1 << 40, 16),
+        // Begins in guest memory and ends beyond it.
+        Buffer::writable(32 * MIB - 4, 16),
+        Buffer::writable(32 * MIB - 15, 16),
+    ] {
+        front.guest.write(DATA, &data);
+        front.guest.write(32 * MIB - 16, &data[..16]);
+        let chain = [
+            header(&front, Operation::Read, 0, 64),
+            response,
+            Buffer::writable(DATA, 64),
+        ];
+        assert_eq!(send(&mut front, &chain).1, 0);
+        assert_eq!(front.guest.bytes(DATA, 64), data, "{response:?}");
+        assert_eq!(front.guest.bytes(32 * MIB - 16, 16), data[..16]);
+    }
+    // A split response whose second half is out of reach.
+    front.guest.write(DATA, &data);
+    let chain = [
+        header(&front, Operation::Read, 0, 64),
+        Buffer::writable(RESPONSES, 8),
+        Buffer::writable(1 << 40, 8),
+        Buffer::writable(DATA, 64),
+    ];
+    assert_eq!(send(&mut front, &chain).1, 0);
+    assert_eq!(front.guest.bytes(DATA, 64), data);
+}
+
+/// Plain descriptors before an indirect table count like those of the table.
+#[test]
+fn the_descriptor_limit_holds_for_the_whole_chain() {
+    let (_backend, mut front) = two_queues();
+    for (plain, entries, status) in [
+        (200, 824, Status::OK),
+        (200, 825, Status::BAD_REQUEST),
+        (200, 1024, Status::BAD_REQUEST),
+    ] {
+        let table = 0x60_0000;
+        let head = header(&front, Operation::Fill, 0, 8);
+        let ring = &mut front.rings[0];
+        let mut chain = vec![head];
+        chain.resize(plain, Buffer::readable(0, 0));
+        ring.write_chain(&front.guest, ring.descriptors, 0, &chain);
+        let last = u16::try_from(plain - 1).unwrap();
+        let next = (chain[plain - 1], descriptor_flags::NEXT, last + 1);
+        ring.write_descriptor(&front.guest, ring.descriptors, last, next);
+        let length = 16 * u32::try_from(entries).unwrap();
+        let indirect = Buffer::readable(table, length);
+        let indirect = (indirect, descriptor_flags::INDIRECT, 0);
+        ring.write_descriptor(&front.guest, ring.descriptors, last + 1, indirect);
+        let mut inside = vec![Buffer::writable(0, 0); entries];
+        inside[0] = Buffer::writable(RESPONSES, 16);
+        ring.write_chain(&front.guest, table, 0, &inside);
+        front.guest.write(RESPONSES, &[0xff; 16]);
+        let guest = front.guest.clone();
+        front.rings[0].make_available(&guest, 0);
+        front.kick(0);
+        front.wait(0);
+        assert_eq!(front.response(0).status(), status, "{plain} + {entries}");
+    }
 }

@@ -37,6 +37,8 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub struct Connect {
     pub features: u64,
     pub shmem: bool,
+    /// Negotiate REPLY_ACK.
+    pub reply_ack: bool,
     pub num_queues: usize,
     pub queue_size: u16,
     /// The reply to requests to map the BAR; it is sent once this lock can be taken.
@@ -48,6 +50,7 @@ impl Default for Connect {
         Self {
             features: FEATURES,
             shmem: true,
+            reply_ack: true,
             num_queues: 1,
             queue_size: 256,
             map_reply: Arc::new(Mutex::new(true)),
@@ -136,14 +139,18 @@ impl FrontEnd {
     /// Connects and negotiates protocol features, no more.
     pub fn handshake(socket: &Path, options: &Connect) -> Self {
         let mut frontend = Frontend::connect(socket, options.num_queues as u64).unwrap();
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        if options.reply_ack {
+            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
         assert_eq!(offered & FEATURES, FEATURES, "offered {offered:#x}");
         let mut wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::RESET_DEVICE;
+        if options.reply_ack {
+            wanted |= VhostUserProtocolFeatures::REPLY_ACK;
+        }
         if options.shmem {
             wanted |= VhostUserProtocolFeatures::BACKEND_REQ
                 | VhostUserProtocolFeatures::BACKEND_SEND_FD
@@ -161,7 +168,7 @@ impl FrontEnd {
                 mapped: Mutex::default(),
             });
             let mut handler = FrontendReqHandler::new(Arc::clone(&window)).unwrap();
-            handler.set_reply_ack_flag(true);
+            handler.set_reply_ack_flag(options.reply_ack);
             frontend
                 .set_backend_request_fd(&handler.get_tx_raw_fd())
                 .unwrap();
