@@ -3,7 +3,8 @@
 //! The request goes out once the driver has acknowledged its features, from a thread of its own,
 //! since the front end may be waiting for the socket's thread before it replies. Until the reply
 //! arrives no request is taken, so that a driver whose first request has completed knows that the
-//! BAR either maps device memory or never will (`STATE_BAR_MAPPED` tells which).
+//! BAR either maps device memory or never will (`STATE_BAR_MAPPED` tells which). A front end that
+//! does not reply within five seconds goes without a BAR.
 
 use std::{
     io,
@@ -82,6 +83,9 @@ impl Bar {
             );
             return;
         }
+        // A reply is asked for whether or not REPLY_ACK was negotiated: without one nobody knows
+        // whether the BAR is mapped. A front end that sends none goes without a BAR.
+        channel.set_reply_ack_flag(true);
         let (sender, requests) = mpsc::channel();
         let bar = Arc::clone(self);
         let thread = thread::Builder::new().name("bar".to_owned());
@@ -175,8 +179,12 @@ impl Bar {
                 return;
             }
             state.pending = false;
+            // After the deadline requests have been taken, and the driver may have concluded that
+            // the BAR is not mapped.
+            if !self.session.open_gate() {
+                return;
+            }
             state.mapped = reply.is_ok();
-            self.session.open_gate();
         }
         match reply {
             Ok(()) => log::info!("{}: BAR mapped", self.name()),

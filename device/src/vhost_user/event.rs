@@ -2,14 +2,19 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io::{self, IoSliceMut},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec},
     fs::OFlags,
+    io::ReadWriteFlags,
 };
+
+/// The offset by which preadv2(2) reads like read(2).
+const CURRENT: u64 = u64::MAX;
 
 /// An event counter of this process, by which one thread wakes another.
 #[derive(Debug)]
@@ -50,48 +55,55 @@ fn is_ready(fd: &impl AsFd, flags: PollFlags, limit: &Timespec) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(limit)), Ok(1))
 }
 
-/// Adds one to a front end's event counter, unless that would block: a full counter is readable
-/// anyway.
-pub(super) fn notify(counter: &File) {
-    let blocks =
-        !rustix::fs::fcntl_getfl(counter).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
-    if blocks && !is_ready(counter, PollFlags::OUT, &Timespec::default()) {
-        return;
+/// Accepts a descriptor of the front end as its event counter.
+///
+/// A front end can pass any descriptor. Only an eventfd is accepted: of it a read is known never to
+/// block (`RWF_NOWAIT`), and a write only while the counter is full and the front end has taken
+/// `O_NONBLOCK` away again, which belongs to the description that both sides share. Whoever waits
+/// for a thread that may be in such a write calls [`unblock_writer`] until it is not.
+///
+/// # Errors
+///
+/// The descriptor is not an eventfd, or cannot be told to be one.
+pub(super) fn adopt(file: File) -> io::Result<Arc<File>> {
+    let kind = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    if kind.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(io::Error::other("it is not an eventfd"));
     }
-    if let Err(e) = rustix::io::write(counter, &1u64.to_ne_bytes()) {
-        log::debug!("cannot notify the front end: {e}");
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
+    Ok(Arc::new(file))
+}
+
+/// Adds one to a front end's event counter. A full counter is readable anyway.
+pub(super) fn notify(counter: &File) {
+    match rustix::io::write(counter, &1u64.to_ne_bytes()) {
+        Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
+        Err(e) => log::debug!("cannot notify the front end: {e}"),
     }
 }
 
-/// Resets a front end's event counter, if it is readable, for a thread that is blocked writing to
-/// it.
+/// Reads a front end's event counter, and never blocks.
+fn read(counter: &File) -> rustix::io::Result<usize> {
+    let mut value = [0u8; 8];
+    let mut buffers = [IoSliceMut::new(&mut value)];
+    rustix::io::preadv2(counter, &mut buffers, CURRENT, ReadWriteFlags::NOWAIT)
+}
+
+/// Lowers a front end's event counter for a thread that is blocked writing to it.
 pub(super) fn unblock_writer(counter: &File) {
-    if is_ready(counter, PollFlags::IN, &Timespec::default()) {
-        // The counter's owner may have been faster, which unblocks the writer just as well.
-        let _ = rustix::io::read(counter, &mut [0u8; 8]);
-    }
+    // Fails only when the counter is zero, and then nothing is blocked.
+    let _ = read(counter);
 }
 
 /// Resets a front end's event counter that poll(2) has reported readable.
 ///
 /// # Errors
 ///
-/// The descriptor is not an event counter, or those of read(2).
+/// Those of preadv2(2), except that the counter was zero.
 pub(super) fn consume(counter: &File) -> io::Result<()> {
-    let mut value = [0u8; 8];
-    match rustix::io::read(counter, &mut value) {
-        Ok(8) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
-        Ok(count) => Err(io::Error::other(format!(
-            "a read returns {count} bytes where an eventfd returns 8"
-        ))),
+    match read(counter) {
+        Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
         Err(e) => Err(e.into()),
     }
-}
-
-/// Sets `O_NONBLOCK`, so that reading a counter which the front end has reset meanwhile does not
-/// block.
-pub(super) fn set_nonblocking(file: &File) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(file)?;
-    rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK)?;
-    Ok(())
 }

@@ -114,7 +114,7 @@ struct CachedView {
 /// The worker as a pass sees it while it holds the ring's lock.
 struct Host<'a> {
     name: &'a str,
-    call: Option<&'a File>,
+    call: Option<&'a Arc<File>>,
     vring: &'a Vring,
     busy_poll: &'a mut BusyPoll,
     alone: bool,
@@ -123,7 +123,7 @@ struct Host<'a> {
 impl QueueHost for Host<'_> {
     fn call(&mut self) {
         if let Some(call) = self.call {
-            event::notify(call);
+            self.vring.call_under_lock(call);
         }
     }
 
@@ -187,8 +187,13 @@ impl QueueRunner {
 
     /// Makes one pass over the ring, if it runs.
     pub(super) fn step(&mut self) -> Next {
-        let Some(result) = self.pass_if_running() else {
-            return Next::AwaitChange;
+        let result = self.pass_if_running();
+        self.parts.vring.send_owed();
+        let Some(result) = result else {
+            return match self.parts.session.gate_deadline() {
+                Some(deadline) => Next::AwaitTime(deadline),
+                None => Next::AwaitChange,
+            };
         };
         match result {
             Ok(Pass::Continue | Pass::Yielded) => Next::Step,
@@ -214,8 +219,8 @@ impl QueueRunner {
         } = self;
         let mut queue = vring.lock_for_pass();
         let state = vring.refresh(&mut self.state);
-        let runs = queue.get_queue().ready() && queue.is_enabled() && !state.broken;
-        if !runs || !session.is_open() {
+        let is_held = !session.is_open() || state.broken || state.moving;
+        if is_held || !queue.get_queue().ready() || !queue.is_enabled() {
             // The front end may have taken the memory back: it must not stay mapped.
             self.view = None;
             return None;
@@ -231,7 +236,7 @@ impl QueueRunner {
                 let view = current_view(&mut self.view, session.memory(), device);
                 let mut host = Host {
                     name: &self.name,
-                    call: state.notifiers.call.as_deref(),
+                    call: state.notifiers.call.as_ref(),
                     vring,
                     busy_poll: &mut self.busy_poll,
                     alone: self.alone,

@@ -1,8 +1,11 @@
 //! The state that belongs to one front end.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use vhost_user_backend::VringT;
@@ -15,6 +18,9 @@ use super::{
 };
 use crate::{lock::lock, memory::FileIdentity};
 
+/// Longest time for which requests are held.
+const GATE_LIMIT: Duration = Duration::from_secs(5);
+
 /// The rings of one front end, and the state that all of them share.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -23,6 +29,8 @@ pub(super) struct Session {
     rings: Mutex<Vec<Vring>>,
     /// No request is taken while this is false.
     gate_open: AtomicBool,
+    /// When the gate opens by itself, while it is closed.
+    deadline: Mutex<Option<Instant>>,
     /// The latest memory table that was accepted.
     table: Mutex<Arc<GuestMemoryMmap>>,
     /// The front end has asked for the features, so that it is one.
@@ -36,6 +44,7 @@ impl Session {
             memory,
             rings: Mutex::default(),
             gate_open: AtomicBool::new(true),
+            deadline: Mutex::default(),
             table: Mutex::default(),
             handshake_started: AtomicBool::new(false),
         })
@@ -85,17 +94,48 @@ impl Session {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.gate_open.load(Ordering::SeqCst)
+        self.gate_open.load(Ordering::SeqCst) || self.open_gate_after_deadline()
     }
 
-    /// Holds all requests. Kicks stay unread until the gate opens.
+    /// When the gate opens by itself, if it is closed.
+    pub(super) fn gate_deadline(&self) -> Option<Instant> {
+        *lock(&self.deadline)
+    }
+
+    fn open_gate_after_deadline(&self) -> bool {
+        {
+            let mut deadline = lock(&self.deadline);
+            if deadline.is_none_or(|deadline| Instant::now() < deadline) {
+                return deadline.is_none();
+            }
+            *deadline = None;
+            self.gate_open.store(true, Ordering::SeqCst);
+        }
+        log::warn!(
+            "{}: the front end does not answer the request to map the BAR; continuing without a BAR",
+            self.device.name()
+        );
+        self.wake();
+        true
+    }
+
+    /// Holds all requests, but no longer than [`GATE_LIMIT`]. Kicks stay unread until the gate
+    /// opens.
     pub(super) fn close_gate(&self) {
+        let mut deadline = lock(&self.deadline);
+        *deadline = Instant::now().checked_add(GATE_LIMIT);
         self.gate_open.store(false, Ordering::SeqCst);
     }
 
-    pub(super) fn open_gate(&self) {
-        self.gate_open.store(true, Ordering::SeqCst);
+    /// Opens the gate; `false` when it has opened by itself since it was closed.
+    pub(super) fn open_gate(&self) -> bool {
+        let in_time = {
+            let mut deadline = lock(&self.deadline);
+            self.gate_open.store(true, Ordering::SeqCst);
+            deadline.take().is_some()
+        };
         self.wake();
+        in_time
     }
 
     /// Records that the handshake has started, and so that a front end is connected.

@@ -5,7 +5,10 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
@@ -16,7 +19,7 @@ use super::{
     event::{self, Event},
     ring_state::{Contention, Notifiers, RingState, SharedRingState, StateCache},
 };
-use crate::{sigbus, virtqueue::MAX_QUEUE_SIZE};
+use crate::{lock::lock, log_limit::LogLimit, sigbus, virtqueue::MAX_QUEUE_SIZE};
 
 /// Guest memory, as the front end's latest memory table describes it.
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -27,6 +30,33 @@ struct Shared {
     contention: Contention,
     /// Wakes the worker.
     wake: Event,
+    log_limit: LogLimit,
+    /// Notifications that the worker still has to send: [`CALL`] and [`ERROR`].
+    owed: AtomicU8,
+    /// The counter that the worker notified last, or is notifying.
+    target: Mutex<Option<Arc<File>>>,
+}
+
+/// The driver is owed a call.
+const CALL: u8 = 1;
+/// The driver is owed an error notification.
+const ERROR: u8 = 2;
+
+impl Shared {
+    /// Unblocks the worker, if a counter blocks it.
+    fn unblock(&self) {
+        let target = lock(&self.target).clone();
+        if let Some(counter) = target {
+            event::unblock_writer(&counter);
+        }
+    }
+
+    fn set_target(&self, counter: &Arc<File>) {
+        let mut target = lock(&self.target);
+        if !target.as_ref().is_some_and(|t| Arc::ptr_eq(t, counter)) {
+            *target = Some(Arc::clone(counter));
+        }
+    }
 }
 
 /// One ring. Clones refer to the same ring.
@@ -61,7 +91,8 @@ pub(super) fn collect_rings<T>(create: impl FnOnce() -> T) -> (T, Vec<Vring>) {
 impl Vring {
     /// Takes the ring's lock on behalf of the front end; a worker yields it between passes.
     fn lock_for_frontend(&self) -> MutexGuard<'_, VringState<Memory>> {
-        self.shared.contention.waiting(|| self.inner.get_mut())
+        let Shared { contention, .. } = &*self.shared;
+        contention.waiting(|| self.shared.unblock(), || self.inner.get_mut())
     }
 
     /// Waits until a pass that may have begun before this call has ended.
@@ -74,14 +105,10 @@ impl Vring {
         self.shared.wake.signal();
     }
 
-    /// Ends the worker. A call descriptor that the front end does not read is reset, in case the
-    /// worker is blocked on it.
+    /// Ends the worker.
     pub(super) fn stop(&self) {
-        self.shared.contention.stop();
+        self.shared.contention.stop(|| self.shared.unblock());
         self.wake();
-        if let Some(call) = self.notifiers().call {
-            event::unblock_writer(&call);
-        }
     }
 
     /// Lets a broken ring run again, and makes the worker forget what it knew about it.
@@ -98,6 +125,19 @@ impl Vring {
             .state
             .update(|state| change(&mut state.notifiers));
         self.wake();
+    }
+
+    /// Accepts an event counter of the front end; `None` for any other descriptor.
+    fn adopt(&self, file: Option<File>, purpose: &str) -> Option<Arc<File>> {
+        let adopted = event::adopt(file?);
+        if let Err(e) = &adopted
+            && self.shared.log_limit.pass().is_some()
+        {
+            log::warn!(
+                "unusable {purpose} descriptor: {e}; waiting for the front end to set another"
+            );
+        }
+        adopted.ok()
     }
 
     fn notifiers(&self) -> Notifiers {
@@ -128,14 +168,35 @@ impl Vring {
         self.shared.contention.is_stopping()
     }
 
-    /// Stops the ring until it is reconfigured, and signals its error descriptor.
+    /// Stops the ring until it is reconfigured; the worker then signals its error descriptor.
     pub(super) fn mark_broken(&self) {
-        let error = self.shared.state.update(|state| {
-            state.broken = true;
-            state.notifiers.error.clone()
-        });
-        if let Some(error) = error {
-            event::notify(&error);
+        self.shared.state.update(|state| state.broken = true);
+        self.shared.owed.fetch_or(ERROR, Ordering::SeqCst);
+    }
+
+    /// Notifies the driver of used entries, for a worker that holds the ring's lock. If another
+    /// thread waits for the lock, the notification is sent after its release.
+    pub(super) fn call_under_lock(&self, call: &Arc<File>) {
+        self.shared.set_target(call);
+        let contention = &self.shared.contention;
+        if !contention.notify_under_lock(|| event::notify(call)) {
+            self.shared.owed.fetch_or(CALL, Ordering::SeqCst);
+        }
+    }
+
+    /// Sends the notifications that are owed. The worker must not hold the ring's lock.
+    pub(super) fn send_owed(&self) {
+        if self.shared.owed.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let owed = self.shared.owed.swap(0, Ordering::SeqCst);
+        let Notifiers { call, error, .. } = self.notifiers();
+        for (counter, bit) in [(call, CALL), (error, ERROR)] {
+            if let Some(counter) = counter.filter(|_| owed & bit != 0) {
+                self.shared.set_target(&counter);
+                // Once the worker is to stop nothing waits for it.
+                self.shared.contention.notify(|| event::notify(&counter));
+            }
         }
     }
 
@@ -180,6 +241,9 @@ impl VringT<Memory> for Vring {
                 state: SharedRingState::default(),
                 contention: Contention::default(),
                 wake,
+                log_limit: LogLimit::default(),
+                owed: AtomicU8::new(0),
+                target: Mutex::default(),
             }),
         };
         CREATED.with_borrow_mut(|created| created.push(ring.clone()));
@@ -199,9 +263,8 @@ impl VringT<Memory> for Vring {
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        if let Some(call) = self.notifiers().call {
-            event::notify(&call);
-        }
+        self.shared.owed.fetch_or(CALL, Ordering::SeqCst);
+        self.wake();
         Ok(())
     }
 
@@ -228,8 +291,16 @@ impl VringT<Memory> for Vring {
         avail_ring: u64,
         used_ring: u64,
     ) -> Result<(), QueueError> {
-        self.lock_for_frontend()
-            .set_queue_info(desc_table, avail_ring, used_ring)?;
+        // The crate reads the used index at the new place next, and sets it after that. What a
+        // running ring completed in between would be overwritten.
+        self.shared.state.update(|state| state.moving = true);
+        let placed = self
+            .lock_for_frontend()
+            .set_queue_info(desc_table, avail_ring, used_ring);
+        if placed.is_err() {
+            self.shared.state.update(|state| state.moving = false);
+        }
+        placed?;
         self.reconfigured();
         Ok(())
     }
@@ -246,14 +317,16 @@ impl VringT<Memory> for Vring {
 
     fn set_queue_next_used(&self, idx: u16) {
         self.lock_for_frontend().get_queue_mut().set_next_used(idx);
+        self.shared.state.update(|state| state.moving = false);
+        self.wake();
     }
 
     fn queue_used_idx(&self) -> Result<u16, QueueError> {
         // Only the inner ring has this accessor, which takes the lock itself.
-        let index = self
-            .shared
-            .contention
-            .waiting(|| sigbus::guarded(|| self.inner.queue_used_idx()));
+        let index = self.shared.contention.waiting(
+            || self.shared.unblock(),
+            || sigbus::guarded(|| self.inner.queue_used_idx()),
+        );
         match sigbus::take_fault() {
             Some(_) => Err(QueueError::QueueNotReady),
             None => index,
@@ -287,8 +360,10 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
+        let kick = self.adopt(file, "kick");
+        let file = kick.as_deref();
         // The inner ring starts only if it has a kick descriptor.
-        let duplicate = file.as_ref().map(File::try_clone).transpose();
+        let duplicate = file.map(File::try_clone).transpose();
         self.inner.set_kick(duplicate.unwrap_or_else(|e| {
             log::warn!(
                 "cannot duplicate a kick descriptor: {e}; its queue does not start; raise the limit \
@@ -296,12 +371,7 @@ impl VringT<Memory> for Vring {
             );
             None
         }));
-        if let Some(file) = &file
-            && let Err(e) = event::set_nonblocking(file)
-        {
-            log::warn!("cannot set O_NONBLOCK on a kick descriptor: {e}");
-        }
-        self.set_notifier(|notifiers| notifiers.kick = file.map(Arc::new));
+        self.set_notifier(|notifiers| notifiers.kick = kick);
     }
 
     fn read_kick(&self) -> io::Result<bool> {
@@ -309,17 +379,40 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        let call = file.map(Arc::new);
-        self.set_notifier(|notifiers| notifiers.call.clone_from(&call));
-        if let Some(call) = call {
+        let call = self.adopt(file, "call");
+        let replaced = call.is_some();
+        self.set_notifier(|notifiers| notifiers.call = call);
+        if replaced {
             // The driver may not have been notified of what has completed so far: the worker used
             // the old descriptor, or had none.
             self.drain();
-            event::notify(&call);
+            self.shared.owed.fetch_or(CALL, Ordering::SeqCst);
+            self.wake();
         }
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.set_notifier(|notifiers| notifiers.error = file.map(Arc::new));
+        let error = self.adopt(file, "error");
+        self.set_notifier(|notifiers| notifiers.error = error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `SET_VRING_ADDR` sets the place of a ring first and its used index later.
+    #[test]
+    fn a_ring_does_not_run_while_it_moves() {
+        let memory = Memory::new(GuestMemoryMmap::new());
+        let ring = Vring::new(memory, 256).unwrap();
+        let mut cache = StateCache::default();
+        let mut moving = || ring.refresh(&mut cache).moving;
+        ring.set_queue_info(0x1000, 0x2000, 0x3000).unwrap();
+        assert!(moving());
+        ring.set_queue_next_used(0);
+        assert!(!moving());
+        ring.set_queue_info(1, 2, 3).unwrap_err();
+        assert!(!moving());
     }
 }

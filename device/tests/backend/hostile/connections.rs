@@ -10,7 +10,7 @@ use vdma_protocol::Operation;
 use vhost::{VhostBackend, VringConfigData, vhost_user::VhostUserFrontend};
 
 use super::{assert_works, connect, two_queues};
-use crate::support::{Backend, Connect, DEADLINE, FrontEnd, Request, curl};
+use crate::support::{Backend, Connect, DEADLINE, FrontEnd, Request, await_event, curl};
 
 #[test]
 fn ring_messages_early_repeated_and_out_of_range() {
@@ -86,7 +86,7 @@ fn a_full_blocking_call_descriptor() {
     let (backend, mut front) = two_queues();
     let full = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
     front.frontend.set_vring_call(0, &full).unwrap();
-    let _ = full.read();
+    assert!(await_event(&full, DEADLINE));
     full.write(u64::MAX - 1).unwrap();
     for slot in 0..4 {
         front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), slot);
@@ -304,4 +304,189 @@ fn once_is_not_ended_by_a_probe() {
     assert_works(&mut front, 0);
     drop(front);
     assert!(backend.wait().0.success());
+}
+
+/// Descriptors that are no event counters are refused: they could block a queue's thread, or be
+/// used to write into files.
+#[test]
+fn calls_that_are_not_eventfds_are_refused() {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    let (backend, mut front) = two_queues();
+    let file = tempfile::tempfile().unwrap();
+    let kept = file.try_clone().unwrap();
+    let (pipe_end, _other) = UnixStream::pair().unwrap();
+    for call in [file.into_raw_fd(), pipe_end.into_raw_fd()] {
+        // SAFETY: `into_raw_fd` has released the descriptor's only owner.
+        let call = unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(call) };
+        front.frontend.set_vring_call(0, &call).unwrap();
+        front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), 0);
+        front.kick(0);
+        let ring = &front.rings[0];
+        let begin = std::time::Instant::now();
+        while ring.used_index(&front.guest) == ring.next_used {
+            assert!(begin.elapsed() < DEADLINE);
+            std::thread::yield_now();
+        }
+        let guest = front.guest.clone();
+        front.rings[0].pop_used(&guest).unwrap();
+        assert_eq!(kept.metadata().unwrap().len(), 0);
+    }
+    let ring = &front.rings[0];
+    front.frontend.set_vring_call(0, &ring.call).unwrap();
+    assert_works(&mut front, 0);
+    drop(front);
+    let log = backend.end();
+    assert_eq!(log.matches("not an eventfd").count(), 2, "{log}");
+}
+
+/// A front end can take `O_NONBLOCK` away at any time, since the flag belongs to the description
+/// that both sides share. A queue's thread that its counter blocks keeps nothing else from going
+/// on: neither the front end's messages, nor the next front end.
+#[test]
+fn a_call_descriptor_that_is_full_and_made_blocking() {
+    let (mut backend, mut front) = two_queues();
+    for _ in 0..20 {
+        let full = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+        front.frontend.set_vring_call(0, &full).unwrap();
+        assert_works_silently(&mut front, 0);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Fills the counter again and again, as a blocking one.
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let flags = rustix::fs::fcntl_getfl(as_fd(&full)).unwrap();
+                    let blocking = flags - rustix::fs::OFlags::NONBLOCK;
+                    rustix::fs::fcntl_setfl(as_fd(&full), blocking).unwrap();
+                    let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+                        as_fd(&full),
+                        rustix::event::PollFlags::OUT,
+                    )];
+                    let now = rustix::event::Timespec::default();
+                    if rustix::event::poll(&mut fds, Some(&now)).unwrap() == 1 {
+                        rustix::fs::fcntl_setfl(as_fd(&full), flags | rustix::fs::OFlags::NONBLOCK)
+                            .unwrap();
+                        let _ = full.write(u64::MAX - 1);
+                        rustix::fs::fcntl_setfl(as_fd(&full), blocking).unwrap();
+                    }
+                }
+            });
+            for slot in 0..8 {
+                front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), slot);
+                front.kick(0);
+                assert_works(&mut front, 1);
+            }
+            front.stop_ring(0);
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        let guest = front.guest.clone();
+        while front.rings[0].pop_used(&guest).is_some() {}
+        // What was not taken before the stop is not repeated.
+        let ring = &mut front.rings[0];
+        ring.next_available = ring.next_used;
+        guest.write(ring.available + 2, &ring.next_available.to_le_bytes());
+        front.start_ring(0);
+        assert_works(&mut front, 0);
+    }
+    drop(front);
+    let mut front = connect(&backend);
+    assert_works(&mut front, 0);
+    assert!(backend.is_running());
+}
+
+fn as_fd(event: &vmm_sys_util::eventfd::EventFd) -> std::os::fd::BorrowedFd<'_> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor stays open while `event` is borrowed.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// Sends a request and polls for its completion.
+fn assert_works_silently(front: &mut FrontEnd, queue: usize) {
+    front.submit(queue, &Request::new(Operation::Nop, 0, 0, 0), 0);
+    front.kick(queue);
+    let guest = front.guest.clone();
+    let begin = std::time::Instant::now();
+    while front.rings[queue].pop_used(&guest).is_none() {
+        assert!(begin.elapsed() < DEADLINE);
+        std::thread::yield_now();
+    }
+}
+
+/// Moving a running ring to where it already is, which some front ends do, loses no completion.
+#[test]
+fn set_vring_addr_on_a_running_ring_loses_nothing() {
+    let (_backend, mut front) = two_queues();
+    let ring = &front.rings[0];
+    let config = VringConfigData {
+        queue_max_size: 1024,
+        queue_size: ring.size,
+        flags: 0,
+        desc_table_addr: front.guest.host_address(ring.descriptors),
+        used_ring_addr: front.guest.host_address(ring.used),
+        avail_ring_addr: front.guest.host_address(ring.available),
+        log_addr: None,
+    };
+    let frontend = front.frontend.clone();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                frontend.set_vring_addr(0, &config).unwrap();
+            }
+        });
+        let mut lost = false;
+        'rounds: for _ in 0..3_000 {
+            for slot in 0..8 {
+                front.submit(0, &Request::new(Operation::Nop, 0, 0, 0), slot);
+            }
+            front.kick(0);
+            let guest = front.guest.clone();
+            for slot in 0..8u32 {
+                let begin = std::time::Instant::now();
+                let used = loop {
+                    if let Some(used) = front.rings[0].pop_used(&guest) {
+                        break used;
+                    }
+                    if begin.elapsed() > DEADLINE {
+                        lost = true;
+                        break 'rounds;
+                    }
+                    std::thread::yield_now();
+                };
+                lost |= used.id != slot;
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        mover.join().unwrap();
+        assert!(!lost, "a completion was lost");
+    });
+}
+
+/// Without a reply nobody knows whether the BAR is mapped: after a while it counts as not mapped,
+/// and requests are served.
+#[test]
+fn a_map_request_that_is_never_answered_holds_no_requests_for_ever() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let deaf = Connect::default();
+    let held = deaf.map_reply.lock().unwrap();
+    let mut front = FrontEnd::connect_with(&backend.socket(), &deaf);
+    assert_works(&mut front, 0);
+    assert_eq!(front.config_word(36), 0);
+    drop(held);
+    drop(front);
+    let log = backend.end();
+    assert!(log.contains("does not answer"), "{log}");
+}
+
+#[test]
+fn without_replies_the_bar_does_not_count_as_mapped() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let options = Connect {
+        reply_ack: false,
+        ..Connect::default()
+    };
+    let held = options.map_reply.lock().unwrap();
+    let mut front = FrontEnd::connect_with(&backend.socket(), &options);
+    assert_works(&mut front, 0);
+    assert_eq!(front.config_word(36), 0);
+    drop(held);
 }
