@@ -11,6 +11,7 @@ pub mod engine;
 pub mod fault;
 mod lock;
 pub mod log_limit;
+pub mod log_output;
 pub mod memory;
 pub mod metrics;
 pub mod processor;

@@ -13,8 +13,9 @@ const BURST: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Lets a limited number of log lines through and counts the others.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LogLimit {
+    burst: u32,
     state: Mutex<State>,
 }
 
@@ -25,7 +26,22 @@ struct State {
     suppressed: u64,
 }
 
+impl Default for LogLimit {
+    fn default() -> Self {
+        Self::with_burst(BURST)
+    }
+}
+
 impl LogLimit {
+    /// Lets this number of lines through in a period.
+    #[must_use]
+    pub fn with_burst(burst: u32) -> Self {
+        Self {
+            burst,
+            state: Mutex::default(),
+        }
+    }
+
     /// Whether a line may be logged now; if so, how many were suppressed since the last one.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
@@ -40,7 +56,7 @@ impl LogLimit {
             state.begin = Some(now);
             state.logged = 0;
         }
-        if state.logged == BURST {
+        if state.logged == self.burst {
             state.suppressed += 1;
             return None;
         }

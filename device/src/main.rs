@@ -1,13 +1,18 @@
 //! The `vhost-device-dma` backend.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
+use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vhost_device_dma::{
     cli::Args,
     control::{self, Signals},
-    sandbox, sigbus,
+    log_output, sandbox, sigbus,
 };
+
+/// How long the last log lines may take. The process is specified to exit within 200 ms of a
+/// signal.
+const FLUSH_LIMIT: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     // QEMU's conventions for backends: other arguments are ignored then, even invalid ones.
@@ -16,10 +21,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let args = Args::read();
-    env_logger::Builder::new()
-        .parse_filters(&args.log_filter())
-        .init();
-    match run(&args) {
+    log_output::install(&args.log_filter());
+    let result = run(&args);
+    log_output::flush(FLUSH_LIMIT);
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("vhost-device-dma: {}", one_line(&e));
@@ -35,6 +40,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let metrics = args.open_metrics()?;
     let devices = args.open()?;
     sandbox::confine_process(&args.sandbox())?;
+    log_output::start(args.seccomp).context("cannot start the thread for the log")?;
     Ok(control::run(signals, devices, metrics, args.seccomp)?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    io::{self, Write},
+    io,
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
     sync::Arc,
@@ -18,6 +18,7 @@ use super::{
     signals::{Signal, SignalPipe},
 };
 use crate::{
+    log_output,
     metrics::summary_lines,
     sandbox::{Role, SandboxError, SeccompMode, confine_thread},
     vhost_user::{Device, Server, SocketListener},
@@ -174,9 +175,8 @@ impl Control {
             Signal::Summary => {
                 for device in &self.devices {
                     for line in summary_lines(device.name(), device.metrics()) {
-                        // Printed at any log level, since it was asked for. An error means that
-                        // standard error is closed.
-                        let _ = writeln!(io::stderr(), "{line}");
+                        // Printed at any log level, since it was asked for.
+                        log_output::print(&line);
                     }
                 }
             }

@@ -40,6 +40,8 @@ pub enum Role {
     FrontEnd,
     /// A thread that runs queues.
     Queue,
+    /// The thread that writes the log.
+    Log,
 }
 
 /// How the sandbox is to be set up.

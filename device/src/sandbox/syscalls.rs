@@ -125,6 +125,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
         Role::Control => &[COMMON, CONTROL],
         Role::FrontEnd => &[COMMON, THREADS, FRONT_END, QUEUE, &[libc::SYS_seccomp]],
         Role::Queue => &[COMMON, QUEUE],
+        Role::Log => &[COMMON],
     };
     let mut rules: Rules = lists
         .iter()
@@ -143,7 +144,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     // Thread names; and what threads need that confine themselves, where such are started.
     let prctl: &[i32] = match role {
         Role::Process | Role::FrontEnd => &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS],
-        Role::Control | Role::Queue => &[libc::PR_SET_NAME],
+        Role::Control | Role::Queue | Role::Log => &[libc::PR_SET_NAME],
     };
     let prctl = prctl
         .iter()
@@ -182,7 +183,7 @@ fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, seccompile
 mod tests {
     use super::*;
 
-    const THREAD_ROLES: [Role; 3] = [Role::Control, Role::FrontEnd, Role::Queue];
+    const THREAD_ROLES: [Role; 4] = [Role::Control, Role::FrontEnd, Role::Queue, Role::Log];
 
     /// Filters accumulate: no thread's filter can allow what the process's forbids.
     #[test]

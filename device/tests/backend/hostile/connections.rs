@@ -490,3 +490,61 @@ fn without_replies_the_bar_does_not_count_as_mapped() {
     assert_eq!(front.config_word(36), 0);
     drop(held);
 }
+
+/// The front end decides how many connections it makes and how they end; the log stays short.
+#[test]
+fn a_front_end_cannot_flood_the_log() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    for _ in 0..400 {
+        let mut stream = UnixStream::connect(backend.socket()).unwrap();
+        stream.write_all(&[0xff; 64]).unwrap();
+        let _ = stream.read(&mut [0; 64]);
+    }
+    let mut front = FrontEnd::connect(&backend.socket());
+    assert_works(&mut front, 0);
+    drop(front);
+    let log = backend.end();
+    assert!(log.lines().count() < 250, "{}", log.lines().count());
+}
+
+/// A terminal that is stopped or a full pipe must not stop the device.
+#[test]
+fn a_stuck_standard_error_blocks_no_queue() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vdma.sock");
+    // Nothing is ever read from this pipe.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let mut command = Backend::command();
+    command
+        .args(["--memory-size", "1M", "--log-level", "debug", "-s"])
+        .arg(&socket)
+        .stderr(writer);
+    if !crate::support::is_sandboxed() {
+        command.args(["--seccomp=none", "--no-landlock"]);
+    }
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let begin = std::time::Instant::now();
+    while !socket.exists() {
+        assert!(begin.elapsed() < DEADLINE);
+        std::thread::yield_now();
+    }
+    let mut front = FrontEnd::connect(&socket);
+    // At this level each request is logged; a pipe holds 64 KiB.
+    for _ in 0..3_000 {
+        assert_works(&mut front, 0);
+    }
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    let begin = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > DEADLINE {
+            child.kill().unwrap();
+        }
+        assert!(begin.elapsed() <= DEADLINE, "the backend does not exit");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
