@@ -11,7 +11,9 @@ use crate::metrics::{QueueMetrics, nanoseconds};
 pub const MAX_BATCH: usize = 32;
 
 /// Data bytes after which a batch ends early, so that finished requests do not wait for long ones.
-const BATCH_BYTES: u64 = 256 << 10;
+///
+/// A request of that length is a batch of its own, so that requests before it do not wait either.
+pub(super) const BATCH_BYTES: u64 = 256 << 10;
 
 /// What a batch has done, for its limits and for the metrics.
 pub(super) struct Batch {
@@ -19,6 +21,7 @@ pub(super) struct Batch {
     operations: [Option<Operation>; MAX_BATCH],
     count: usize,
     bytes: u64,
+    has_long: bool,
 }
 
 impl Batch {
@@ -29,12 +32,22 @@ impl Batch {
             operations: [None; MAX_BATCH],
             count: 0,
             bytes: 0,
+            has_long: false,
         }
     }
 
     /// Whether it is time to publish.
     pub(super) fn is_full(&self) -> bool {
-        self.count == MAX_BATCH || self.bytes >= BATCH_BYTES
+        self.count == MAX_BATCH || self.bytes >= BATCH_BYTES || self.has_long
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Ends the batch after the next request, which takes long.
+    pub(super) fn end_after_long(&mut self) {
+        self.has_long = true;
     }
 
     /// Counts an executed request. The batch must not be full.

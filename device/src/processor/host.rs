@@ -23,6 +23,11 @@ pub trait QueueHost {
         IdleAction::EnableNotification
     }
 
+    /// Whether another thread wants the queue: the pass ends after the request in progress.
+    fn is_interrupted(&self) -> bool {
+        false
+    }
+
     /// Learns that polling has found requests.
     fn poll_succeeded(&mut self) {}
 

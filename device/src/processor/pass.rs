@@ -44,13 +44,13 @@ pub enum Pass {
 pub struct Processor<I> {
     engine: Engine,
     metrics: Arc<QueueMetrics>,
-    interceptor: I,
+    pub(super) interceptor: I,
     scratch: Option<Scratch>,
     /// The last pass ended with [`Pass::Yielded`].
     yielded: bool,
     /// Used index at the last decision whether to call; `None` before the first one since the ring
     /// was configured, which then calls unconditionally.
-    signalled_used: Option<u16>,
+    pub(super) signalled_used: Option<u16>,
 }
 
 impl<I: Interceptor> Processor<I> {
@@ -124,6 +124,9 @@ impl<I: Interceptor> Processor<I> {
             } else if let Some(until) = self.batch(queue, available, chain, host)? {
                 return Ok(Pass::HeldUntil(until));
             }
+            if host.is_interrupted() {
+                break;
+            }
         }
         Ok(Pass::Continue)
     }
@@ -140,14 +143,20 @@ impl<I: Interceptor> Processor<I> {
         queue.disable_notification();
         let mut batch = Batch::begin();
         let result = self.execute(queue, available, chain, host, &mut batch);
+        self.end(queue, host, &batch);
+        result
+    }
+
+    /// Publishes the completions of `batch`.
+    fn end(&mut self, queue: &mut ActiveQueue<'_, '_>, host: &mut impl QueueHost, batch: &Batch) {
         self.interceptor.end_batch(queue);
         // Before the driver sees the completions: it may read the counters next.
         batch.record(&self.metrics);
         self.publish(queue, host);
-        result
     }
 
-    /// Executes and completes up to `available` requests without publishing them.
+    /// Executes and completes up to `available` requests. They are published by the caller, except
+    /// for those before a long one.
     fn execute<'m>(
         &mut self,
         queue: &mut ActiveQueue<'_, 'm>,
@@ -157,7 +166,7 @@ impl<I: Interceptor> Processor<I> {
         batch: &mut Batch,
     ) -> Result<Option<Instant>, PassError> {
         for _ in 0..available {
-            if batch.is_full() {
+            if batch.is_full() || host.is_interrupted() {
                 break;
             }
             let head = queue.peek(chain)?;
@@ -166,6 +175,13 @@ impl<I: Interceptor> Processor<I> {
                 Decision::Execute(plan) => plan,
                 Decision::HoldUntil(until) => return Ok(Some(until)),
             };
+            if request.is_long() {
+                if !batch.is_empty() {
+                    self.end(queue, host, batch);
+                    *batch = Batch::begin();
+                }
+                batch.end_after_long();
+            }
             let completion = self.interceptor.execute(&request, &mut self.engine, &plan);
             queue.advance();
             batch.add(&completion);

@@ -84,11 +84,11 @@ impl<I: Interceptor> Bench<I> {
     /// Makes this number of NOPs available.
     fn submit(&self, count: u16) {
         let index = self.load(AVAILABLE + 2);
-        for number in index..index + count {
+        for number in (0..count).map(|number| index.wrapping_add(number)) {
             let slot = u64::from(number % SIZE);
             self.store(AVAILABLE + 4 + 2 * slot, 2 * (number % (SIZE / 2)));
         }
-        self.store(AVAILABLE + 2, index + count);
+        self.store(AVAILABLE + 2, index.wrapping_add(count));
     }
 
     fn used_index(&self) -> u16 {
@@ -105,6 +105,8 @@ struct Host {
     idle_action: IdleAction,
     calls: u32,
     executed: u32,
+    /// Requests after which another thread wants the queue.
+    interrupted_after: Option<u32>,
 }
 
 impl Host {
@@ -113,6 +115,7 @@ impl Host {
             idle_action,
             calls: 0,
             executed: 0,
+            interrupted_after: None,
         }
     }
 }
@@ -124,6 +127,11 @@ impl QueueHost for Host {
 
     fn idle_action(&mut self) -> IdleAction {
         self.idle_action
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted_after
+            .is_some_and(|count| self.executed >= count)
     }
 
     fn executed(&mut self, _head: u16, completion: Completion) {
@@ -246,4 +254,123 @@ fn an_interceptor_holds_a_request_or_stops_the_queue() {
         bench.metrics.operation(Some(Operation::Nop)).requests.get(),
         4
     );
+}
+
+/// A thread that waits for the queue gets it after the request in progress.
+#[test]
+fn a_pass_ends_after_one_request_for_a_waiting_thread() {
+    let mut bench = Bench::new(PassThrough);
+    let mut host = Host::new(IdleAction::EnableNotification);
+    host.interrupted_after = Some(2);
+    bench.submit(5);
+    assert_eq!(bench.pass(&mut host), Ok(Pass::Continue));
+    assert_eq!((host.executed, host.calls, bench.used_index()), (2, 1, 2));
+    host.interrupted_after = None;
+    assert_eq!(bench.pass(&mut host), Ok(Pass::AwaitKick));
+    assert_eq!(bench.used_index(), 5);
+}
+
+/// Notes the used index that the driver sees while each request is executed.
+struct Observer {
+    memory: GuestMemoryMmap,
+    seen: Vec<u16>,
+}
+
+impl Interceptor for Observer {
+    type Plan = ();
+
+    fn plan(&mut self, _request: &Request<'_, '_>, _index: u16) -> Decision<()> {
+        Decision::Execute(())
+    }
+
+    fn execute(&mut self, request: &Request<'_, '_>, engine: &mut Engine, (): &()) -> Completion {
+        let used = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        self.seen.push(used);
+        request.execute(engine)
+    }
+
+    fn complete(
+        &mut self,
+        queue: &mut ActiveQueue<'_, '_>,
+        head: u16,
+        completion: Completion,
+        (): &(),
+    ) -> Result<(), PassError> {
+        queue.add_used(u32::from(head), completion.written);
+        Ok(())
+    }
+
+    fn end_batch(&mut self, _queue: &mut ActiveQueue<'_, '_>) {}
+
+    fn reset(&mut self) {}
+}
+
+/// Whatever takes long is a batch of its own: completions do not wait for it.
+#[test]
+fn completions_before_a_long_request_are_visible() {
+    for operation in [Operation::Flush, Operation::Discard] {
+        let mut bench = Bench::new(Observer {
+            memory: GuestMemoryMmap::new(),
+            seen: Vec::new(),
+        });
+        bench.processor.interceptor.memory = bench.memory.clone();
+        let header = RequestHeader::new(operation, 0, 0, 0).to_bytes();
+        let long = HEADER + 32;
+        bench
+            .memory
+            .write_slice(&header, GuestAddress(long))
+            .unwrap();
+        // The third and the fourth request.
+        for head in [4, 6] {
+            bench
+                .memory
+                .write_obj(long, GuestAddress(16 * head))
+                .unwrap();
+        }
+        let mut host = Host::new(IdleAction::EnableNotification);
+        bench.submit(6);
+        assert_eq!(bench.pass(&mut host), Ok(Pass::AwaitKick));
+        assert_eq!(bench.processor.interceptor.seen, [0, 0, 2, 3, 4, 4]);
+        assert_eq!((bench.used_index(), host.calls), (6, 4));
+    }
+}
+
+/// The used index wraps from 65535 to 0 between two calls that the driver asks for.
+#[test]
+fn the_event_index_wraps() {
+    let mut bench = Bench::new(PassThrough);
+    let begin = u16::MAX - 1;
+    bench.queue.set_event_idx(true);
+    bench.queue.set_next_avail(begin);
+    bench.queue.set_next_used(begin);
+    bench.store(AVAILABLE + 2, begin);
+    bench.store(USED + 2, begin);
+    let used_event = AVAILABLE + 4 + 2 * u64::from(SIZE);
+    let mut host = Host::new(IdleAction::EnableNotification);
+    for (requests, event, calls) in [
+        // The first one calls unconditionally.
+        (1, 0, 1),
+        (1, 0, 1),
+        (1, 0, 2),
+        (2, 0, 2),
+    ] {
+        bench.store(used_event, event);
+        bench.submit(requests);
+        assert_eq!(bench.pass(&mut host), Ok(Pass::AwaitKick));
+        assert_eq!(host.calls, calls, "{}", bench.used_index());
+    }
+    // Across the wrap in one batch.
+    for (event, called) in [(u16::MAX, true), (1, true), (2, false), (begin - 1, false)] {
+        bench.queue.set_next_avail(begin);
+        bench.queue.set_next_used(begin);
+        bench.store(AVAILABLE + 2, begin);
+        bench.processor.reset();
+        bench.store(used_event, event);
+        bench.processor.signalled_used = Some(begin);
+        let before = host.calls;
+        bench.submit(4);
+        assert_eq!(bench.pass(&mut host), Ok(Pass::AwaitKick));
+        assert_eq!(bench.used_index(), 2);
+        assert_eq!(host.calls - before, u32::from(called), "{event}");
+    }
 }

@@ -139,6 +139,10 @@ impl QueueHost for Host<'_> {
         }
     }
 
+    fn is_interrupted(&self) -> bool {
+        self.vring.is_contended()
+    }
+
     fn poll_succeeded(&mut self) {
         self.busy_poll.succeeded();
     }
