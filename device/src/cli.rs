@@ -103,6 +103,11 @@ pub struct Args {
     #[arg(long, requires = "memory_file", help_heading = "Device memory")]
     pub share: bool,
 
+    /// Leave holes in the memory file instead of allocating all of it at the start; a page that a
+    /// full file system cannot provide later fails requests, or ends a front end that stores to it
+    #[arg(long, requires = "memory_file", help_heading = "Device memory")]
+    pub sparse: bool,
+
     /// Back device memory with huge pages of the system's default size
     #[arg(long, conflicts_with = "memory_file", help_heading = "Device memory")]
     pub hugepages: bool,
@@ -300,17 +305,20 @@ impl Args {
     }
 
     fn backing(&self, index: u16) -> Backing {
-        match &self.memory_file {
-            Some(path) if self.socket_count > 1 && !self.share => Backing::File {
-                path: numbered(path, index),
-                share: false,
-            },
-            Some(path) => Backing::File {
-                path: path.clone(),
-                share: self.share,
-            },
-            None if self.hugepages => Backing::HugePages,
-            None => Backing::Memfd,
+        let Some(path) = &self.memory_file else {
+            return match self.hugepages {
+                true => Backing::HugePages,
+                false => Backing::Memfd,
+            };
+        };
+        let path = match self.socket_count > 1 && !self.share {
+            true => numbered(path, index),
+            false => path.clone(),
+        };
+        Backing::File {
+            path,
+            share: self.share,
+            sparse: self.sparse,
         }
     }
 

@@ -15,6 +15,7 @@ complete -c vhost-device-dma -l print-capabilities -d 'Print the backend\'s type
 complete -c vhost-device-dma -l access-platform -d 'Offer VIRTIO_F_ACCESS_PLATFORM, with which drivers use their DMA API (for QEMU\'s iommu_platform=on); addresses are not translated, so no IOMMU may be in between'
 complete -c vhost-device-dma -l once -d 'Exit after the first front end disconnects; with several devices, after each had one'
 complete -c vhost-device-dma -l share -d 'Let other processes use the memory file at the same time; several devices all use PATH itself'
+complete -c vhost-device-dma -l sparse -d 'Leave holes in the memory file instead of allocating all of it at the start; a page that a full file system cannot provide later fails requests, or ends a front end that stores to it'
 complete -c vhost-device-dma -l hugepages -d 'Back device memory with huge pages of the system\'s default size'
 complete -c vhost-device-dma -l no-landlock -d 'Do not restrict access to the file system'
 complete -c vhost-device-dma -s h -l help -d 'Print help'

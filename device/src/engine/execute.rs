@@ -9,7 +9,7 @@ use super::{
     kernels::{self, BounceBuffer},
     segments::Segments,
 };
-use crate::{memory::DeviceMemory, sigbus};
+use crate::memory::DeviceMemory;
 
 /// Most data bytes of one request.
 pub const MAX_TRANSFER: u32 = 1 << 30;
@@ -56,6 +56,17 @@ struct Checked<'m> {
     source: VolatileSlice<'m>,
 }
 
+impl Checked<'_> {
+    /// Fails with `IO_ERROR` if pages of the device ranges are missing.
+    #[inline]
+    fn require_pages(&self, memory: &DeviceMemory) -> Result<(), Status> {
+        if memory.is_poisoned(&[&self.device, &self.source]) {
+            return Err(Status::IO_ERROR);
+        }
+        Ok(())
+    }
+}
+
 impl Engine {
     /// The operations of this engine, as in [`vdma_protocol::Config::operations`].
     #[must_use]
@@ -86,16 +97,8 @@ impl Engine {
         outgoing: &Segments<'_, '_>,
         incoming: &Segments<'_, '_>,
     ) -> Outcome {
-        let outcome = self
-            .check_and_run(header, outgoing, incoming)
-            .unwrap_or_else(Outcome::refused);
-        if let Some(address) = sigbus::pending_fault()
-            && self.memory.recover(address)
-        {
-            let _ = sigbus::take_fault();
-            return Outcome::refused(Status::IO_ERROR);
-        }
-        outcome
+        self.check_and_run(header, outgoing, incoming)
+            .unwrap_or_else(Outcome::refused)
     }
 
     fn check_and_run(
@@ -110,8 +113,11 @@ impl Engine {
             second_bounce,
         } = self;
         let checked = check(memory, header, outgoing, incoming)?;
+        checked.require_pages(memory)?;
         let buffers = [bounce, second_bounce];
         let value = run(memory, buffers, &checked, header, outgoing, incoming)?;
+        // A page that was missing, here or to another thread meanwhile, has been replaced.
+        checked.require_pages(memory)?;
         Ok(Outcome {
             status: Status::OK,
             transferred: checked.length,

@@ -89,13 +89,18 @@ impl<I: Interceptor> Processor<I> {
         let mut queue = ActiveQueue::new(queue, view)?;
         let scratch = self.scratch.take().unwrap_or_default();
         let mut chain = Chain::new(scratch, Response::SIZE as u64);
-        let result = sigbus::guarded(|| self.run(&mut queue, &mut chain, host));
-        self.scratch = Some(chain.into_scratch());
-        let result = match sigbus::take_fault() {
+        let result = sigbus::guarded(view.watched(), || {
+            if queue.is_lost() {
+                return Err(PassError::GuestMemory);
+            }
+            let result = self.run(&mut queue, &mut chain, host);
             // What was read or written since the fault cannot be trusted.
-            Some(_) => Err(PassError::GuestMemory),
-            None => result,
-        };
+            if queue.is_lost() {
+                return Err(PassError::GuestMemory);
+            }
+            result
+        });
+        self.scratch = Some(chain.into_scratch());
         self.metrics.ring_errors.add(u64::from(result.is_err()));
         result
     }
@@ -170,6 +175,10 @@ impl<I: Interceptor> Processor<I> {
                 break;
             }
             let head = queue.peek(chain)?;
+            if queue.is_lost() {
+                // The chain may be one of before.
+                return Err(PassError::GuestMemory);
+            }
             let request = Request::new(chain);
             let plan = match self.interceptor.plan(&request, queue.next_avail()) {
                 Decision::Execute(plan) => plan,
@@ -190,7 +199,7 @@ impl<I: Interceptor> Processor<I> {
                 completion.status,
                 completion.transferred,
             );
-            if sigbus::pending_fault().is_some() {
+            if queue.is_lost() {
                 return Err(PassError::GuestMemory);
             }
             self.interceptor.complete(queue, head, completion, &plan)?;

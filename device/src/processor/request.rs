@@ -7,6 +7,7 @@ use vdma_protocol::{Operation, RequestHeader, Response, Status};
 use super::batch::BATCH_BYTES;
 use crate::{
     engine::{Engine, Outcome, Segments},
+    sigbus,
     virtqueue::{Chain, ChainDefect},
 };
 
@@ -51,6 +52,7 @@ pub struct Request<'s, 'm> {
     incoming: Segments<'s, 'm>,
     /// `None` when the chain has too few writable bytes for one.
     response: Option<Segments<'s, 'm>>,
+    chain: &'s Chain<'m>,
 }
 
 impl<'s, 'm> Request<'s, 'm> {
@@ -73,7 +75,15 @@ impl<'s, 'm> Request<'s, 'm> {
             outgoing,
             incoming,
             response,
+            chain,
         }
+    }
+
+    /// Whether memory of the chain is missing: what was read of it, or written to it, is lost.
+    #[inline]
+    fn is_lost(&self) -> bool {
+        let lists = [self.chain.readable(), self.chain.writable()];
+        sigbus::poison_exists() && lists.into_iter().flatten().any(sigbus::is_poisoned)
     }
 
     /// The header, unless the request has none.
@@ -117,20 +127,21 @@ impl<'s, 'm> Request<'s, 'm> {
                 written: 0,
             };
         };
-        let outcome = match &self.header {
+        let mut outcome = match &self.header {
+            Ok(_) if self.is_lost() => Outcome::refused(Status::IO_ERROR),
             Ok(header) => execute(header, self.outgoing, self.incoming),
             Err(status) => Outcome::refused(*status),
         };
+        if self.is_lost() {
+            outcome = Outcome::refused(Status::IO_ERROR);
+        }
         let data = match operation {
             Some(operation) if operation.shape().incoming => outcome.transferred,
             _ => 0,
         };
         let bytes = Response::new(outcome.status, outcome.transferred, outcome.value).to_bytes();
-        let written = if response.write(&bytes) {
-            RESPONSE_BYTES + data
-        } else {
-            0
-        };
+        let arrived = response.write(&bytes) && !is_lost(response);
+        let written = if arrived { RESPONSE_BYTES + data } else { 0 };
         Completion {
             operation,
             status: outcome.status,
@@ -138,4 +149,10 @@ impl<'s, 'm> Request<'s, 'm> {
             written,
         }
     }
+}
+
+/// Whether a response has been written to memory that is missing.
+fn is_lost(mut response: Segments<'_, '_>) -> bool {
+    response.truncate(Response::SIZE as u64);
+    sigbus::poison_exists() && response.pieces().any(|piece| sigbus::is_poisoned(&piece))
 }

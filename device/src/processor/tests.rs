@@ -1,13 +1,15 @@
 //! The processor on a ring in plain memory, without any transport.
 
 use std::{
+    cell::Cell,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::{
     Completion, Decision, IdleAction, Interceptor, MAX_BATCH, Pass, PassError, PassThrough,
@@ -17,6 +19,7 @@ use crate::{
     engine::Engine,
     memory::{Backing, DeviceMemory},
     metrics::QueueMetrics,
+    sigbus,
     virtqueue::{ActiveQueue, GuestView},
 };
 
@@ -372,5 +375,100 @@ fn the_event_index_wraps() {
         assert_eq!(bench.pass(&mut host), Ok(Pass::AwaitKick));
         assert_eq!(bench.used_index(), 2);
         assert_eq!(host.calls - before, u32::from(called), "{event}");
+    }
+}
+
+/// Has the hardware lose the page at a guest address while the third request is executed.
+struct LosePage {
+    seen: u16,
+    host_address: Rc<Cell<u64>>,
+}
+
+impl Interceptor for LosePage {
+    type Plan = ();
+
+    fn plan(&mut self, _request: &Request<'_, '_>, _index: u16) -> Decision<()> {
+        self.seen += 1;
+        Decision::Execute(())
+    }
+
+    fn execute(&mut self, request: &Request<'_, '_>, engine: &mut Engine, (): &()) -> Completion {
+        if self.seen == 3 {
+            sigbus::lose_memory(self.host_address.get() as *const u8);
+        }
+        request.execute(engine)
+    }
+
+    fn complete(
+        &mut self,
+        queue: &mut ActiveQueue<'_, '_>,
+        head: u16,
+        completion: Completion,
+        (): &(),
+    ) -> Result<(), PassError> {
+        PassThrough.complete(queue, head, completion, &())
+    }
+
+    fn end_batch(&mut self, _queue: &mut ActiveQueue<'_, '_>) {}
+
+    fn reset(&mut self) {}
+}
+
+/// Notes the statuses of requests, and their used lengths.
+#[derive(Default)]
+struct Notes(Vec<(Status, u32)>);
+
+impl QueueHost for Notes {
+    fn call(&mut self) {}
+
+    fn executed(&mut self, _head: u16, completion: Completion) {
+        self.0.push((completion.status, completion.written));
+    }
+}
+
+/// Five requests, the third of which loses the page at `address`.
+fn lose_page(address: u64) -> (Result<Pass, PassError>, Notes, Bench<LosePage>) {
+    let host_address = Rc::new(Cell::new(0));
+    let mut bench = Bench::new(LosePage {
+        seen: 0,
+        host_address: Rc::clone(&host_address),
+    });
+    let found = bench.memory.get_host_address(GuestAddress(address));
+    host_address.set(found.unwrap() as u64);
+    bench.submit(5);
+    let mut notes = Notes::default();
+    let result = bench
+        .processor
+        .pass(&mut bench.queue, &bench.view, &mut notes);
+    (result, notes, bench)
+}
+
+#[test]
+fn memory_lost_by_the_hardware_costs_the_requests_that_use_it() {
+    let (result, Notes(notes), bench) = lose_page(HEADER);
+    assert_eq!(result, Ok(Pass::AwaitKick));
+    let (good, bad) = ((Status::OK, 16), (Status::IO_ERROR, 16));
+    assert_eq!(notes, [good, good, bad, bad, bad]);
+    assert_eq!(bench.used_index(), 5);
+}
+
+#[test]
+fn a_response_to_lost_memory_is_reported_as_not_written() {
+    let (result, Notes(notes), _) = lose_page(RESPONSES);
+    assert_eq!(result, Ok(Pass::AwaitKick));
+    let (good, bad) = ((Status::OK, 16), (Status::IO_ERROR, 0));
+    assert_eq!(notes, [good, good, bad, bad, bad]);
+}
+
+#[test]
+fn a_ring_in_lost_memory_stops() {
+    for part in [0, AVAILABLE, USED] {
+        let (result, Notes(notes), mut bench) = lose_page(part);
+        assert_eq!(result, Err(PassError::GuestMemory));
+        assert_eq!(notes.len(), 2);
+        // It stays so after a reset, until the front end maps the memory again.
+        bench.processor.reset();
+        let mut host = Host::new(IdleAction::EnableNotification);
+        assert_eq!(bench.pass(&mut host), Err(PassError::GuestMemory));
     }
 }

@@ -28,6 +28,7 @@ const COMMON: &[i64] = &[
     libc::SYS_gettid,
     libc::SYS_gettimeofday,
     libc::SYS_madvise,
+    libc::SYS_membarrier,
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_newfstatat,

@@ -13,13 +13,18 @@ use std::{
 
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error as QueueError, QueueT};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::{
     event::{self, Event},
     ring_state::{Contention, Notifiers, RingState, SharedRingState, StateCache},
 };
-use crate::{lock::lock, log_limit::LogLimit, sigbus, virtqueue::MAX_QUEUE_SIZE};
+use crate::{
+    lock::lock,
+    log_limit::LogLimit,
+    sigbus::{self, Owner, Watched},
+    virtqueue::MAX_QUEUE_SIZE,
+};
 
 /// Guest memory, as the front end's latest memory table describes it.
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -63,6 +68,7 @@ impl Shared {
 #[derive(Clone)]
 pub(super) struct Vring {
     inner: VringMutex<Memory>,
+    memory: Memory,
     shared: Arc<Shared>,
 }
 
@@ -236,7 +242,8 @@ impl VringT<Memory> for Vring {
             QueueError::QueueNotReady
         })?;
         let ring = Self {
-            inner: VringMutex::new(memory, max_queue_size)?,
+            inner: VringMutex::new(memory.clone(), max_queue_size)?,
+            memory,
             shared: Arc::new(Shared {
                 state: SharedRingState::default(),
                 contention: Contention::default(),
@@ -323,14 +330,21 @@ impl VringT<Memory> for Vring {
 
     fn queue_used_idx(&self) -> Result<u16, QueueError> {
         // Only the inner ring has this accessor, which takes the lock itself.
-        let index = self.shared.contention.waiting(
-            || self.shared.unblock(),
-            || sigbus::guarded(|| self.inner.queue_used_idx()),
-        );
-        match sigbus::take_fault() {
-            Some(_) => Err(QueueError::QueueNotReady),
-            None => index,
-        }
+        let table = self.memory.memory();
+        let watched: Vec<Watched> = table
+            .iter()
+            .map(|region| Watched::new(region.get_mmap(), Owner::Guest))
+            .collect();
+        sigbus::guarded(&watched, || {
+            let index = self
+                .shared
+                .contention
+                .waiting(|| self.shared.unblock(), || self.inner.queue_used_idx());
+            if sigbus::is_guest_memory_truncated() {
+                return Err(QueueError::QueueNotReady);
+            }
+            index
+        })
     }
 
     fn set_queue_size(&self, num: u16) {

@@ -8,7 +8,10 @@ use vm_memory::{
     VolatileMemory, VolatileSlice,
 };
 
-use crate::memory::{DeviceMemory, FileIdentity};
+use crate::{
+    memory::{DeviceMemory, FileIdentity},
+    sigbus::{Owner, Watched},
+};
 
 /// Part of a range is not in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -25,6 +28,8 @@ pub struct GuestView {
     regions: Vec<Region>,
     /// The region of the last hit: consecutive look-ups mostly stay in one.
     recent: Cell<usize>,
+    /// The mappings that addresses resolve to.
+    watched: Vec<Watched>,
 }
 
 #[derive(Debug)]
@@ -69,10 +74,23 @@ impl GuestView {
             })
             .collect();
         regions.sort_by_key(|region| region.start);
+        let of_guest = regions
+            .iter()
+            .filter(|region| !Arc::ptr_eq(&region.mapping, device.mapping()))
+            .map(|region| Watched::new(Arc::clone(&region.mapping), Owner::Guest));
         Self {
+            watched: std::iter::once(device.watched().clone())
+                .chain(of_guest)
+                .collect(),
             regions,
             recent: Cell::new(0),
         }
+    }
+
+    /// All memory that a request can reach: device memory and the mappings of guest memory.
+    #[must_use]
+    pub fn watched(&self) -> &[Watched] {
+        &self.watched
     }
 
     /// The `length` bytes at `address`, when they lie in one region.

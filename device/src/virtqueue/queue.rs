@@ -3,6 +3,7 @@
 use virtio_queue::{Queue, QueueT};
 
 use super::{chain::Chain, error::RingError, guest_view::GuestView, ring::Ring};
+use crate::sigbus;
 
 /// A queue whose ring has been located in guest memory. Methods are named as in `virtio-queue`,
 /// whose own cannot be used: they look up each address again and trust the driver with more.
@@ -22,6 +23,14 @@ impl<'q, 'm> ActiveQueue<'q, 'm> {
     pub fn new(queue: &'q mut Queue, view: &'m GuestView) -> Result<Self, RingError> {
         let ring = Ring::new(queue, view)?;
         Ok(Self { queue, ring, view })
+    }
+
+    /// Whether guest memory has been truncated, or the ring itself is missing: nothing that the
+    /// driver and the device exchange can be trusted.
+    #[inline]
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        sigbus::poison_exists() && (sigbus::is_guest_memory_truncated() || self.ring.is_lost())
     }
 
     /// Index of the next chain to be taken.

@@ -10,6 +10,7 @@ use super::{
     error::RingError,
     guest_view::GuestView,
 };
+use crate::sigbus;
 
 /// Largest queue.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -76,6 +77,13 @@ impl<'m> Ring<'m> {
             size,
             event_idx: queue.event_idx_enabled(),
         })
+    }
+
+    /// Whether pages of the ring are missing, so that it cannot be read or written any more.
+    pub(super) fn is_lost(&self) -> bool {
+        [&self.descriptors, &self.available, &self.used]
+            .into_iter()
+            .any(sigbus::is_poisoned)
     }
 
     /// Entries of the ring.

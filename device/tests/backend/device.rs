@@ -225,12 +225,12 @@ fn sixteen_queues_and_rings_of_1024() {
 }
 
 #[test]
-fn large_memory_is_sparse() {
+fn large_memory_can_be_sparse() {
     use std::os::unix::fs::MetadataExt;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("memory");
     let file = format!("--memory-file={}", path.display());
-    let backend = Backend::start_in(directory, &["--memory-size=64G", &file]);
+    let backend = Backend::start_in(directory, &["--memory-size=64G", "--sparse", &file]);
     let mut front = FrontEnd::connect(&backend.socket());
     let end = (64 << 30) - 8;
     front.guest.write(DATA, b"the end.");

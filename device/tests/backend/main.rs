@@ -7,6 +7,7 @@ mod command_line;
 mod configuration;
 mod conformance;
 mod device;
+mod durability;
 mod faults;
 mod hostile;
 mod observation;

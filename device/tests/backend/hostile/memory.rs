@@ -48,8 +48,44 @@ fn memory_file_truncated_under_load() {
     file.set_len(4096).unwrap();
     let read = Request::new(Operation::Read, 0, 8192, 0).incoming(DATA, 8192);
     assert_eq!(front.call(0, &read).0.status(), Status::IO_ERROR);
+    // The file gets the page back; what was in it is lost all the same.
     file.set_len(MIB).unwrap();
-    assert_eq!(front.call(0, &read).0.status(), Status::OK);
+    let write = Request::new(Operation::Write, 4096, 4096, 0).outgoing(DATA, 4096);
+    let flush = Request::new(Operation::Flush, 0, 0, 0);
+    for request in [&read, &write, &flush] {
+        assert_eq!(front.call(0, request).0.status(), Status::IO_ERROR);
+    }
+    let elsewhere = Request::new(Operation::Read, 8192, 4096, 0).incoming(DATA, 4096);
+    assert_eq!(front.call(0, &elsewhere).0.status(), Status::OK);
+    drop(front);
+    let log = backend.end();
+    assert!(log.contains("pages of device memory are missing"), "{log}");
+}
+
+/// Neither of two faults in one request hides the other.
+#[test]
+fn guest_memory_and_memory_file_truncated_under_one_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("memory");
+    let argument = format!("--memory-file={}", path.display());
+    let backend = Backend::start_in(directory, &["--memory-size=1M", &argument]);
+    let mut front = FrontEnd::connect(&backend.socket());
+    assert_works(&mut front, 0);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(4096).unwrap();
+    let second = front.guest.table()[1].mmap_handle;
+    // SAFETY: the guest's memory keeps the file open.
+    let guest = unsafe { std::os::fd::BorrowedFd::borrow_raw(second) };
+    rustix::fs::ftruncate(guest, 4096).unwrap();
+    // First the read of guest memory faults, then the write to device memory.
+    let write = Request::new(Operation::Write, 8192, 4096, 0).outgoing(20 * MIB, 4096);
+    front.submit(0, &write, 0);
+    front.kick(0);
+    assert!(await_event(&front.rings[0].error, DEADLINE));
+    drop(front);
+    let mut front = FrontEnd::connect(&backend.socket());
+    let read = Request::new(Operation::Read, 8192, 4096, 0).incoming(DATA, 4096);
+    assert_eq!(front.call(0, &read).0.status(), Status::IO_ERROR);
 }
 
 #[test]
