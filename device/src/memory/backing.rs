@@ -150,9 +150,11 @@ pub(super) fn named(
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        File::open(directory)
-            .and_then(|directory| sync_directory(&directory))
-            .map_err(fail("sync the directory of"))?;
+        match File::open(directory).and_then(|directory| sync_directory(&directory)) {
+            // One without storage, as that of a file passed as /proc/self/fd/N, has nothing to sync.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+            other => other.map_err(fail("sync the directory of"))?,
+        }
         // Last: a file without a size is taken for new again.
         file.set_len(size).map_err(fail("size"))?;
         file.sync_all().map_err(fail("sync"))?;

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::FileExt,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -88,6 +91,27 @@ fn a_full_file_system_costs_requests_and_loses_no_acknowledged_byte() {
     }
     let flush = Request::new(Operation::Flush, 0, 0, 0);
     assert_eq!(front.call(0, &flush).0.status(), Status::IO_ERROR);
+}
+
+#[test]
+fn a_memory_file_can_be_a_descriptor() {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = fs::File::from(rustix::fs::memfd_create("memory", flags).unwrap());
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let backend = Backend::start(&["--memory-size=1M", "--memory-file", &path]);
+    let mut front = FrontEnd::connect(&backend.socket());
+    front.guest.write(DATA, b"seen");
+    let write = Request::new(Operation::Write, 99, 4, 0).outgoing(DATA, 4);
+    assert_eq!(front.call(0, &write).0.status(), Status::OK);
+    let mut bytes = [0; 4];
+    file.read_exact_at(&mut bytes, 99).unwrap();
+    assert_eq!(&bytes, b"seen");
+    // Whole pages are zeroed where they are: this file system cannot do that for us.
+    let discard = Request::new(Operation::Discard, 0, 1 << 20, 0);
+    assert_eq!(front.call(0, &discard).0.status(), Status::OK);
+    file.read_exact_at(&mut bytes, 99).unwrap();
+    assert_eq!(bytes, [0; 4]);
+    assert_eq!(file.metadata().unwrap().blocks() * 512, 1 << 20);
 }
 
 const BLOCK: usize = 4 * KIB;
