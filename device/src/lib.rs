@@ -5,6 +5,12 @@
 //! memory). `ARCHITECTURE.md` follows one request through these modules; `protocol/SPEC.md`
 //! specifies what the guest sees.
 
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!(
+    "the backend is written for Linux on x86-64: `sandbox::syscalls` lists that machine's system \
+     calls, some of which others do not have"
+);
+
 pub mod cli;
 pub mod control;
 pub mod engine;

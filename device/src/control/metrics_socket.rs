@@ -18,7 +18,7 @@ use crate::{
 
 /// Most connections at a time; beyond it the oldest is closed.
 const MAX_CONNECTIONS: usize = 16;
-/// Longest head of a request, whose contents are ignored.
+/// Longest head of a request, of which only the method counts.
 const MAX_REQUEST: usize = 4096;
 
 /// Serves the metrics socket, without ever blocking on a client.
@@ -27,6 +27,8 @@ pub(super) struct MetricsSocket {
     /// Removes the socket's file when it is dropped.
     _file: SocketListener,
     devices: Vec<Arc<Device>>,
+    /// Freed for a connection that no other descriptor is left for.
+    reserve: Option<UnixListener>,
     connections: Vec<Connection>,
 }
 
@@ -45,11 +47,13 @@ enum Progress {
 impl MetricsSocket {
     pub(super) fn new(socket: SocketListener, devices: Vec<Arc<Device>>) -> io::Result<Self> {
         let listener = socket.try_clone()?;
+        let reserve = Some(socket.try_clone()?);
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
             _file: socket,
             devices,
+            reserve,
             connections: Vec::new(),
         })
     }
@@ -60,6 +64,7 @@ impl MetricsSocket {
             Err(e) if e.kind() == ErrorKind::WouldBlock => return,
             Err(e) => {
                 log::debug!("metrics socket: {e}");
+                self.turn_away();
                 return;
             }
         };
@@ -84,6 +89,15 @@ impl MetricsSocket {
         }
     }
 
+    /// Closes a connection that cannot be accepted, or the event loop would be told of it again and
+    /// again.
+    fn turn_away(&mut self) {
+        self.reserve = None;
+        // Whatever this returns, there is nothing more to be done about the connection.
+        drop(self.listener.accept());
+        self.reserve = self.listener.try_clone().ok();
+    }
+
     fn close(&mut self, fd: RawFd, ops: &mut EventOps) {
         if let Err(e) = ops.remove(Events::empty_raw(fd)) {
             log::debug!("metrics socket: {e}");
@@ -101,7 +115,7 @@ impl MetricsSocket {
         else {
             return;
         };
-        let progress = connection.advance(|| response(devices));
+        let progress = connection.advance(|request| response(request, devices));
         let watched = match &progress {
             Ok(Progress::Waiting(events)) => {
                 ops.modify(Events::new(&connection.stream, *events)).is_ok()
@@ -115,7 +129,7 @@ impl MetricsSocket {
 }
 
 impl Connection {
-    fn advance(&mut self, make_response: impl FnOnce() -> Vec<u8>) -> io::Result<Progress> {
+    fn advance(&mut self, make_response: impl FnOnce(&[u8]) -> Vec<u8>) -> io::Result<Progress> {
         if self.response.is_none() {
             let mut bytes = [0; MAX_REQUEST];
             let count = match self.stream.read(&mut bytes) {
@@ -131,7 +145,7 @@ impl Connection {
             if !complete && self.request.len() < MAX_REQUEST {
                 return Ok(Progress::Waiting(EventSet::IN));
             }
-            self.response = Some(make_response());
+            self.response = Some(make_response(&self.request));
         }
         let response = self.response.get_or_insert_default();
         while !response.is_empty() {
@@ -148,7 +162,19 @@ impl Connection {
     }
 }
 
-fn response(devices: &[Arc<Device>]) -> Vec<u8> {
+/// The response to `request`, whose body is made only for GET.
+fn response(request: &[u8], devices: &[Arc<Device>]) -> Vec<u8> {
+    let is_get = request.starts_with(b"GET ");
+    if !is_get && !request.starts_with(b"HEAD ") {
+        return b"HTTP/1.0 405 Method Not Allowed\r\nAllow: GET, HEAD\r\n\
+                 Content-Length: 0\r\nConnection: close\r\n\r\n"
+            .to_vec();
+    }
+    let head = "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\
+                Connection: close\r\n\r\n";
+    if !is_get {
+        return head.as_bytes().to_vec();
+    }
     let devices: Vec<(String, &DeviceMetrics)> = (0..)
         .zip(devices)
         .map(|(index, device): (u32, _)| (index.to_string(), device.metrics()))
@@ -158,12 +184,7 @@ fn response(devices: &[Arc<Device>]) -> Vec<u8> {
         .map(|(label, metrics)| (label.as_str(), *metrics))
         .collect();
     let text = prometheus_text(&devices);
-    let head = format!(
-        "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n",
-        text.len()
-    );
-    (head + &text).into_bytes()
+    (head.to_owned() + &text).into_bytes()
 }
 
 impl MutEventSubscriber for MetricsSocket {

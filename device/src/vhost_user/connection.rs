@@ -8,7 +8,9 @@ use std::{
 };
 
 use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
+use vhost_user_backend::{
+    Error as DaemonError, ShutdownHandle, VhostUserDaemon, VhostUserHandlerError,
+};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::{
@@ -133,12 +135,24 @@ impl Connection {
                 log::info!("{name}: front end disconnected");
             }
             Err(DaemonError::HandleRequest(e)) => {
+                if is_missing_memory(&e) {
+                    session.report_unshared();
+                }
                 log::warn!("{name}: connection closed: {e}");
             }
             Err(e) => log::error!("{name}: connection failed: {e}"),
         }
         Ok(())
     }
+}
+
+/// Whether a ring was to be placed in memory that is not in the table.
+fn is_missing_memory(error: &VhostUserError) -> bool {
+    let VhostUserError::ReqHandlerError(error) = error else {
+        return false;
+    };
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(VhostUserHandlerError::MissingMemoryMapping))
 }
 
 impl Drop for Connection {

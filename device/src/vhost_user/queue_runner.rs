@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use vdma_protocol::Status;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
@@ -116,6 +117,7 @@ struct Host<'a> {
     name: &'a str,
     call: Option<&'a Arc<File>>,
     vring: &'a Vring,
+    session: &'a Session,
     busy_poll: &'a mut BusyPoll,
     alone: bool,
 }
@@ -148,6 +150,9 @@ impl QueueHost for Host<'_> {
     }
 
     fn executed(&mut self, head: u16, completion: Completion) {
+        if completion.status == Status::BAD_ADDRESS {
+            self.session.report_unshared();
+        }
         log::debug!("{}: head {head}: {completion}", self.name);
     }
 }
@@ -242,6 +247,7 @@ impl QueueRunner {
                     name: &self.name,
                     call: state.notifiers.call.as_ref(),
                     vring,
+                    session,
                     busy_poll: &mut self.busy_poll,
                     alone: self.alone,
                 };

@@ -33,6 +33,8 @@ pub(super) struct Session {
     deadline: Mutex<Option<Instant>>,
     /// The latest memory table that was accepted.
     table: Mutex<Arc<GuestMemoryMmap>>,
+    /// The log has named the remedy for guest memory that is not shared.
+    unshared_reported: AtomicBool,
     /// The front end has asked for the features, so that it is one.
     handshake_started: AtomicBool,
 }
@@ -47,6 +49,7 @@ impl Session {
             deadline: Mutex::default(),
             table: Mutex::default(),
             handshake_started: AtomicBool::new(false),
+            unshared_reported: AtomicBool::new(false),
         })
     }
 
@@ -87,6 +90,17 @@ impl Session {
         }
         *table = new;
         true
+    }
+
+    /// Reports, once, that guest memory was named which the front end has not shared.
+    pub(super) fn report_unshared(&self) {
+        if !self.unshared_reported.swap(true, Ordering::SeqCst) {
+            log::warn!(
+                "{}: guest memory was named that the front end does not share; if the guest is not \
+                 at fault, create all of its memory with share=on",
+                self.device.name()
+            );
+        }
     }
 
     pub(super) fn set_rings(&self, rings: Vec<Vring>) {

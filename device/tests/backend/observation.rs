@@ -9,7 +9,7 @@ use std::{
 use rustix::process::Signal;
 use vdma_protocol::Operation;
 
-use crate::support::{Backend, Connect, DATA, FrontEnd, Request, curl};
+use crate::support::{Backend, Connect, DATA, DEADLINE, FrontEnd, Request, curl};
 
 fn value(text: &str, line: &str) -> f64 {
     text.lines()
@@ -43,7 +43,7 @@ fn metrics_count_requests_kicks_and_calls() {
         if value(&text, &format!("vdma_kicks_total{{{queue}}}")) >= 1.0 {
             break text;
         }
-        assert!(begin.elapsed() < crate::support::DEADLINE, "{text}");
+        assert!(begin.elapsed() < DEADLINE, "{text}");
         std::thread::yield_now();
     };
     let write = format!("{{{queue},operation=\"write\"}}");
@@ -88,7 +88,7 @@ fn metrics_requests_may_arrive_in_pieces() {
     for pieces in [
         &["GET /met", "rics HTTP/1.1\r\n", "Host: x\r\n", "\r\n"][..],
         &["GET /\n", "\n"],
-        &["anything at all"],
+        &["GET anything at all"],
     ] {
         let mut stream = UnixStream::connect(&metrics).unwrap();
         for piece in pieces {
@@ -101,7 +101,7 @@ fn metrics_requests_may_arrive_in_pieces() {
         stream.read_to_string(&mut text).unwrap();
         assert!(text.starts_with("HTTP/1.0 200 OK"), "{text}");
     }
-    let long = "x".repeat(10_000);
+    let long = format!("GET {}", "x".repeat(10_000));
     let mut stream = UnixStream::connect(&metrics).unwrap();
     let _ = stream.write_all(long.as_bytes());
     let mut start = [0; 15];
@@ -253,7 +253,67 @@ fn an_idle_backend_does_not_wake() {
         if before == after {
             break;
         }
-        assert!(begin.elapsed() < crate::support::DEADLINE, "{after:?}");
+        assert!(begin.elapsed() < DEADLINE, "{after:?}");
         before = after;
     }
+}
+
+#[test]
+fn metrics_answer_only_get_and_head() {
+    let (_backend, metrics) = Backend::start_with_metrics(&["--memory-size", "1M"]);
+    let answer = |request: &[u8]| {
+        let mut stream = UnixStream::connect(&metrics).unwrap();
+        stream.write_all(request).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let get = answer(b"GET /metrics HTTP/1.1\r\n\r\n");
+    assert!(get.starts_with("HTTP/1.0 200 OK") && get.contains("# TYPE"));
+    let head = answer(b"HEAD /metrics HTTP/1.1\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.0 200 OK") && head.ends_with("\r\n\r\n"));
+    for request in [
+        "POST / HTTP/1.1",
+        "DELETE / HTTP/1.1",
+        "get /",
+        "",
+        "GETX / HTTP/1.1",
+    ] {
+        let text = answer(format!("{request}\r\n\r\n").as_bytes());
+        assert!(text.starts_with("HTTP/1.0 405 "), "{request}: {text}");
+        assert!(!text.contains("# TYPE"));
+    }
+}
+
+/// Without a descriptor for a connection the control loop would be told of it again and again: the
+/// connection is closed instead.
+#[test]
+fn metrics_clients_are_turned_away_when_descriptors_run_out() {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let (backend, metrics) = Backend::start_with_metrics(&["--memory-size", "1M"]);
+    curl(&metrics);
+    let limit = |current| {
+        let limit = Rlimit {
+            current: Some(current),
+            maximum: Some(1024),
+        };
+        prlimit(Some(backend.pid()), Resource::Nofile, limit).unwrap();
+    };
+    // All lower numbers are in use.
+    let taken = |number: &u64| {
+        let path = format!("/proc/{}/fd/{number}", backend.pid().as_raw_nonzero());
+        std::fs::symlink_metadata(path).is_ok()
+    };
+    limit((0..).find(|number| !taken(number)).unwrap());
+    for _ in 0..20 {
+        let mut stream = UnixStream::connect(&metrics).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // Closed, before or after the request could be read.
+        match stream.read(&mut [0; 64]) {
+            Ok(count) => assert_eq!(count, 0),
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "{e}"),
+        }
+    }
+    limit(1024);
+    assert!(curl(&metrics).contains("vdma_front_ends_total"));
 }

@@ -178,3 +178,40 @@ fn overlapping_bar_addresses_behave_as_memmove() {
         );
     }
 }
+
+/// A front end shares only the guest memory that was made for that (`share=on` in QEMU). Requests
+/// into the rest fail one by one, and the log names the remedy.
+#[test]
+fn guest_memory_that_is_not_shared() {
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
+    assert_works(&mut front, 0);
+    let shared = front.guest.table();
+    front.frontend.set_mem_table(&shared[..1]).unwrap();
+    for _ in 0..3 {
+        let read = Request::new(Operation::Read, 0, 64, 0).incoming(20 * MIB, 64);
+        assert_eq!(front.call(0, &read).0.status(), Status::BAD_ADDRESS);
+        assert_works(&mut front, 0);
+    }
+    drop(front);
+    let log = backend.end();
+    assert_eq!(log.matches("share=on").count(), 1, "{log}");
+    // A ring there cannot be used at all.
+    let backend = Backend::start(&["--memory-size", "1M"]);
+    let mut front = FrontEnd::connect(&backend.socket());
+    front.stop_ring(0);
+    front.frontend.set_mem_table(&shared[1..]).unwrap();
+    let config = vhost::VringConfigData {
+        queue_max_size: 1024,
+        queue_size: 256,
+        flags: 0,
+        desc_table_addr: 0x1000,
+        used_ring_addr: 0x3000,
+        avail_ring_addr: 0x2000,
+        log_addr: None,
+    };
+    front.frontend.set_vring_addr(0, &config).unwrap_err();
+    drop(front);
+    let log = backend.end();
+    assert_eq!(log.matches("share=on").count(), 1, "{log}");
+}
