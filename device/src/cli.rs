@@ -112,6 +112,11 @@ pub struct Args {
     #[arg(long, conflicts_with = "memory_file", help_heading = "Device memory")]
     pub hugepages: bool,
 
+    /// Zero device memory when a front end disconnects; by default the next one finds what the last
+    /// one left
+    #[arg(long, conflicts_with = "memory_file", help_heading = "Device memory")]
+    pub scrub: bool,
+
     /// Number of request queues
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)),
@@ -255,6 +260,7 @@ impl Args {
                 queue_size: self.queue_size,
                 threads: self.threads.unwrap_or(self.num_queues),
                 once: self.once,
+                scrub: self.scrub,
                 access_platform: self.access_platform,
                 poll: Duration::from_micros(self.poll_us),
                 seccomp: self.seccomp,

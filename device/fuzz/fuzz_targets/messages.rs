@@ -50,6 +50,7 @@ fn socket() -> &'static PathBuf {
             queue_size: 64,
             threads: 2,
             once: false,
+            scrub: false,
             access_platform: true,
             poll: Duration::ZERO,
             seccomp: SeccompMode::None,

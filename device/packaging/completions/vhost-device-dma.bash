@@ -23,7 +23,7 @@ _vhost__device__dma() {
 
     case "${cmd}" in
         vhost__device__dma)
-            opts="-s -c -h -V --socket-path --fd --socket-count --print-capabilities --access-platform --once --memory-size --memory-file --share --sparse --hugepages --num-queues --queue-size --threads --poll-us --fault --seccomp --no-landlock --metrics-socket --log-level --help --version"
+            opts="-s -c -h -V --socket-path --fd --socket-count --print-capabilities --access-platform --once --memory-size --memory-file --share --sparse --hugepages --scrub --num-queues --queue-size --threads --poll-us --fault --seccomp --no-landlock --metrics-socket --log-level --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -17,6 +17,7 @@ complete -c vhost-device-dma -l once -d 'Exit after the first front end disconne
 complete -c vhost-device-dma -l share -d 'Let other processes use the memory file at the same time; several devices all use PATH itself'
 complete -c vhost-device-dma -l sparse -d 'Leave holes in the memory file instead of allocating all of it at the start; a page that a full file system cannot provide later fails requests, or ends a front end that stores to it'
 complete -c vhost-device-dma -l hugepages -d 'Back device memory with huge pages of the system\'s default size'
+complete -c vhost-device-dma -l scrub -d 'Zero device memory when a front end disconnects; by default the next one finds what the last one left'
 complete -c vhost-device-dma -l no-landlock -d 'Do not restrict access to the file system'
 complete -c vhost-device-dma -s h -l help -d 'Print help'
 complete -c vhost-device-dma -s V -l version -d 'Print version'

@@ -24,6 +24,8 @@ pub struct DeviceSettings {
     pub threads: u16,
     /// Stop serving after the first front end.
     pub once: bool,
+    /// Zero device memory when a front end disconnects.
+    pub scrub: bool,
     /// Offer `VIRTIO_F_ACCESS_PLATFORM`.
     pub access_platform: bool,
     /// Longest time to busy-poll an idle ring before sleeping.

@@ -157,7 +157,17 @@ impl Shared {
         }
         let served = connection.serve(&self.listener);
         lock(&self.connection).take();
-        served.map(|()| connection.was_front_end())
+        let was_front_end = connection.was_front_end();
+        // Ends the threads that use device memory.
+        drop(connection);
+        let memory = self.device.memory();
+        if self.device.settings().scrub && was_front_end {
+            memory.discard(0, memory.size()).inspect_err(|_| {
+                // The next front end must not read what could not be zeroed.
+                self.stopping.store(true, Ordering::SeqCst);
+            })?;
+        }
+        served.map(|()| was_front_end)
     }
 
     /// Pauses after a front end that could not be served: descriptors, threads or memory were

@@ -243,3 +243,17 @@ fn large_memory_can_be_sparse() {
     assert_eq!(metadata.len(), 64 << 30);
     assert!(metadata.blocks() * 512 <= 1 << 20, "{}", metadata.blocks());
 }
+
+/// The next front end may belong to another guest.
+#[test]
+fn scrubbed_memory_begins_as_zeroes_for_each_front_end() {
+    let backend = Backend::start(&["--memory-size", "1M", "--scrub"]);
+    for _ in 0..2 {
+        let mut front = FrontEnd::connect(&backend.socket());
+        let read = Request::new(Operation::Read, 4000, 9000, 0).incoming(DATA, 9000);
+        assert_eq!(front.call(0, &read).0.status(), Status::OK);
+        assert!(front.guest.bytes(DATA, 9000).iter().all(|&byte| byte == 0));
+        let fill = Request::new(Operation::Fill, 0, 1 << 20, u64::MAX);
+        assert_eq!(front.call(0, &fill).0.status(), Status::OK);
+    }
+}
