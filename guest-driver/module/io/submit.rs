@@ -20,6 +20,7 @@ use crate::{
         iov_iter::IovIter,
         page_list::PageList,
         slab::{SlabArc, SlabBox},
+        wait::fatal_signal_pending,
     },
     observe::{Observer, counters::Direction},
     operations::buffer::DmaBuffer,
@@ -574,8 +575,13 @@ impl<'a> Submitter<'a, '_> {
                     if bytes == 0 || done >= length {
                         return Ok((done, busy_poll));
                     }
-                    // A non-blocking caller has checked for free descriptors before.
-                    self.when_full = WhenFull::Wait;
+                    if fatal_signal_pending() {
+                        return Ok((done, None));
+                    }
+                    // Such a caller has checked for free descriptors before.
+                    if self.when_full == WhenFull::Fail {
+                        self.when_full = WhenFull::Wait;
+                    }
                 }
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => return Ok((done, None)),

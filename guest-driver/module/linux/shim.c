@@ -357,6 +357,11 @@ bool vdma_signal_pending(void)
 	return task_sigpending(current);
 }
 
+bool vdma_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
 bool vdma_device_trylock(struct device *dev)
 {
 	if (!device_trylock(dev->parent))

@@ -96,6 +96,7 @@ void vdma_init_delayed_work(struct delayed_work *work, work_func_t run);
 void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay);
 
 bool vdma_signal_pending(void);
+bool vdma_fatal_signal_pending(void);
 
 /* The device and its parent: the transport's device is what sleeps and is reset. */
 bool vdma_device_trylock(struct device *dev);

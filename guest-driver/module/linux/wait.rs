@@ -5,7 +5,7 @@
 
 use kernel::{bindings, prelude::*, time::msecs_to_jiffies, types::Opaque};
 
-use crate::linux::bindings::vdma_signal_pending;
+use crate::linux::bindings::{vdma_fatal_signal_pending, vdma_signal_pending};
 
 /// Milliseconds between two checks for signals while a task has task work.
 const TASK_WORK_PAUSE_MS: u32 = 10;
@@ -15,6 +15,12 @@ const TASK_WORK_PAUSE_MS: u32 = 10;
 pub(crate) fn signal_pending() -> bool {
     // SAFETY: No precondition.
     unsafe { vdma_signal_pending() }
+}
+
+/// Whether a signal that kills waits for the current task.
+pub(crate) fn fatal_signal_pending() -> bool {
+    // SAFETY: No precondition.
+    unsafe { vdma_fatal_signal_pending() }
 }
 
 /// An event that happens once.

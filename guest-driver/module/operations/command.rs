@@ -22,6 +22,7 @@ use crate::{
         iov_iter::{IterDirection, UserRange},
         slab::SlabArc,
         uring_cmd::CommandOutcome,
+        wait::fatal_signal_pending,
     },
     observe::Observer,
     operations::buffer::BufferTable,
@@ -158,6 +159,9 @@ impl<'a> CommandContext<'a> {
         let commands = BatchCommands::read(address)?;
         let mut started = KVVec::new();
         for address in commands.addresses() {
+            if fatal_signal_pending() {
+                break;
+            }
             started.push(
                 (address, self.start(address, &mut None, WhenFull::Wait)),
                 GFP_KERNEL,
@@ -191,8 +195,14 @@ impl<'a> CommandContext<'a> {
         let shape = operation.shape();
         self.check_permitted(operation, shape)?;
         self.check_ranges(command, shape)?;
+        // An operation that ignores its length must not become as many requests as that takes.
+        let length = if shape.has_length() {
+            command.length
+        } else {
+            0
+        };
         // Results are reported as signed numbers.
-        let length = usize::try_from(command.length).map_err(|_| EINVAL)?;
+        let length = usize::try_from(length).map_err(|_| EINVAL)?;
         if length > isize::MAX as usize {
             return Err(EINVAL);
         }
@@ -215,7 +225,7 @@ impl<'a> CommandContext<'a> {
         Ok(DmaOperation {
             operation,
             offset: command.offset,
-            length: command.length,
+            length: length as u64,
             argument: command.argument,
             verified: false,
             outgoing: self.memory(outgoing, first)?,

@@ -157,6 +157,13 @@ impl Shape {
         matches!(self.argument, Argument::Offset)
     }
 
+    /// Whether `length` has a meaning: the operation has data, or a range of device memory.
+    #[must_use]
+    #[inline]
+    pub const fn has_length(&self) -> bool {
+        self.outgoing || self.incoming || self.has_range() || self.has_second_range()
+    }
+
     /// Whether bytes of device memory reach the driver or other device memory.
     #[must_use]
     #[inline]

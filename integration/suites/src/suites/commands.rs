@@ -78,6 +78,29 @@ fn long_copies_are_split() -> Result<()> {
     bytes::expect(&target.read(0..4 * MIB)?, &expected, "a long copy")
 }
 
+/// A NOP or FLUSH has neither data nor a range: it is one request, whatever its length.
+#[guest_test]
+fn operations_without_data_ignore_the_length() -> Result<()> {
+    let device = open()?;
+    for operation in [Operation::Nop, Operation::Flush] {
+        for length in [1, 64 << 30, i64::MAX.cast_unsigned(), u64::MAX] {
+            let before = device.file_statistics()?.submitted;
+            let mut command = Command {
+                operation: operation.code(),
+                offset: u64::MAX,
+                length,
+                ..Command::default()
+            };
+            // SAFETY: The operation has no data.
+            unsafe { device.run(&mut command) }?;
+            ensure!(command.result == 0, "{command:?}");
+            let requests = device.file_statistics()?.submitted - before;
+            ensure!(requests == 1, "{requests} requests for {command:?}");
+        }
+    }
+    Ok(())
+}
+
 #[guest_test]
 fn move_handles_overlap() -> Result<()> {
     let device = open()?;

@@ -180,6 +180,27 @@ fn bad_commands_fail_as_completions() -> Result<()> {
     Ok(())
 }
 
+/// A NOP that became as many requests as its length calls for would outlive the ring by days.
+#[guest_test]
+fn commands_without_data_ignore_the_length() -> Result<()> {
+    let device = open()?;
+    let mut ring = Uring::new(4)?;
+    for operation in [Operation::Nop, Operation::Flush] {
+        for length in [64 << 30, i64::MAX.cast_unsigned(), u64::MAX] {
+            let before = device.file_statistics()?.submitted;
+            let mut long = Command {
+                length,
+                ..command(operation, 0, 0)
+            };
+            run(&mut ring, &device, std::slice::from_mut(&mut long))?;
+            ensure!(long.result == 0, "{long:?}");
+            let requests = device.file_statistics()?.submitted - before;
+            ensure!(requests == 1, "{requests} requests for {long:?}");
+        }
+    }
+    Ok(())
+}
+
 #[guest_test]
 fn commands_work_with_sqpoll() -> Result<()> {
     let device = open()?;
