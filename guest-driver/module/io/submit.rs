@@ -203,7 +203,11 @@ impl Vdma {
         kiocb: Kiocb<'k>,
         mut iter: IovIter<'_>,
     ) -> IoResult<'k> {
-        let position = kiocb.position();
+        let position = if direction == Direction::Write && kiocb.appends() {
+            self.info.memory_size
+        } else {
+            kiocb.position()
+        };
         let left = self.info.memory_size.saturating_sub(position);
         let length = iter.len();
         if length == 0 {

@@ -23,7 +23,8 @@ use kernel::{
 use crate::linux::{
     bindings::{
         VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
-        VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area, vdma_uring_file,
+        VDMA_IOCB_APPEND, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area,
+        vdma_uring_file,
     },
     iov_iter::IovIter,
     uring_cmd::{UringResult, UringSubmission},
@@ -55,18 +56,28 @@ impl<'a> Kiocb<'a> {
         unsafe { (*self.raw.as_ptr()).ki_pos as u64 }
     }
 
+    #[inline]
+    fn has_flag(&self, flag: c_int) -> bool {
+        // SAFETY: Valid by the type's invariant.
+        unsafe { (*self.raw.as_ptr()).ki_flags & flag != 0 }
+    }
+
     /// Whether the call may not wait: `IOCB_NOWAIT`.
     #[inline]
     pub(crate) fn no_wait(&self) -> bool {
-        // SAFETY: Valid by the type's invariant.
-        unsafe { (*self.raw.as_ptr()).ki_flags & VDMA_IOCB_NOWAIT != 0 }
+        self.has_flag(VDMA_IOCB_NOWAIT)
     }
 
     /// Whether the caller polls for the completion: `IOCB_HIPRI`.
     #[inline]
     pub(crate) fn polled(&self) -> bool {
-        // SAFETY: Valid by the type's invariant.
-        unsafe { (*self.raw.as_ptr()).ki_flags & VDMA_IOCB_HIPRI != 0 }
+        self.has_flag(VDMA_IOCB_HIPRI)
+    }
+
+    /// Whether a write begins at the end of the file, wherever the position is: `IOCB_APPEND`.
+    #[inline]
+    pub(crate) fn appends(&self) -> bool {
+        self.has_flag(VDMA_IOCB_APPEND)
     }
 
     /// Ends the call: with the bytes that were moved, by which the position advances, or an error.

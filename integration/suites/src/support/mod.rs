@@ -38,12 +38,18 @@ pub(crate) fn open() -> Result<Device> {
     Device::open(NODE).context("cannot open the device")
 }
 
-/// Opens the device with `O_DIRECT`.
-pub(crate) fn open_direct() -> Result<Device> {
+/// Opens the device for reading and writing, with these flags of open(2) as well.
+pub(crate) fn open_with_flags(flags: libc::c_int) -> Result<Device> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_DIRECT);
-    Device::open_with(NODE, &options).context("cannot open the device with O_DIRECT")
+    options.read(true).write(true).custom_flags(flags);
+    Device::open_with(NODE, &options)
+        .with_context(|| format!("cannot open the device with flags {flags:#o}"))
+}
+
+/// Opens the device with `O_DIRECT`.
+pub(crate) fn open_direct() -> Result<Device> {
+    open_with_flags(libc::O_DIRECT)
 }
 
 /// Drops all privileges of this process; it cannot get them back.

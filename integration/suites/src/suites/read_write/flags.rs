@@ -13,7 +13,13 @@ use rustix::{
     mm::MapFlags,
 };
 
-use crate::support::{MIB, NODE, PAGE, bytes, errno, open, open_direct, region::Region};
+use crate::support::{
+    MIB, NODE, PAGE,
+    aio::{Context, Iocb, Opcode},
+    bytes, errno, open, open_direct, open_with_flags,
+    region::Region,
+    uring::{self, Uring},
+};
 
 #[guest_test]
 fn direct_files_take_any_alignment() -> Result<()> {
@@ -78,6 +84,43 @@ fn nowait_succeeds_or_returns_eagain() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A write appends at the end of device memory, where there is no space, as on a block device.
+#[guest_test]
+fn appending_is_enospc() -> Result<()> {
+    let plain = open()?;
+    let old = bytes::random(4, 3 * PAGE);
+    plain.file().write_all_at(&old, 0)?;
+    let new = Region::anonymous(PAGE)?;
+    new.write(0, &bytes::random(5, PAGE))?;
+    let data = new.read(0..PAGE)?;
+
+    let device = open_with_flags(libc::O_APPEND)?;
+    let file = device.file();
+    errno::expect(rustix::io::write(file, &data), Errno::NOSPC, "write")?;
+    errno::expect(rustix::io::pwrite(file, &data, 100), Errno::NOSPC, "pwrite")?;
+    let flags = ReadWriteFlags::APPEND;
+    let result = rustix::io::pwritev2(plain.file(), &[IoSlice::new(&data)], 0, flags);
+    errno::expect(result, Errno::NOSPC, "a write with RWF_APPEND")?;
+    ensure!(rustix::io::write(file, &[])? == 0, "an empty write");
+
+    let mut context = Context::new(1)?;
+    let mut iocbs = [Iocb::transfer(Opcode::Write, file, &new, 0..PAGE, 0, 0)?];
+    // SAFETY: The region lives until the request has completed, below.
+    unsafe { context.submit_all(&mut iocbs) }?;
+    context.wait_for_error(1, Errno::NOSPC).context("libaio")?;
+    let mut ring = Uring::new(1)?;
+    // SAFETY: The region lives until the request has completed, below.
+    unsafe { ring.submit(&[uring::write(file, &new, 0..PAGE, 0)]) }?;
+    ring.wait_for_error(1, Errno::NOSPC).context("io_uring")?;
+
+    bytes::expect_at(
+        file,
+        0,
+        &old,
+        "device memory, which nothing was appended to",
+    )
 }
 
 #[guest_test]
