@@ -30,14 +30,33 @@ const BATCH: usize = 16;
 pub(crate) enum WhenFull {
     /// Wait for free descriptors; a signal ends the wait with `EINTR`.
     Wait,
-    /// Fail with `EAGAIN`.
+    /// Fail with `EAGAIN`; an operation of several requests is submitted as a whole or not at all.
     Fail,
+    /// Fail with `EAGAIN`; an operation of several requests ends before the one that fails.
+    Stop,
 }
 
 impl WhenFull {
     /// What the call of a (non-)blocking caller does.
     pub(crate) fn of_caller(non_blocking: bool) -> Self {
         if non_blocking { Self::Fail } else { Self::Wait }
+    }
+
+    /// What the call of a (non-)blocking caller does on a file that may be non-blocking itself.
+    ///
+    /// The latter comes first: poll(2) reports a file with one free descriptor as ready, and then a
+    /// call must not fail because it needs more.
+    #[inline]
+    pub(crate) fn of_call(non_blocking_file: bool, non_blocking: bool) -> Self {
+        if non_blocking_file {
+            Self::Stop
+        } else {
+            Self::of_caller(non_blocking)
+        }
+    }
+
+    fn may_wait(self) -> bool {
+        self == Self::Wait
     }
 }
 
@@ -336,7 +355,7 @@ impl Queue {
     ) -> Result<Guard<'a, Ring, IrqSaveBackend>> {
         match refusal {
             Refusal::Failed(error) => return Err(error),
-            Refusal::Paused if when_full == WhenFull::Fail => return Err(EAGAIN),
+            Refusal::Paused if !when_full.may_wait() => return Err(EAGAIN),
             Refusal::Paused => {}
             Refusal::Full => {
                 ring.wake_poll_waiters = true;
@@ -345,7 +364,7 @@ impl Queue {
                     // ring alone is too small.
                     return Err(ENOMEM);
                 }
-                if when_full == WhenFull::Fail {
+                if !when_full.may_wait() {
                     let missed = ring.update_interrupts();
                     drop(ring);
                     if missed {

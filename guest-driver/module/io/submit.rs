@@ -238,7 +238,7 @@ impl Vdma {
             observer,
             direction,
             position,
-            when_full: WhenFull::of_caller(kiocb.no_wait()),
+            when_full: WhenFull::of_call(kiocb.non_blocking(), kiocb.no_wait()),
             polled: kiocb.polled(),
         };
         match kiocb.into_async() {
@@ -351,11 +351,11 @@ impl Vdma {
         (pages <= max_segments && iter.len() <= max_bytes).then_some(pages)
     }
 
-    /// `EAGAIN` for a non-blocking caller, unless descriptors are free for all requests that `iter`
+    /// `EAGAIN` for [`WhenFull::Fail`], unless descriptors are free for all requests that `iter`
     /// may need, and these are few. Others may take the descriptors first: then the caller waits
     /// after all, rather than stop half-way.
     fn check_free_descriptors(&self, iter: &IovIter<'_>, when_full: WhenFull) -> Result {
-        if when_full == WhenFull::Wait {
+        if when_full != WhenFull::Fail {
             return Ok(());
         }
         let max_segments = self.limits.max_segments;

@@ -23,8 +23,8 @@ use kernel::{
 use crate::linux::{
     bindings::{
         VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
-        VDMA_IOCB_APPEND, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, thp_get_unmapped_area,
-        vdma_uring_file,
+        VDMA_IOCB_APPEND, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, VDMA_O_NONBLOCK,
+        thp_get_unmapped_area, vdma_uring_file,
     },
     iov_iter::IovIter,
     uring_cmd::{UringResult, UringSubmission},
@@ -66,6 +66,13 @@ impl<'a> Kiocb<'a> {
     #[inline]
     pub(crate) fn no_wait(&self) -> bool {
         self.has_flag(VDMA_IOCB_NOWAIT)
+    }
+
+    /// Whether the file is non-blocking: `O_NONBLOCK`.
+    #[inline]
+    pub(crate) fn non_blocking(&self) -> bool {
+        // SAFETY: Valid by the type's invariant, and so is the file that the call is made on.
+        unsafe { (*(*self.raw.as_ptr()).ki_filp).f_flags & VDMA_O_NONBLOCK != 0 }
     }
 
     /// Whether the caller polls for the completion: `IOCB_HIPRI`.

@@ -1,13 +1,13 @@
 //! poll(2), epoll, eventfd and non-blocking callers.
 
-use std::io::IoSliceMut;
+use std::{io::IoSliceMut, os::unix::fs::FileExt as _};
 
 use anyhow::{Context as _, Result, ensure};
 use guest_suites_macros::guest_test;
 use io_uring::opcode;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll},
-    io::{Errno, ReadWriteFlags, preadv2},
+    io::{Errno, ReadWriteFlags, preadv, preadv2},
     thread::{CpuSet, sched_setaffinity},
 };
 use vdma::Device;
@@ -15,11 +15,12 @@ use vdma::Device;
 use super::{SHALLOW, SLOW};
 use crate::support::{
     KIB, PAGE,
-    aio::{Context, Iocb},
+    aio::{Context, Iocb, Opcode},
     batch::Batch,
+    bytes,
     completion::Expected,
     driver::Unbound,
-    errno, open, open_direct,
+    errno, open, open_direct, open_with_flags,
     region::Region,
     uring::{Request, Uring, fd},
     wait,
@@ -100,6 +101,89 @@ fn nowait_on_a_full_queue_is_eagain() -> Result<()> {
     let moved = read(&mut target).context("with free descriptors")?;
     ensure!(moved == PAGE, "{moved} bytes");
     Ok(())
+}
+
+/// As poll(2) says: a call on a non-blocking file fails where it would wait for free descriptors.
+#[guest_test(device_arguments = SHALLOW)]
+fn a_non_blocking_file_is_eagain_while_it_is_not_ready() -> Result<()> {
+    let device = open_with_flags(libc::O_NONBLOCK)?;
+    let other = open()?;
+    let batch = delayed(&other, 0);
+    let region = Region::anonymous(batch.total())?;
+    let own = Region::anonymous(2 * PAGE)?;
+    let mut ring = Uring::new(32)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&batch.reads(&other, &region)) }?;
+    let flags = ready(&device)?;
+    ensure!(flags.is_empty(), "a full queue is {flags:?}");
+    let mut buffer = vec![0; PAGE];
+    let result = device.file().read_at(&mut buffer, 0);
+    errno::expect(result, Errno::AGAIN, "a read")?;
+    let result = device.file().write_at(&buffer, 0);
+    errno::expect(result, Errno::AGAIN, "a write")?;
+    let mut context = Context::new(2)?;
+    let iocb = |opcode, page: usize| {
+        let range = page * PAGE..(page + 1) * PAGE;
+        Iocb::transfer(opcode, device.file(), &own, range, 0, page as u64)
+    };
+    let mut iocbs = [iocb(Opcode::Read, 0)?, iocb(Opcode::Write, 1)?];
+    // SAFETY: The region lives until both requests have completed, below.
+    unsafe { context.submit_all(&mut iocbs) }?;
+    context.wait_for_error(2, Errno::AGAIN).context("libaio")?;
+
+    let flags = wait_ready(&device, 20)?;
+    ensure!(
+        flags == PollFlags::IN | PollFlags::OUT,
+        "{flags:?} in the end"
+    );
+    ring.wait(batch.count)?;
+    device.file().write_all_at(&buffer, 0)?;
+    device.file().read_exact_at(&mut buffer, 0)?;
+    Ok(())
+}
+
+/// A call on a non-blocking file moves what the free descriptors allow, be it only one.
+#[guest_test(device_arguments = SHALLOW)]
+fn a_long_call_on_a_non_blocking_file_is_short() -> Result<()> {
+    // Twenty requests of fourteen pages, for sixteen descriptors, at most, that are free.
+    const PAGES: usize = 280;
+    let device = open_with_flags(libc::O_NONBLOCK)?;
+    let other = open()?;
+    let data = bytes::random(21, PAGES * PAGE);
+    device.map(SLOW, data.len())?.write(0, &data)?;
+    // Every other page, so that none is contiguous with the next.
+    let mut target = vec![0; 2 * PAGES * PAGE];
+    for in_flight in [0, 1] {
+        let batch = delayed(&other, 0);
+        let batch = Batch::at_one_offset((batch.count - 1) * in_flight, KIB, SLOW);
+        let region = Region::anonymous(batch.total().max(PAGE))?;
+        let mut ring = Uring::new(32)?;
+        // SAFETY: The region lives until all requests have completed, below.
+        unsafe { ring.submit(&batch.reads(&other, &region)) }?;
+        ensure!(!ready(&device)?.is_empty(), "a descriptor is free");
+        let mut pieces: Vec<_> = target
+            .chunks_mut(2 * PAGE)
+            .map(|two| IoSliceMut::new(&mut two[..PAGE]))
+            .collect();
+        let read = preadv(device.file(), &mut pieces, SLOW).context("preadv")?;
+        ensure!((1..data.len()).contains(&read), "{read} bytes read");
+        let back: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+        bytes::expect(&back[..read], &data[..read], "what was read")?;
+        ring.wait(batch.count)?;
+    }
+    Ok(())
+}
+
+/// io_uring waits until a non-blocking file is ready, with poll, and tries again.
+#[guest_test(device_arguments = SHALLOW)]
+fn io_uring_waits_for_a_non_blocking_file() -> Result<()> {
+    let device = open_with_flags(libc::O_NONBLOCK)?;
+    let batch = delayed(&device, 8);
+    let region = Region::anonymous(batch.total())?;
+    let mut ring = Uring::new(32)?;
+    // SAFETY: The region lives until all requests have completed, below.
+    unsafe { ring.submit(&batch.reads(&device, &region)) }?;
+    ring.wait(batch.count)
 }
 
 /// io_uring registers a poll request with two wait queues, libaio with one.
