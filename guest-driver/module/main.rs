@@ -88,6 +88,7 @@ module! {
 struct VirtioDma {
     _driver: Pin<KBox<virtio::DriverRegistration<driver::Driver>>>,
     _debugfs: debugfs::Root,
+    _written: DeferredWorker<KBox<transfer::Written>>,
     _redirty: DeferredWorker<SlabBox<request::Request>>,
     _released: DeferredWorker<Pin<UniqueArc<DmaBuffer>>>,
     _transfers: CacheGuard<Counted<transfer::Transfer>>,
@@ -108,6 +109,7 @@ impl kernel::Module for VirtioDma {
         let transfers = unsafe { CacheGuard::new(c"vdma_transfer", Zone::Normal) }?;
         let released = DeferredWorker::new(&buffer::RELEASED)?;
         let redirty = DeferredWorker::new(&request::REDIRTY)?;
+        let written = DeferredWorker::new(&transfer::WRITTEN)?;
         chardev::install::<file::OpenFile>(module);
         anon_file::install_mappable::<BufferFile>(module);
         anon_file::install_vmalloc::<TraceFile>(module);
@@ -115,6 +117,7 @@ impl kernel::Module for VirtioDma {
         Ok(Self {
             _driver: KBox::pin_init(virtio::DriverRegistration::new(c"vdma", module), GFP_KERNEL)?,
             _debugfs: debugfs,
+            _written: written,
             _redirty: redirty,
             _released: released,
             _transfers: transfers,

@@ -70,24 +70,25 @@ impl SlabBox<Request> {
         let direction = direction(self.header.operation.get());
         self.count(|counters| counters.complete(direction, outcome.moved, outcome.result.is_ok()));
         // The pages are released before the target completes: the caller may count on that.
-        match self.take_target() {
+        let (kiocb, result) = match self.take_target() {
             RequestTarget::Transfer(transfer, position) => {
                 drop(self);
                 transfer.request_completed(position, outcome);
+                return;
             }
-            RequestTarget::Kiocb(kiocb) => {
-                let observer = self
-                    .state
-                    .observer
-                    .is_armed()
-                    .then(|| self.state.observer.clone());
-                drop(self);
-                kiocb.complete(outcome.bytes());
-                if let Some(observer) = observer {
-                    observer.ended();
-                }
-            }
-            RequestTarget::None => {}
+            RequestTarget::Kiocb(kiocb) => (kiocb, outcome.bytes()),
+            RequestTarget::Written(kiocb, bytes) => (kiocb, outcome.result.map(|_| bytes)),
+            RequestTarget::None => return,
+        };
+        let observer = self
+            .state
+            .observer
+            .is_armed()
+            .then(|| self.state.observer.clone());
+        drop(self);
+        kiocb.complete(result);
+        if let Some(observer) = observer {
+            observer.ended();
         }
     }
 }

@@ -5,6 +5,7 @@
 pub(crate) mod busy_poll;
 pub(crate) mod completion;
 pub(crate) mod device;
+mod durable;
 pub(crate) mod file;
 pub(crate) mod inline_copy;
 pub(crate) mod queue;

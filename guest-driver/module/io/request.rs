@@ -48,6 +48,9 @@ pub(crate) enum RequestTarget {
     Transfer(SlabArc<Transfer>, usize),
     /// The `kiocb` of an asynchronous read or write that has no other request.
     Kiocb(AsyncKiocb),
+    /// The `kiocb` of an asynchronous write that has moved this number of bytes, and waits for a
+    /// FLUSH: the request.
+    Written(AsyncKiocb, usize),
     /// None: the request has completed, or has not been given one.
     None,
 }
@@ -56,7 +59,7 @@ impl RequestTarget {
     /// The `kiocb`, if it is one.
     pub(super) fn into_kiocb(self) -> Option<AsyncKiocb> {
         match self {
-            Self::Kiocb(kiocb) => Some(kiocb),
+            Self::Kiocb(kiocb) | Self::Written(kiocb, _) => Some(kiocb),
             _ => None,
         }
     }

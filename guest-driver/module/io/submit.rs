@@ -8,7 +8,7 @@ use crate::{
     io::{
         busy_poll::Budget,
         device::{Limits, Vdma},
-        inline_copy,
+        durable, inline_copy,
         queue::{self, BusyPollGuard, Queue, WhenFull},
         request::{Request, RequestTarget},
         transfer::{Combine, Transfer, TransferTarget},
@@ -172,6 +172,8 @@ struct Call<'a> {
     when_full: WhenFull,
     /// The caller polls for the completion (`IOCB_HIPRI`).
     polled: bool,
+    /// A write that completes only after a FLUSH that covers it.
+    synchronous: bool,
 }
 
 impl Call<'_> {
@@ -203,7 +205,8 @@ impl Vdma {
         kiocb: Kiocb<'k>,
         mut iter: IovIter<'_>,
     ) -> IoResult<'k> {
-        let position = if direction == Direction::Write && kiocb.appends() {
+        let is_write = direction == Direction::Write;
+        let position = if is_write && kiocb.appends() {
             self.info.memory_size
         } else {
             kiocb.position()
@@ -222,7 +225,11 @@ impl Vdma {
         if length as u64 > left {
             iter.truncate(left as usize);
         }
-        if iter.len() <= self.inline_bytes {
+        let synchronous = is_write && kiocb.synchronous();
+        if synchronous && !self.has_flush() {
+            return kiocb.finish(Err(compat::not_supported()));
+        }
+        if iter.len() <= self.inline_bytes && !synchronous {
             let bar = self.bar.as_deref();
             if let Some(copied) = inline_copy::copy(bar, direction, position, &mut iter) {
                 if let Ok(bytes) = copied {
@@ -240,6 +247,7 @@ impl Vdma {
             position,
             when_full: WhenFull::of_call(kiocb.non_blocking(), kiocb.no_wait()),
             polled: kiocb.polled(),
+            synchronous,
         };
         match kiocb.into_async() {
             Ok((caller, queued)) => match self.submit_asynchronous(call, caller, iter) {
@@ -257,18 +265,38 @@ impl Vdma {
         caller: AsyncKiocb,
         mut iter: IovIter<'_>,
     ) -> Result<(), (Error, Option<AsyncKiocb>)> {
-        if let Some(pages) = self.pages_of_one_request(&iter) {
-            return self.submit_whole(call, caller, &mut iter, pages);
+        if !call.synchronous {
+            if let Some(pages) = self.pages_of_one_request(&iter) {
+                return self.submit_whole(call, caller, &mut iter, pages);
+            }
         }
         if let Err(error) = self.check_free_descriptors(&iter, call.when_full) {
             return Err((error, Some(caller)));
         }
+        let target = if call.synchronous {
+            self.target_after_flush(call, caller)
+                .map_err(|(error, caller)| (error, Some(caller)))?
+        } else {
+            TransferTarget::Kiocb(caller)
+        };
         let operation = self.read_write_operation(call, iter);
-        let mut target = Some(TransferTarget::Kiocb(caller));
+        let mut target = Some(target);
         let mode = call.asynchronous_mode();
         match self.submit(call.observer, operation, &mut target, mode, call.when_full) {
             Ok(_) => Ok(()),
             Err(error) => Err((error, target.and_then(TransferTarget::into_kiocb))),
+        }
+    }
+
+    /// The target that completes `caller` after a FLUSH that covers the write.
+    fn target_after_flush(
+        &self,
+        call: Call<'_>,
+        caller: AsyncKiocb,
+    ) -> Result<TransferTarget, (Error, AsyncKiocb)> {
+        match queue::of_current_cpu(&self.queues) {
+            Ok(queue) => durable::flush_before(queue, call.observer, caller),
+            Err(error) => Err((error, caller)),
         }
     }
 
@@ -302,11 +330,17 @@ impl Vdma {
             call.observer
                 .count(|counters| counters.polled.add(completions));
         }
-        if interruptible {
+        let bytes = if interruptible {
             transfer.wait_interruptible()
         } else {
             transfer.wait()
+        }?;
+        if call.synchronous {
+            let flush = self.submit_flush(call.observer.clone())?;
+            flush.wait_killable()?;
+            flush.result()?;
         }
+        Ok(bytes)
     }
 
     /// The operation code that moves data in `direction`, and whether the checksum is to be
@@ -511,17 +545,23 @@ impl Vdma {
 
     /// Makes durable what was completed before. A signal ends the wait with `EINTR`.
     pub(crate) fn flush(&self, observer: Arc<Observer>) -> Result {
-        if self.info.operations & Operation::Flush.bit() == 0 {
+        if !self.has_flush() {
             return Err(compat::not_supported());
         }
-        submit_empty(
-            queue::of_current_cpu(&self.queues)?,
-            Operation::Flush,
-            observer,
-            WhenFull::Wait,
-        )?
-        .wait_interruptible()
-        .map(|_| ())
+        self.submit_flush(observer)?
+            .wait_interruptible()
+            .map(|_| ())
+    }
+
+    /// Whether the device can be told to make durable what has completed.
+    fn has_flush(&self) -> bool {
+        self.info.operations & Operation::Flush.bit() != 0
+    }
+
+    /// Submits a FLUSH, which covers what has completed.
+    fn submit_flush(&self, observer: Arc<Observer>) -> Result<SlabArc<Transfer>> {
+        let queue = queue::of_current_cpu(&self.queues)?;
+        submit_empty(queue, Operation::Flush, observer, WhenFull::Wait)
     }
 
     /// Whether the device completes any request now. May sleep.

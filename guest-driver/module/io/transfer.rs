@@ -19,10 +19,12 @@ use kernel::{
 use crate::{
     linux::{
         chardev::AsyncKiocb,
+        list::Linked,
         slab::{Cache, CachedShared, Counted, SlabArc},
         spinlock::{IrqSpinLock, new_irq_spinlock},
         uring_cmd::UringCommand,
         wait::Completion,
+        workqueue::{Deferred, DeferredQueue},
     },
     observe::Observer,
     protocol::crc32c,
@@ -40,19 +42,93 @@ pub(crate) enum Combine {
     Crc32c(u64),
 }
 
+/// What comes between the completion of an asynchronous write and that of its `kiocb`.
+pub(crate) trait AfterWrite: Send {
+    /// Completes `kiocb` in the end, of a write that has moved this number of bytes. Called once,
+    /// in process context. May sleep.
+    fn run(&mut self, kiocb: AsyncKiocb, bytes: usize);
+}
+
+/// A write that completes before its `kiocb` does.
+pub(crate) struct Written {
+    after: KBox<dyn AfterWrite>,
+    kiocb: Option<AsyncKiocb>,
+    /// Bytes that the write has moved.
+    bytes: usize,
+    next: Option<KBox<Written>>,
+}
+
+/// Writes that have completed, and wait for what comes after: that takes descriptors, for which
+/// interrupt context cannot wait.
+pub(crate) static WRITTEN: DeferredQueue<KBox<Written>> = DeferredQueue::new();
+
+impl Linked for KBox<Written> {
+    fn set_next(&mut self, next: Option<Self>) {
+        self.next = next;
+    }
+
+    fn take_next(&mut self) -> Option<Self> {
+        self.next.take()
+    }
+}
+
+impl Deferred for KBox<Written> {
+    fn run(mut self) {
+        if let Some(kiocb) = self.kiocb.take() {
+            let bytes = self.bytes;
+            self.after.run(kiocb, bytes);
+        }
+    }
+}
+
+impl Written {
+    /// Leaves a write that has completed with `result` to a work item; otherwise returns the
+    /// `kiocb`, and the error to complete it with. Any context.
+    fn go_on(mut written: KBox<Self>, result: Result<usize>) -> Option<(AsyncKiocb, Error)> {
+        let (mut written, error) = match result {
+            Ok(bytes) => {
+                written.bytes = bytes;
+                (WRITTEN.push(written).err()?, ENODEV)
+            }
+            Err(error) => (written, error),
+        };
+        Some((written.kiocb.take()?, error))
+    }
+
+    /// A write that is still to be submitted: [`TransferTarget::after_write`] is next. May sleep.
+    pub(crate) fn new(after: KBox<dyn AfterWrite>) -> Result<KBox<Self>> {
+        let written = Self {
+            after,
+            kiocb: None,
+            bytes: 0,
+            next: None,
+        };
+        Ok(KBox::new(written, GFP_KERNEL)?)
+    }
+}
+
 /// Completion target of a transfer that no task waits for.
 pub(crate) enum TransferTarget {
     /// The `kiocb` of an asynchronous read or write.
     Kiocb(AsyncKiocb),
+    /// What comes after an asynchronous write, and completes its `kiocb`.
+    AfterWrite(KBox<Written>),
     /// A command of io_uring.
     Command(UringCommand),
 }
 
 impl TransferTarget {
-    /// The `kiocb`, if it is one.
+    /// Completes `kiocb` after what comes after the write.
+    pub(super) fn after_write(mut written: KBox<Written>, kiocb: AsyncKiocb) -> Self {
+        written.kiocb = Some(kiocb);
+        Self::AfterWrite(written)
+    }
+
+    /// The `kiocb`, if it is one's.
     pub(super) fn into_kiocb(self) -> Option<AsyncKiocb> {
         match self {
             Self::Kiocb(kiocb) => Some(kiocb),
+            Self::AfterWrite(mut written) => written.kiocb.take(),
             Self::Command(_) => None,
         }
     }
@@ -60,7 +136,7 @@ impl TransferTarget {
     /// The command, if it is one.
     pub(super) fn into_command(self) -> Option<UringCommand> {
         match self {
-            Self::Kiocb(_) => None,
+            Self::Kiocb(_) | Self::AfterWrite(_) => None,
             Self::Command(command) => Some(command),
         }
     }
@@ -271,6 +347,11 @@ impl SlabArc<Transfer> {
         };
         match target {
             Some(TransferTarget::Kiocb(kiocb)) => kiocb.complete(result),
+            Some(TransferTarget::AfterWrite(written)) => match Written::go_on(written, result) {
+                // The call has not ended.
+                None => return,
+                Some((kiocb, error)) => kiocb.complete(Err(error)),
+            },
             Some(TransferTarget::Command(command)) => command.finish_in_task(self.clone()),
             None => self.done.complete_all(),
         }

@@ -20,6 +20,7 @@ static const fmode_t VDMA_FMODE_WRITE = FMODE_WRITE;
 static const int VDMA_IOCB_NOWAIT = IOCB_NOWAIT;
 static const int VDMA_IOCB_HIPRI = IOCB_HIPRI;
 static const int VDMA_IOCB_APPEND = IOCB_APPEND;
+static const int VDMA_IOCB_DSYNC = IOCB_DSYNC;
 static const unsigned int VDMA_O_NONBLOCK = O_NONBLOCK;
 static const unsigned int VDMA_URING_NONBLOCK = IO_URING_F_NONBLOCK;
 static const unsigned int VDMA_URING_CQE32 = IO_URING_F_CQE32;

@@ -23,7 +23,7 @@ use kernel::{
 use crate::linux::{
     bindings::{
         VDMA_FMODE_CAN_ODIRECT, VDMA_FMODE_NOWAIT, VDMA_FMODE_READ, VDMA_FMODE_WRITE,
-        VDMA_IOCB_APPEND, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, VDMA_O_NONBLOCK,
+        VDMA_IOCB_APPEND, VDMA_IOCB_DSYNC, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, VDMA_O_NONBLOCK,
         thp_get_unmapped_area, vdma_uring_file,
     },
     iov_iter::IovIter,
@@ -85,6 +85,13 @@ impl<'a> Kiocb<'a> {
     #[inline]
     pub(crate) fn appends(&self) -> bool {
         self.has_flag(VDMA_IOCB_APPEND)
+    }
+
+    /// Whether a write has to be durable when it completes: `IOCB_DSYNC`, for all of `O_DSYNC`,
+    /// `O_SYNC`, `RWF_DSYNC` and `RWF_SYNC`.
+    #[inline]
+    pub(crate) fn synchronous(&self) -> bool {
+        self.has_flag(VDMA_IOCB_DSYNC)
     }
 
     /// Ends the call: with the bytes that were moved, by which the position advances, or an error.

@@ -101,6 +101,12 @@ impl Iocb {
         }
     }
 
+    /// Sets flags of the call: `RWF_*`.
+    pub(crate) fn call_flags(mut self, flags: libc::c_int) -> Self {
+        self.rw_flags = flags.cast_unsigned();
+        self
+    }
+
     /// The success that it asks for.
     fn expected(&self) -> Expected {
         if self.opcode == Opcode::Poll as u16 {

@@ -4,6 +4,7 @@ mod flags;
 mod memory;
 mod ranges;
 mod segments;
+mod synchronous;
 
 use std::{os::unix::fs::FileExt as _, sync::Barrier};
 
