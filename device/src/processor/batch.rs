@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use vdma_protocol::Operation;
+use vdma_protocol::{Operation, RequestHeader};
 
 use super::request::Completion;
 use crate::metrics::{QueueMetrics, nanoseconds};
@@ -13,7 +13,16 @@ pub const MAX_BATCH: usize = 32;
 /// Data bytes after which a batch ends early, so that finished requests do not wait for long ones.
 ///
 /// A request of that length is a batch of its own, so that requests before it do not wait either.
-pub(super) const BATCH_BYTES: u64 = 256 << 10;
+const BATCH_BYTES: u64 = 256 << 10;
+
+/// Whether a request may take so long that no completion should wait for it: it waits for a disk,
+/// frees memory, or is as long as a batch.
+pub(super) fn is_long(header: &RequestHeader) -> bool {
+    let code = header.operation.get();
+    header.length.get() >= BATCH_BYTES
+        || code == Operation::Flush.code()
+        || code == Operation::Discard.code()
+}
 
 /// What a batch has done, for its limits and for the metrics.
 pub(super) struct Batch {

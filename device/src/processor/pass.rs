@@ -6,7 +6,7 @@ use vdma_protocol::Response;
 use virtio_queue::Queue;
 
 use super::{
-    batch::Batch,
+    batch::{Batch, is_long},
     error::PassError,
     host::QueueHost,
     idle::{self, Idle},
@@ -184,7 +184,7 @@ impl<I: Interceptor> Processor<I> {
                 Decision::Execute(plan) => plan,
                 Decision::HoldUntil(until) => return Ok(Some(until)),
             };
-            if request.is_long() {
+            if request.header().is_some_and(is_long) {
                 if !batch.is_empty() {
                     self.end(queue, host, batch);
                     *batch = Batch::begin();

@@ -4,7 +4,6 @@ use std::fmt;
 
 use vdma_protocol::{Operation, RequestHeader, Response, Status};
 
-use super::batch::BATCH_BYTES;
 use crate::{
     engine::{Engine, Outcome, Segments},
     sigbus,
@@ -90,19 +89,6 @@ impl<'s, 'm> Request<'s, 'm> {
     #[must_use]
     pub fn header(&self) -> Option<&RequestHeader> {
         self.header.as_ref().ok()
-    }
-
-    /// Whether it may take so long that no completion should wait for it: it waits for a disk, frees
-    /// memory, or is as long as a batch.
-    #[must_use]
-    pub fn is_long(&self) -> bool {
-        let Ok(header) = &self.header else {
-            return false;
-        };
-        let code = header.operation.get();
-        header.length.get() >= BATCH_BYTES
-            || code == Operation::Flush.code()
-            || code == Operation::Discard.code()
     }
 
     /// Executes the request and writes its response.

@@ -83,7 +83,7 @@ impl Bar {
             );
             return;
         }
-        // A reply is asked for whether or not REPLY_ACK was negotiated: without one nobody knows
+        // A reply is asked for whether or not REPLY_ACK was negotiated: without one it is unknown
         // whether the BAR is mapped. A front end that sends none goes without a BAR.
         channel.set_reply_ack_flag(true);
         let (sender, requests) = mpsc::channel();

@@ -461,7 +461,7 @@ fn set_vring_addr_on_a_running_ring_loses_nothing() {
     });
 }
 
-/// Without a reply nobody knows whether the BAR is mapped: after a while it counts as not mapped,
+/// Without a reply it is unknown whether the BAR is mapped: after a while it counts as not mapped,
 /// and requests are served.
 #[test]
 fn a_map_request_that_is_never_answered_holds_no_requests_for_ever() {
