@@ -233,8 +233,7 @@ impl virtio::Driver for Driver {
     const FEATURES: &'static [u32] = &[FEATURE_BAR];
 
     fn probe(device: &Device<'_>) -> Result<Arc<Bound>> {
-        let config = read_config(device);
-        identify(device, &config)?;
+        let config = read_config(device)?;
         let timeout_ms = compat::number(crate::module_parameters::timeout_ms.value());
         let watchdog = Watchdog::new(timeout_ms.div_ceil(EPOCHS_PER_TIMEOUT))?;
         let queues = create_queues(config.num_queues.get(), &watchdog)?;
@@ -382,7 +381,7 @@ fn create_vdma(
     observer: Arc<Observer>,
 ) -> Result<Arc<Vdma>> {
     // Read again: `state` says now whether device memory is mapped.
-    let config = read_config(device);
+    let config = read_config(device)?;
     let queue_size = queues
         .first()
         .and_then(|queue| queue.with_virtqueue(|virtqueue| virtqueue.size()))
@@ -456,8 +455,12 @@ fn log_probed(device: &Device<'_>, bound: &Bound) {
     );
 }
 
-fn read_config(device: &Device<'_>) -> Config {
-    Config::from_bytes(&device.read_config())
+/// The configuration space, which the device may change between two readings: each is checked.
+/// Errors as for [`identify`].
+fn read_config(device: &Device<'_>) -> Result<Config> {
+    let config = Config::from_bytes(&device.read_config());
+    identify(device, &config)?;
+    Ok(config)
 }
 
 /// Refuses values that the rest of the driver cannot handle.
