@@ -38,7 +38,7 @@ impl SlabBox<Request> {
     /// queue. It is rare, for pinned pages are cleaned only by writeback of mapped files.
     pub(crate) fn complete(mut self) {
         let mut outcome = self.check_response();
-        self.incoming.fetch_bounced();
+        self.incoming.fetch_bounced(outcome.moved);
         if self.state.verified && outcome.result.is_ok() {
             outcome = self.verify(outcome);
         }

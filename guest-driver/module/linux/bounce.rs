@@ -75,10 +75,10 @@ impl Bounced {
         let pieces = list.pieces().count();
         let mut bounced = KBox::new(
             Self {
-                substitutes: KVVec::with_capacity(pieces, GFP_KERNEL)?,
+                substitutes: KVVec::with_capacity(pieces, GFP_KERNEL_ACCOUNT)?,
                 list: SgList::new(),
             },
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         bounced.list.clear(pieces)?;
         for (piece, (page, offset, length)) in list.pieces().enumerate() {
@@ -87,7 +87,7 @@ impl Bounced {
                 page
             } else {
                 let page = OwnedPage::new(reach.zone())?;
-                substitutes.push(Substitute { piece, page }, GFP_KERNEL)?;
+                substitutes.push(Substitute { piece, page }, GFP_KERNEL_ACCOUNT)?;
                 substitutes.last().ok_or(ENOMEM)?.page.page()
             };
             // Pieces stay entries of their own: a larger limit would join what the list kept apart.
@@ -106,36 +106,43 @@ impl Bounced {
         self.list.terminate()
     }
 
-    /// The pieces of `list` that have substitutes, and these.
+    /// The pieces of the first `bytes` of `list` that have substitutes, and these.
     fn pairs<'a>(
         &'a self,
         list: &'a SgList,
+        bytes: usize,
     ) -> impl Iterator<Item = (Page<'a>, Page<'a>, usize, usize)> {
-        let mut pieces = list.pieces().enumerate();
-        self.substitutes.iter().filter_map(move |substitute| {
-            let (_, (page, offset, length)) =
-                pieces.find(|(number, _)| *number == substitute.piece)?;
-            Some((page, substitute.page.page(), offset, length))
+        let mut left = bytes;
+        let mut pieces = list.pieces().enumerate().map(move |(number, piece)| {
+            let (page, offset, length) = piece;
+            let length = length.min(left);
+            left -= length;
+            (number, page, offset, length)
+        });
+        self.substitutes.iter().map_while(move |substitute| {
+            let (_, page, offset, length) =
+                pieces.find(|(number, ..)| *number == substitute.piece)?;
+            (length > 0).then(|| (page, substitute.page.page(), offset, length))
         })
     }
 
     /// Copies the data of `list`, which this was made for, to the pages that the device can reach.
     /// Any context.
     pub(super) fn copy_out(&self, list: &SgList) {
-        for (original, substitute, offset, length) in self.pairs(list) {
+        for (original, substitute, offset, length) in self.pairs(list, list.bytes()) {
             // SAFETY: The page belongs to this object, which has no reference to its bytes.
             unsafe { original.copy_to(substitute, offset, length) };
         }
     }
 
-    /// Copies the data from the pages that the device can reach to those of `list`, which this was
-    /// made for. Any context.
+    /// Copies the first `bytes` of the data from the pages that the device can reach to those of
+    /// `list`, which this was made for. Any context.
     ///
     /// # Safety
     ///
     /// The memory that `list` names may be written to.
-    pub(super) unsafe fn copy_in(&self, list: &SgList) {
-        for (original, substitute, offset, length) in self.pairs(list) {
+    pub(super) unsafe fn copy_in(&self, list: &SgList, bytes: usize) {
+        for (original, substitute, offset, length) in self.pairs(list, bytes) {
             // SAFETY: The caller vouches for the memory.
             unsafe { substitute.copy_to(original, offset, length) };
         }

@@ -169,12 +169,15 @@ impl<O: PageOwner> PageList<O> {
         Ok(())
     }
 
-    /// Copies what the device has written where it belongs, if it wrote elsewhere. Any context.
+    /// Copies the first `bytes` of what the device has written where they belong, if it wrote
+    /// elsewhere. Any context.
+    ///
+    /// The rest of what is there instead may not be the device's: it stays where it is.
     #[inline]
-    pub(crate) fn fetch_bounced(&self) {
+    pub(crate) fn fetch_bounced(&self, bytes: usize) {
         if let Some(bounced) = self.bounced.as_ref().filter(|_| self.writable) {
             // SAFETY: The memory may be written to, by the check above and the type's invariant.
-            unsafe { bounced.copy_in(&self.list) };
+            unsafe { bounced.copy_in(&self.list, bytes) };
         }
     }
 

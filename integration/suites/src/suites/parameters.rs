@@ -12,7 +12,7 @@ use crate::support::{
     batch::Batch,
     bytes,
     driver::{self, Reloaded},
-    errno, open, program,
+    errno, faults, open, program,
     region::Region,
     uring::Uring,
 };
@@ -56,6 +56,41 @@ fn high_memory_is_bounced() -> Result<()> {
     ensure!(
         high.eq(bounced),
         "the bounced pages are not those above 4 GiB: {pages:x?}"
+    );
+    Ok(())
+}
+
+/// The pages that take the place of others are copied back as far as the device has answered for:
+/// the rest of them are not its data.
+#[guest_test(memory_mib = 5120, device_arguments = faults::ARGUMENTS, timeout = 120)]
+fn memory_that_is_bounced_keeps_what_the_device_did_not_write() -> Result<()> {
+    const LENGTH: usize = 20 * PAGE;
+    let _driver = Reloaded::with(&["dma_bits=32"])?;
+    let device = open()?;
+    let region = Region::anonymous(LENGTH)?;
+    let before = bytes::random(7, LENGTH);
+    for (position, covered) in [
+        (faults::IO_ERROR, 0),
+        (faults::LENGTH_ZERO, 0),
+        (faults::SHORT, LENGTH / 2),
+    ] {
+        region.write(0, &before)?;
+        let result = region.pread(device.file(), 0..LENGTH, position)?;
+        let moved = result.unwrap_or(0);
+        ensure!(
+            moved == covered,
+            "{moved} bytes of {covered} at {position:#x}"
+        );
+        bytes::expect(
+            &region.read(covered..LENGTH)?,
+            &before[covered..],
+            &format!("memory that was not read to, at {position:#x}"),
+        )?;
+    }
+    let statistics = device.file_statistics()?;
+    ensure!(
+        statistics.pages_bounced > 0,
+        "nothing was bounced: {statistics:?}"
     );
     Ok(())
 }
