@@ -206,7 +206,7 @@ impl FileOperations for OpenFile {
     }
 
     fn open(device: Arc<Vdma>, opening: &mut Opening<'_>) -> Result<Self> {
-        let buffers = KBox::pin_init(BufferTable::new(), GFP_KERNEL)?;
+        let buffers = KBox::pin_init(BufferTable::new(), GFP_KERNEL_ACCOUNT)?;
         let observer = Observer::new(device.device_observer().clone())?;
         let (read, write) = opening.access();
         opening.share_mappings(device.space())?;

@@ -110,7 +110,7 @@ impl NewFile {
     /// A file with `state` behind it. May sleep.
     pub(crate) fn new<T: AnonymousFile>(state: T, writable: bool) -> Result<Self> {
         let operations = T::table().0.as_ref().ok_or(ENODEV)?;
-        let state = KBox::into_raw(KBox::new(state, GFP_KERNEL)?);
+        let state = KBox::into_raw(KBox::new(state, GFP_KERNEL_ACCOUNT)?);
         let access = if writable {
             bindings::O_RDWR
         } else {

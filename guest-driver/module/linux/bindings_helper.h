@@ -37,4 +37,5 @@ static const vm_flags_t VDMA_VM_WRITE = VM_WRITE;
 static const vm_flags_t VDMA_VM_PFNMAP = VM_PFNMAP;
 static const unsigned int VDMA_O_CLOEXEC = O_CLOEXEC;
 static const slab_flags_t VDMA_SLAB_HWCACHE_ALIGN = SLAB_HWCACHE_ALIGN;
+static const slab_flags_t VDMA_SLAB_ACCOUNT = SLAB_ACCOUNT;
 static const slab_flags_t VDMA_SLAB_NO_MERGE = SLAB_NO_MERGE;

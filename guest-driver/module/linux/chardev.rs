@@ -459,7 +459,7 @@ unsafe extern "C" fn open<T: FileOperations>(
                 state,
                 _space: opening.space.take(),
             };
-            Ok(KBox::new(opened, GFP_KERNEL)?)
+            Ok(KBox::new(opened, GFP_KERNEL_ACCOUNT)?)
         });
         // SAFETY: The file is not in use yet.
         let file = unsafe { &mut *file };

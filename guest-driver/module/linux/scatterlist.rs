@@ -101,7 +101,7 @@ impl SgList {
         self.bytes = 0;
         self.limit = 0;
         if limit > self.slots().len() {
-            let mut spill = KVec::with_capacity(limit, GFP_KERNEL)?;
+            let mut spill = KVec::with_capacity(limit, GFP_KERNEL_ACCOUNT)?;
             // SAFETY: The capacity is `limit`, and the elements need no initialization.
             unsafe { spill.inc_len(limit) };
             self.spill = Some(spill);

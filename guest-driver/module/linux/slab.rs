@@ -16,7 +16,9 @@ use kernel::{
     sync::atomic::{Acquire, Atomic, Full, Relaxed},
 };
 
-use crate::linux::bindings::{VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE};
+use crate::linux::bindings::{
+    VDMA_SLAB_ACCOUNT, VDMA_SLAB_CACHE_DMA32, VDMA_SLAB_HWCACHE_ALIGN, VDMA_SLAB_NO_MERGE,
+};
 
 /// The place of a cache, in a `static` of the type whose objects it holds.
 ///
@@ -61,7 +63,8 @@ pub(crate) enum Zone {
 
 impl<T: Cached> CacheGuard<T> {
     /// Creates the cache: `EBUSY` if it exists. `SLAB_NO_MERGE` keeps it from being folded into
-    /// another of the same size.
+    /// another of the same size, `SLAB_ACCOUNT` charges its objects to the memory cgroup of the task
+    /// that allocates them.
     ///
     /// # Safety
     ///
@@ -83,7 +86,7 @@ impl<T: Cached> CacheGuard<T> {
                 name.as_ptr().cast(),
                 size_of::<T>() as u32,
                 &mut args,
-                VDMA_SLAB_HWCACHE_ALIGN | VDMA_SLAB_NO_MERGE | zone,
+                VDMA_SLAB_HWCACHE_ALIGN | VDMA_SLAB_NO_MERGE | VDMA_SLAB_ACCOUNT | zone,
             )
         };
         if raw.is_null() {

@@ -139,7 +139,7 @@ impl Observer {
                 armed: Atomic::new(0),
                 event <- new_irq_spinlock!(None, "vdma_event"),
             }? Error),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 

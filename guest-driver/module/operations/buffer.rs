@@ -32,7 +32,7 @@ pub(crate) struct DmaBuffer {
 
 impl DmaBuffer {
     fn new(pages: PageRuns) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { pages, next: None }, GFP_KERNEL)?)
+        Ok(Arc::new(Self { pages, next: None }, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// Pins `length` bytes of the current task's memory at `address`, for good: see
@@ -166,7 +166,7 @@ impl BufferTable {
         if id >= MAX_BUFFERS {
             return Err(ENOSPC);
         }
-        slots.push(Some(buffer), GFP_KERNEL)?;
+        slots.push(Some(buffer), GFP_KERNEL_ACCOUNT)?;
         Ok(id as u32)
     }
 

@@ -164,7 +164,7 @@ impl<'a> CommandContext<'a> {
             }
             started.push(
                 (address, self.start(address, &mut None, WhenFull::Wait)),
-                GFP_KERNEL,
+                GFP_KERNEL_ACCOUNT,
             )?;
         }
         let mut done = 0;
