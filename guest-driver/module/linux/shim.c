@@ -128,6 +128,8 @@ void vdma_mapping_remap_io(struct vm_area_desc *desc, unsigned long pfn)
 
 void vdma_mapping_set_pfnmap(struct vm_area_desc *desc)
 {
+	/* As io_remap_pfn_range() does: device memory is not encrypted, where the guest's own is. */
+	desc->page_prot = pgprot_decrypted(desc->page_prot);
 	vma_desc_set_flags(desc, VMA_IO_BIT, VMA_PFNMAP_BIT, VMA_DONTEXPAND_BIT, VMA_DONTDUMP_BIT);
 }
 
