@@ -363,7 +363,7 @@ struct vdma_batch {
 
 /*
  * Memory of the caller that is pinned until it is released, or the file closed. It counts against
- * RLIMIT_MEMLOCK.
+ * RLIMIT_MEMLOCK of the caller's user.
  */
 struct vdma_registration {
 	/* Address of its first byte; any alignment. */
@@ -376,7 +376,10 @@ struct vdma_registration {
 	__u32 reserved;
 };
 
-/* Memory that the driver allocates for DMA. */
+/*
+ * Memory that the driver allocates for DMA. It counts against RLIMIT_MEMLOCK of the caller's
+ * user until it is released and no file or mapping keeps it.
+ */
 struct vdma_allocation {
 	/* Bytes, rounded up to whole pages by the driver. */
 	__u64 length;

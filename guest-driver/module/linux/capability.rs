@@ -13,3 +13,9 @@ pub(crate) fn require_sys_admin() -> Result {
         Err(EPERM)
     }
 }
+
+/// Whether `RLIMIT_MEMLOCK` does not bind the current task: it has `CAP_IPC_LOCK`.
+pub(crate) fn may_lock_memory() -> bool {
+    // SAFETY: No precondition: the credentials of the current task are always there.
+    unsafe { bindings::capable(bindings::CAP_IPC_LOCK as i32) }
+}

@@ -12,8 +12,10 @@ use crate::linux::{
         VDMA_GFP_BUFFER, VDMA_GFP_NORETRY, VDMA_GFP_RETRY_MAYFAIL, split_page, vdma_alloc_pages,
         vdma_put_page,
     },
+    cpu,
     mm::LockedPages,
     page::{Page, PageRun},
+    wait,
 };
 
 /// Pages that are pinned at a time; their pointers are on the stack.
@@ -35,8 +37,8 @@ struct Run {
 
 /// How the pages are given back.
 enum Origin {
-    /// They are pinned, and charged until this is dropped.
-    Pinned(#[allow(dead_code, reason = "dropped with the pages")] LockedPages),
+    /// They are pinned.
+    Pinned,
     /// There is one reference to each.
     Allocated,
 }
@@ -54,6 +56,8 @@ pub(crate) struct PageRuns {
     offset: usize,
     length: usize,
     origin: Origin,
+    /// Dropped after the pages have been given back.
+    _charge: LockedPages,
 }
 
 // SAFETY: The pages mean the same to every task.
@@ -62,19 +66,22 @@ unsafe impl Send for PageRuns {}
 unsafe impl Sync for PageRuns {}
 
 impl PageRuns {
-    fn empty(offset: usize, origin: Origin) -> Self {
+    /// No pages, with the charge for `count`: `ENOMEM` beyond `RLIMIT_MEMLOCK`.
+    fn empty(offset: usize, origin: Origin, count: usize) -> Result<Self> {
+        let charge = LockedPages::charge(count)?;
         // INVARIANT: There are no pages, and no bytes.
-        Self {
+        Ok(Self {
             runs: KVVec::new(),
             pages: 0,
             offset,
             length: 0,
             origin,
-        }
+            _charge: charge,
+        })
     }
 
-    /// Pins `length` bytes of the current task's memory at `address`, for good, and charges them.
-    /// May sleep.
+    /// Pins `length` bytes of the current task's memory at `address`, for good, and charges them to
+    /// its user. May sleep; `EINTR` when the task is killed.
     ///
     /// `EFAULT` where the memory is not there or may not be written to; `ENOMEM` beyond
     /// `RLIMIT_MEMLOCK`; `EINVAL` for no bytes, or more than 4 GiB; `EOPNOTSUPP` or `EFAULT` for
@@ -89,10 +96,11 @@ impl PageRuns {
         if address.checked_add(length + PAGE_SIZE).is_none() {
             return Err(EFAULT);
         }
-        let charge = LockedPages::charge(count)?;
         // From here on dropping the object unpins what it has, and gives the charge back.
-        let mut pinned = Self::empty(offset, Origin::Pinned(charge));
+        let mut pinned = Self::empty(offset, Origin::Pinned, count)?;
         while pinned.pages < count {
+            wait::check_alive()?;
+            cpu::cond_resched();
             pinned.pin_batch(begin + pinned.pages * PAGE_SIZE, count - pinned.pages)?;
         }
         // INVARIANT: The pages have the bytes of the range.
@@ -131,17 +139,20 @@ impl PageRuns {
         Ok(())
     }
 
-    /// Allocates at least `length` bytes, zeroed, in as few runs as there are. May sleep.
+    /// Allocates at least `length` bytes, zeroed, in as few runs as there are, and charges them to
+    /// the current task's user. May sleep; `EINTR` when the task is killed.
     ///
-    /// `ENOMEM`; `EINVAL` for no bytes, or more than 4 GiB.
+    /// `ENOMEM`, also beyond `RLIMIT_MEMLOCK`; `EINVAL` for no bytes, or more than 4 GiB.
     pub(crate) fn allocate(length: usize) -> Result<Self> {
         if length == 0 || length > MAX_LENGTH {
             return Err(EINVAL);
         }
         let count = length.div_ceil(PAGE_SIZE);
-        let mut allocated = Self::empty(0, Origin::Allocated);
+        let mut allocated = Self::empty(0, Origin::Allocated, count)?;
         let mut order = MAX_ORDER;
         while allocated.pages < count {
+            wait::check_alive()?;
+            cpu::cond_resched();
             order = order.min((count - allocated.pages).ilog2());
             // Large runs are a convenience that is not worth reclaiming memory for. Single pages
             // are needed, but not at the price of another process.
@@ -164,7 +175,7 @@ impl PageRuns {
             // SAFETY: The allocator returned the first of `1 << order` pages, with one reference to
             // each, which are this object's now.
             if let Err(error) = unsafe { allocated.push(first, 1 << order) } {
-                put_pages(first, 1 << order);
+                put_pages(first.as_ptr(), 1 << order);
                 return Err(error);
             }
         }
@@ -189,7 +200,7 @@ impl PageRuns {
                     index: self.pages,
                     count,
                 },
-                GFP_KERNEL,
+                GFP_KERNEL_ACCOUNT,
             )?,
         }
         // INVARIANT: The pages are in a run.
@@ -280,25 +291,33 @@ impl PageRuns {
 }
 
 /// Gives back a reference to each of `count` pages, which the caller has. Any context.
-fn put_pages(first: NonNull<bindings::page>, count: usize) {
+fn put_pages(first: *mut bindings::page, count: usize) {
     for index in 0..count {
         // SAFETY: The callers have a reference to each, which ends here.
-        unsafe { vdma_put_page(first.as_ptr().wrapping_add(index)) };
+        unsafe { vdma_put_page(first.wrapping_add(index)) };
     }
 }
 
 impl Drop for PageRuns {
     fn drop(&mut self) {
         for run in &self.runs {
-            match self.origin {
-                // The device may have written to them. Takes folio locks.
-                // SAFETY: This object has one pin for each page, and it is not borrowed: no request
-                // uses them any more.
-                Origin::Pinned(_) => unsafe {
-                    bindings::unpin_user_page_range_dirty_lock(run.first.as_ptr(), run.count, true)
-                },
-                // User space may still have them mapped, or others pinned: then they go later.
-                Origin::Allocated => put_pages(run.first, run.count),
+            let mut done = 0;
+            while done < run.count {
+                let first = run.first.as_ptr().wrapping_add(done);
+                let count = (run.count - done).min(1 << MAX_ORDER);
+                match self.origin {
+                    // The device may have written to them. Takes folio locks.
+                    // SAFETY: This object has one pin for each page, and it is not borrowed: no
+                    // request uses them any more.
+                    Origin::Pinned => unsafe {
+                        bindings::unpin_user_page_range_dirty_lock(first, count, true)
+                    },
+                    // Mappings keep the file that has this object. Where others have pinned the
+                    // pages these go later, charged by whoever has pinned them.
+                    Origin::Allocated => put_pages(first, count),
+                }
+                done += count;
+                cpu::cond_resched();
             }
         }
     }
@@ -317,9 +336,9 @@ unsafe impl Send for OwnedPage {}
 unsafe impl Sync for OwnedPage {}
 
 impl OwnedPage {
-    /// A zeroed page, of the zone that `zone` says beside `GFP_KERNEL`. May sleep.
+    /// A zeroed page, of the zone that `zone` says beside `GFP_KERNEL_ACCOUNT`. May sleep.
     pub(super) fn new(zone: bindings::gfp_t) -> Result<Self> {
-        let flags = bindings::GFP_KERNEL | bindings::__GFP_ZERO | zone;
+        let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_ZERO | zone;
         // SAFETY: One page may always be requested.
         let page = unsafe { vdma_alloc_pages(flags, 0) };
         // INVARIANT: The allocator has returned a page, and a reference with it.
@@ -334,6 +353,6 @@ impl OwnedPage {
 
 impl Drop for OwnedPage {
     fn drop(&mut self) {
-        put_pages(self.0, 1);
+        put_pages(self.0.as_ptr(), 1);
     }
 }

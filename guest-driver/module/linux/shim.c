@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/cpumask.h>
+#include <linux/cred.h>
 #include <linux/dma-mapping.h>
 #include <linux/io.h>
 #include <linux/kernel.h>
@@ -8,6 +9,7 @@
 #include <linux/pagemap.h>
 #include <linux/pci.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/user.h>
 
 #include "shim.h"
 
@@ -362,6 +364,39 @@ bool vdma_signal_pending(void)
 bool vdma_fatal_signal_pending(void)
 {
 	return fatal_signal_pending(current);
+}
+
+struct user_struct *vdma_get_user(void)
+{
+	return get_uid(current_user());
+}
+
+void vdma_put_user(struct user_struct *user)
+{
+	free_uid(user);
+}
+
+/* The same count and limit as in __io_account_mem() of io_uring. */
+int vdma_charge_user(struct user_struct *user, unsigned long pages)
+{
+	unsigned long limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+	long charged = atomic_long_read(&user->locked_vm);
+
+	do {
+		if (pages > limit || charged > (long)(limit - pages))
+			return -ENOMEM;
+	} while (!atomic_long_try_cmpxchg(&user->locked_vm, &charged, charged + pages));
+	return 0;
+}
+
+void vdma_uncharge_user(struct user_struct *user, unsigned long pages)
+{
+	atomic_long_sub(pages, &user->locked_vm);
+}
+
+void vdma_count_pinned(struct mm_struct *mm, long pages)
+{
+	atomic64_add(pages, &mm->pinned_vm);
 }
 
 bool vdma_device_trylock(struct device *dev)

@@ -98,6 +98,14 @@ void vdma_schedule_delayed_work(struct delayed_work *work, unsigned long delay);
 bool vdma_signal_pending(void);
 bool vdma_fatal_signal_pending(void);
 
+/* The current task's user, with a reference. */
+struct user_struct *vdma_get_user(void);
+void vdma_put_user(struct user_struct *user);
+/* Charges pages to a user, within RLIMIT_MEMLOCK of the current task: -ENOMEM beyond it. */
+int vdma_charge_user(struct user_struct *user, unsigned long pages);
+void vdma_uncharge_user(struct user_struct *user, unsigned long pages);
+void vdma_count_pinned(struct mm_struct *mm, long pages);
+
 /* The device and its parent: the transport's device is what sleeps and is reset. */
 bool vdma_device_trylock(struct device *dev);
 void vdma_device_unlock(struct device *dev);

@@ -23,6 +23,16 @@ pub(crate) fn fatal_signal_pending() -> bool {
     unsafe { vdma_fatal_signal_pending() }
 }
 
+/// `EINTR` when a signal that kills waits for the current task. For loops whose length a user
+/// chooses.
+pub(crate) fn check_alive() -> Result {
+    if fatal_signal_pending() {
+        Err(EINTR)
+    } else {
+        Ok(())
+    }
+}
+
 /// An event that happens once.
 ///
 /// # Invariants

@@ -88,7 +88,8 @@ impl Part {
 }
 
 impl Device {
-    /// Pins `memory` until the result is dropped. It counts against `RLIMIT_MEMLOCK`.
+    /// Pins `memory` until the result is dropped. It counts against `RLIMIT_MEMLOCK` of
+    /// the user.
     ///
     /// # Errors
     ///
@@ -111,11 +112,12 @@ impl Device {
         })
     }
 
-    /// Allocates at least `length` bytes of memory for DMA, zeroed, and maps them.
+    /// Allocates at least `length` bytes of memory for DMA, zeroed, and maps them. They count
+    /// against `RLIMIT_MEMLOCK` of the user.
     ///
     /// # Errors
     ///
-    /// [`Error::Call`] with `ENOMEM` when there is not enough.
+    /// [`Error::Call`] with `ENOMEM` when there is not enough, or the limit does not allow it.
     pub fn allocate(&self, length: usize) -> Result<AllocatedBuffer<'_>, Error> {
         let mut allocation = Allocation {
             length: length as u64,

@@ -165,7 +165,7 @@ pub struct Batch {
 }
 
 /// Memory of the caller that is pinned until it is released, or the file closed. It counts against
-/// `RLIMIT_MEMLOCK`.
+/// `RLIMIT_MEMLOCK` of the caller's user.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registration {
@@ -179,7 +179,8 @@ pub struct Registration {
     pub reserved: u32,
 }
 
-/// Memory that the driver allocates for DMA.
+/// Memory that the driver allocates for DMA. It counts against `RLIMIT_MEMLOCK` of the caller's
+/// user until it is released and no file or mapping keeps it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {

@@ -3,6 +3,7 @@
 pub(crate) mod aio;
 pub(crate) mod batch;
 pub(crate) mod bytes;
+pub(crate) mod cgroup;
 pub(crate) mod child;
 pub(crate) mod completion;
 pub(crate) mod driver;

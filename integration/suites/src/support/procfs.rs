@@ -93,9 +93,24 @@ pub(crate) fn slab(name: &str) -> Result<Option<(u64, u64, u64)>> {
     }
 }
 
-/// Number of pages that are charged to this process's limit on locked memory.
+/// Number of pages that are pinned for this process, or were allocated for it, until it says
+/// otherwise.
 pub(crate) fn locked_pages() -> Result<usize> {
-    Ok(kilobytes_of("/proc/self/status", "VmLck")? / PAGE)
+    Ok(kilobytes_of("/proc/self/status", "VmPin")? / PAGE)
+}
+
+/// Number of pages that the whole system has allocated since it was started.
+pub(crate) fn pages_allocated() -> Result<usize> {
+    let vmstat = fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
+    let mut sum = 0;
+    for line in vmstat.lines() {
+        if let Some((name, count)) = line.split_once(' ')
+            && name.starts_with("pgalloc_")
+        {
+            sum += count.parse::<usize>().with_context(|| line.to_owned())?;
+        }
+    }
+    Ok(sum)
 }
 
 /// Bytes of memory that nothing uses.

@@ -1,6 +1,7 @@
 //! Buffers that are prepared for DMA once.
 
 mod allocated;
+mod charged;
 mod registered;
 
 use anyhow::{Result, ensure};
