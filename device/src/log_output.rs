@@ -1,7 +1,7 @@
 //! Log lines on their way to standard error.
 //!
-//! Whoever reads standard error may stop: a terminal that is stopped, a full pipe. Once the thread of
-//! this module runs, no other thread writes there. Lines wait for it in a bounded queue, and are
+//! The reader of standard error may stop: a terminal that is stopped, a full pipe. Once the thread
+//! of this module runs, no other thread writes there. Lines wait for it in a bounded queue, and are
 //! dropped and counted when that is full. Lines that recur are limited by the statement that logs
 //! them, so that neither guests nor front ends decide how long the log is.
 
@@ -29,8 +29,8 @@ use crate::{
 /// Lines that may wait.
 const QUEUE: usize = 1024;
 
-/// Lines of one statement in a period of [`LogLimit`]. At start-up there is one for each of up to 64
-/// devices.
+/// Lines of one statement in a period of [`LogLimit`]. At start-up there is one for each of up to
+/// 64 devices.
 const BURST: u32 = 100;
 
 enum Message {

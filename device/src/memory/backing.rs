@@ -151,7 +151,7 @@ pub(super) fn named(
             _ => Path::new("."),
         };
         match File::open(directory).and_then(|directory| sync_directory(&directory)) {
-            // One without storage, as that of a file passed as /proc/self/fd/N, has nothing to sync.
+            // A directory without storage, such as /proc/self/fd, has nothing to sync.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
             other => other.map_err(fail("sync the directory of"))?,
         }

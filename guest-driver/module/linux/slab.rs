@@ -63,8 +63,8 @@ pub(crate) enum Zone {
 
 impl<T: Cached> CacheGuard<T> {
     /// Creates the cache: `EBUSY` if it exists. `SLAB_NO_MERGE` keeps it from being folded into
-    /// another of the same size, `SLAB_ACCOUNT` charges its objects to the memory cgroup of the task
-    /// that allocates them.
+    /// another of the same size; `SLAB_ACCOUNT` charges its objects to the memory cgroup of the
+    /// task that allocates them.
     ///
     /// # Safety
     ///
