@@ -70,7 +70,8 @@ impl<O: PageOwner> PageList<O> {
     /// Lets go of the pages that are here, if there are any.
     #[inline]
     fn reset(&mut self) {
-        if self.list.len() > 0 {
+        // A failure may have left a hold without pages.
+        if self.list.len() > 0 || !matches!(self.hold, Hold::Lent) {
             *self = Self::none();
         }
     }
@@ -134,18 +135,18 @@ impl<O: PageOwner> PageList<O> {
         let pieces = runs.pieces(offset, max_bytes, max_entry)?;
         self.list
             .clear(runs.piece_bound(offset, max_bytes, max_entry, max_entries))?;
+        // Before there are pages, so that a failure leaves none without a share.
+        self.hold = Hold::Shared(Some(owner.clone()));
+        self.writable = true;
         for (pages, offset, length) in pieces {
             let Some(first) = pages.get(0).filter(|_| self.list.free() > 0) else {
                 break;
             };
-            // INVARIANT: This object gets its share in the owner below, before anything uses the
-            // list.
+            // INVARIANT: `hold` has the share in the owner of the page.
             // SAFETY: The pages have the bytes. They are held as long as their owner, which has no
             // way to let go of them while it is shared.
             unsafe { self.list.push(first, offset, length, max_entry) }?;
         }
-        self.hold = Hold::Shared(Some(owner.clone()));
-        self.writable = true;
         Ok(())
     }
 
