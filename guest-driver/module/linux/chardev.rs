@@ -162,19 +162,20 @@ impl Drop for AsyncKiocb {
 ///
 /// `raw` is as the invariant of [`AsyncKiocb`] says, until this function.
 unsafe fn complete(raw: NonNull<bindings::kiocb>, result: Result<usize>) {
-    // SAFETY: The caller vouches for the kiocb, which nothing else uses between queueing and
-    // completion.
-    let kiocb = unsafe { &mut *raw.as_ptr() };
+    let kiocb = raw.as_ptr();
     let value = match result {
         Ok(bytes) => {
-            kiocb.ki_pos += bytes as i64;
+            // SAFETY: The caller vouches for the kiocb, whose position is the driver's until it is
+            // completed.
+            unsafe { (*kiocb).ki_pos += bytes as i64 };
             bytes as c_long
         }
         Err(error) => error.to_errno() as c_long,
     };
-    if let Some(complete) = kiocb.ki_complete {
+    // SAFETY: The caller vouches for the kiocb, in which the function does not change.
+    if let Some(complete) = unsafe { (*kiocb).ki_complete } {
         // SAFETY: The kiocb was not completed before, and is not used afterwards.
-        unsafe { complete(raw.as_ptr(), value) };
+        unsafe { complete(kiocb, value) };
     }
 }
 
@@ -376,14 +377,12 @@ unsafe impl<T: FileOperations> Send for DeviceNode<T> {}
 impl<T: FileOperations> DeviceNode<T> {
     /// Creates `/dev/NAME` for `device`, below `parent`, of which the node holds a reference.
     /// `EINVAL` before [`install`].
-    pub(crate) fn new(
+    pub(crate) fn new<'a>(
         name: CString,
         device: Arc<T::Device>,
-        parent: &device::Device,
-    ) -> impl PinInit<Self, Error> {
+        parent: &'a device::Device,
+    ) -> impl PinInit<Self, Error> + use<'a, T> {
         let name_pointer = name.as_ptr();
-        // The type is a transparent wrapper.
-        let parent: *mut bindings::device = ptr::from_ref(parent).cast_mut().cast();
         // The device first: the node can be opened before registering has returned.
         // INVARIANT: The structure is registered last.
         try_pin_init!(Self {
@@ -397,12 +396,13 @@ impl<T: FileOperations> DeviceNode<T> {
                         minor: bindings::MISC_DYNAMIC_MINOR as c_int,
                         name: name_pointer.cast(),
                         fops: ptr::from_ref(&operations.0),
-                        parent,
+                        // The type is a transparent wrapper.
+                        parent: ptr::from_ref(parent).cast_mut().cast(),
                         ..Default::default()
                     })
                 };
                 // SAFETY: The structure and the name are in place until `drop` deregisters it. The
-                // parent is there during the call, which takes a reference to it.
+                // parent is borrowed by the initializer, and the call takes a reference to it.
                 kernel::error::to_result(unsafe { bindings::misc_register(slot) })
             }),
         }? Error)
