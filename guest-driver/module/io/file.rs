@@ -88,7 +88,7 @@ impl OpenFile {
             return Err(EINVAL);
         }
         let buffer = DmaBuffer::allocate(allocation.length)?;
-        let file = NewFile::new(BufferFile(buffer.clone()), true)?.reserve()?;
+        let file = NewFile::new(BufferFile::new(buffer.clone())?, true)?.reserve()?;
         allocation.length = buffer.length() as u64;
         allocation.runs = buffer.runs() as u32;
         allocation.file = file.descriptor();
@@ -110,7 +110,8 @@ impl OpenFile {
         if allocation.reserved != 0 {
             return Err(EINVAL);
         }
-        let buffer = with_descriptor::<BufferFile, _>(allocation.file, |file| file.0.clone())?;
+        let buffer =
+            with_descriptor::<BufferFile, _>(allocation.file, |file| file.buffer().clone())?;
         allocation.length = buffer.length() as u64;
         allocation.runs = buffer.runs() as u32;
         allocation.id = self.add_buffer(buffer)?;

@@ -236,8 +236,17 @@ impl PageRuns {
         Some(unsafe { PageRun::new(Page::from_raw(run.first.add(before)), run.count - before) })
     }
 
-    /// The page with this number.
-    pub(crate) fn page(&self, index: usize) -> Option<Page<'_>> {
+    /// Whether user space may map the pages: those that were allocated for this. Pinned ones belong
+    /// to other mappings.
+    pub(crate) fn is_mappable(&self) -> bool {
+        matches!(self.origin, Origin::Allocated)
+    }
+
+    /// The page with this number, if it may be mapped.
+    pub(super) fn mappable_page(&self, index: usize) -> Option<Page<'_>> {
+        if !self.is_mappable() {
+            return None;
+        }
         let run = self.runs.get(self.run_of(index))?;
         self.rest_of(run, index)?.get(0)
     }

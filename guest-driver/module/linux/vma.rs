@@ -20,7 +20,7 @@ use crate::linux::{
         vdma_mapping_set_fixed, vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
     },
     io_memory::IoRange,
-    page::Page,
+    page_runs::PageRuns,
 };
 
 /// The state behind an open file whose mappings have operations of their own.
@@ -75,12 +75,6 @@ impl<T> NewMapping<'_, T> {
     pub(crate) fn offset(&self) -> Option<u64> {
         (self.raw.pgoff as u64).checked_mul(PAGE_SIZE as u64)
     }
-
-    /// Chooses the cache attribute: one of the `CACHE_*` values of the protocol.
-    pub(crate) fn set_cache(&mut self, mode: u32) {
-        // SAFETY: The description is valid.
-        unsafe { vdma_mapping_set_cache(self.raw, mode) }
-    }
 }
 
 impl<T: Mappable> NewMapping<'_, T> {
@@ -97,16 +91,25 @@ impl<T: Mappable> NewMapping<'_, T> {
         Ok(())
     }
 
+    /// Chooses the cache attribute. For device memory only: RAM is mapped write-back elsewhere.
+    fn set_cache(&mut self, cache: u32) {
+        // SAFETY: The description is valid.
+        unsafe { vdma_mapping_set_cache(self.raw, cache) }
+    }
+
     /// Has the kernel fill the whole mapping with device memory, when it is in place
-    /// (`io_remap_pfn_range`): byte 0 of the file is the first of `range`. `EINVAL` for a private
-    /// mapping, and for one that leaves the range. Sets `VM_IO`, `VM_PFNMAP`, `VM_DONTEXPAND` and
-    /// `VM_DONTDUMP`.
-    pub(crate) fn remap_io(mut self, range: IoRange) -> Result {
+    /// (`io_remap_pfn_range`), with `cache` one of the `CACHE_*` values of the protocol: byte 0 of
+    /// the file is the first of `range`. `EINVAL` for a private mapping, and for one that leaves
+    /// the range or does not begin at a page boundary of it. Sets `VM_IO`, `VM_PFNMAP`,
+    /// `VM_DONTEXPAND` and `VM_DONTDUMP`.
+    pub(crate) fn remap_io(mut self, range: IoRange, cache: u32) -> Result {
         let address = self
             .offset()
             .and_then(|offset| range.at(offset, self.len() as u64))
+            .filter(|address| address % PAGE_SIZE as u64 == 0)
             .ok_or(EINVAL)?;
         self.set_operations()?;
+        self.set_cache(cache);
         // SAFETY: The description is valid; the frames are device memory, by the invariant of the
         // range.
         unsafe { vdma_mapping_remap_io(self.raw, (address >> PAGE_SHIFT) as usize) };
@@ -114,10 +117,11 @@ impl<T: Mappable> NewMapping<'_, T> {
     }
 
     /// Leaves it to [`Mappable::fault`] to map frames that have no `struct page`, with the same
-    /// flags.
-    /// `EINVAL` for a private mapping.
-    pub(crate) fn fault_frames(mut self) -> Result {
+    /// flags, and with `cache` one of the `CACHE_*` values of the protocol. `EINVAL` for a private
+    /// mapping.
+    pub(crate) fn fault_frames(mut self, cache: u32) -> Result {
         self.set_operations()?;
+        self.set_cache(cache);
         // SAFETY: The description is valid.
         unsafe { vdma_mapping_set_pfnmap(self.raw) };
         Ok(())
@@ -229,17 +233,22 @@ impl<'a> Fault<'a> {
         FaultResult(result, PhantomData)
     }
 
-    /// Maps `page`, with a reference of the mapping's own. `BUS_ERROR` for a mapping of frames, and
-    /// `FALLBACK` for a huge page.
-    pub(crate) fn insert_page(self, page: Page<'_>) -> FaultResult<'a> {
+    /// Maps the page with the number `index` of `pages`, with a reference of the mapping's own.
+    /// `BUS_ERROR` for a page that is not there or was not allocated for it, and for a mapping of
+    /// frames; `FALLBACK` for a huge page.
+    pub(crate) fn insert_page(self, pages: &PageRuns, index: usize) -> FaultResult<'a> {
         if self.is_huge() {
             return FaultResult::FALLBACK;
         }
         if self.is_of_frames() {
             return FaultResult::BUS_ERROR;
         }
-        // SAFETY: The page is held while it is borrowed. The kernel gives the reference back when
-        // it unmaps the page.
+        let Some(page) = pages.mappable_page(index) else {
+            return FaultResult::BUS_ERROR;
+        };
+        // SAFETY: The page is held while it is borrowed, and belongs to no other object that the
+        // kernel maps, for it was allocated for this. The kernel gives the reference back when it
+        // unmaps the page.
         unsafe { vdma_get_page(page.as_ptr()) };
         self.raw.page = page.as_ptr();
         FaultResult(0, PhantomData)
@@ -331,7 +340,13 @@ impl<T: Mappable> Table<T> {
             order,
             _fault: PhantomData,
         };
-        state.fault(fault).0
+        match state.fault(fault).0 {
+            // There is no smaller page, and the kernel panics at this answer.
+            bindings::vm_fault_reason_VM_FAULT_FALLBACK if order == 0 => {
+                bindings::vm_fault_reason_VM_FAULT_SIGBUS
+            }
+            result => result,
+        }
     }
 }
 

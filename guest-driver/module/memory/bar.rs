@@ -125,14 +125,14 @@ impl Bar {
     ///
     /// `EINVAL` for a private mapping (its copies would not be device memory) and for a range that
     /// leaves the window.
-    pub(crate) fn map<T: Mappable>(&self, mut mapping: NewMapping<'_, T>, mode: u32) -> Result {
+    pub(crate) fn map<T: Mappable>(&self, mapping: NewMapping<'_, T>, mode: u32) -> Result {
         let offset = mapping.offset().ok_or(EINVAL)?;
         self.range.at(offset, mapping.len() as u64).ok_or(EINVAL)?;
-        mapping.set_cache(self.state.lock().cache);
+        let cache = self.state.lock().cache;
         if mode == MAP_LAZY {
-            mapping.fault_frames()
+            mapping.fault_frames(cache)
         } else {
-            mapping.remap_io(self.range)
+            mapping.remap_io(self.range, cache)
         }
     }
 

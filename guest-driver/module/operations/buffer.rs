@@ -94,7 +94,22 @@ impl PageOwner for DmaBuffer {
 }
 
 /// A file whose mappings are an allocated buffer.
-pub(crate) struct BufferFile(pub(crate) Arc<DmaBuffer>);
+pub(crate) struct BufferFile(Arc<DmaBuffer>);
+
+impl BufferFile {
+    /// A file for `buffer`; `EINVAL` for a registered one, whose pages belong to mappings already.
+    pub(crate) fn new(buffer: Arc<DmaBuffer>) -> Result<Self> {
+        if buffer.pages.is_mappable() {
+            Ok(Self(buffer))
+        } else {
+            Err(EINVAL)
+        }
+    }
+
+    pub(crate) fn buffer(&self) -> &Arc<DmaBuffer> {
+        &self.0
+    }
+}
 
 static TABLE: Table<BufferFile> = Table::new();
 
@@ -128,14 +143,8 @@ impl Mappable for BufferFile {
     fn unmapped(&self) {}
 
     fn fault<'a>(&self, fault: Fault<'a>) -> FaultResult<'a> {
-        if fault.is_huge() {
-            return FaultResult::FALLBACK;
-        }
         let number = (fault.offset() / PAGE_SIZE as u64) as usize;
-        match self.0.pages.page(number) {
-            Some(page) => fault.insert_page(page),
-            None => FaultResult::BUS_ERROR,
-        }
+        fault.insert_page(&self.0.pages, number)
     }
 }
 
