@@ -263,14 +263,16 @@ impl Queue {
         })
     }
 
-    /// Takes `queue` into use.
+    /// Takes `queue` into use. May sleep.
     pub(crate) fn open(&self, queue: VirtQueue<Request>) {
         let mut ring = self.ring.lock();
-        ring.queue = Some(queue);
+        let old = ring.queue.replace(queue);
         if ring.gate == Gate::Paused {
             ring.gate = Gate::Open;
         }
         drop(ring);
+        // Sleeps.
+        drop(old);
         self.wake_waiters();
     }
 

@@ -7,7 +7,9 @@ use core::{marker::PhantomData, mem::MaybeUninit, slice};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, types::Opaque};
 
 use crate::linux::{
-    bindings::{vdma_iov_iter_count, vdma_iov_iter_truncate, vdma_iov_iter_will_pin},
+    bindings::{
+        vdma_iov_iter_count, vdma_iov_iter_truncate, vdma_iov_iter_will_pin, vdma_task_has_memory,
+    },
     page::Page,
     scatterlist::SgList,
 };
@@ -178,7 +180,8 @@ impl UserRange {
     }
 
     /// Sets the iterator to `length` bytes at `address`, or as many as the kernel takes at a time
-    /// (a page less than 2 GiB). `EFAULT` for addresses that are not user space's.
+    /// (a page less than 2 GiB). `EFAULT` for addresses that are not user space's, and in a task
+    /// that has no memory of a user.
     pub(crate) fn set(
         &mut self,
         direction: IterDirection,
@@ -190,6 +193,10 @@ impl UserRange {
             IterDirection::Dest => bindings::ITER_DEST,
         };
         let address = usize::try_from(address).map_err(|_| EFAULT)?;
+        // SAFETY: No precondition.
+        if !unsafe { vdma_task_has_memory() } {
+            return Err(EFAULT);
+        }
         // SAFETY: The iterator is valid for writes; any range may be given.
         kernel::error::to_result(unsafe {
             bindings::import_ubuf(direction as i32, address as *mut _, length, self.0.get())

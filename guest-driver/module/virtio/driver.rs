@@ -17,7 +17,7 @@ use kernel::{
     prelude::*,
     sync::{
         Arc, ArcBorrow,
-        atomic::{Acquire, Full, Release},
+        atomic::{Acquire, Atomic, Full, Release},
         rcu,
     },
     types::Opaque,
@@ -70,6 +70,17 @@ static ID_TABLE: [virtio_device_id; 2] = [
     },
 ];
 
+/// `priv` of a device, which the driver that it is bound to may use.
+///
+/// # Safety
+///
+/// `raw` is valid for `'a`.
+unsafe fn private_of<'a>(raw: NonNull<virtio_device>) -> &'a Atomic<*mut c_void> {
+    // SAFETY: The device is valid. While the driver is bound, or being bound or unbound, all
+    // accesses that may be concurrent with others are atomic.
+    unsafe { Atomic::from_ptr(&raw mut (*raw.as_ptr()).priv_) }
+}
+
 /// The registration of `T`; dropping it unbinds every device.
 #[pin_data(PinnedDrop)]
 pub(crate) struct DriverRegistration<T: Driver> {
@@ -120,9 +131,8 @@ impl<T: Driver> DriverRegistration<T> {
     /// `raw` is a valid device whose driver is, or was a moment ago, `T`.
     unsafe fn bound(raw: NonNull<virtio_device>) -> Option<(Arc<Private>, Arc<T::Data>)> {
         let _guard = rcu::read_lock();
-        // SAFETY: The device is valid; `priv` belongs to its driver.
-        let private =
-            NonNull::new(unsafe { ptr::read_volatile(&raw const (*raw.as_ptr()).priv_) })?;
+        // SAFETY: The device is valid.
+        let private = NonNull::new(unsafe { private_of(raw) }.load(Acquire))?;
         // SAFETY: `probe` has stored a share, which `remove` drops only after a grace period that
         // this critical section is not part of, and after it has cleared the pointer.
         let private: Arc<Private> =
@@ -138,9 +148,9 @@ impl<T: Driver> DriverRegistration<T> {
         from_result(|| {
             let raw = NonNull::new(raw).ok_or(EINVAL)?;
             let private = Private::new()?;
-            // SAFETY: The bus hands in a valid device for the duration of the call, whose `priv`
-            // belongs to the driver that it is being bound to.
-            unsafe { (*raw.as_ptr()).priv_ = Arc::into_raw(private.clone()).cast_mut().cast() };
+            let share = Arc::into_raw(private.clone()).cast_mut().cast();
+            // SAFETY: The bus hands in a valid device for the duration of the call.
+            unsafe { private_of(raw) }.store(share, Release);
             // SAFETY: The device is valid during the call, and the private part was made for it.
             let device = unsafe { Device::new(raw, &private) };
             match T::probe(&device) {
@@ -182,7 +192,8 @@ impl<T: Driver> DriverRegistration<T> {
         // SAFETY: The transport calls this for a valid device, which it has locked itself, and
         // whose driver it has found to be `T`; that may be unbound meanwhile.
         let Some((private, data)) = (unsafe { Self::bound(raw) }) else {
-            return 0;
+            // The virtio core starts a device whose driver has resumed.
+            return ENODEV.to_errno();
         };
         // SAFETY: The device is valid during the call, and the private part is that of its driver.
         let device = unsafe { Device::new(raw, &private) };
@@ -217,13 +228,9 @@ impl<T: Driver> DriverRegistration<T> {
     ///
     /// `raw` is valid, `priv` has a share in its `Private`, and it has no queues.
     unsafe fn release_private(raw: NonNull<virtio_device>) {
-        // SAFETY: The caller vouches for the device; readers of `priv` are in RCU critical
-        // sections, or interrupts of queues, of which there are none.
-        let share = unsafe {
-            let share = (*raw.as_ptr()).priv_;
-            ptr::write_volatile(&raw mut (*raw.as_ptr()).priv_, ptr::null_mut());
-            share
-        };
+        // Readers are in RCU critical sections, or interrupts of queues, of which there are none.
+        // SAFETY: The caller vouches for the device.
+        let share = unsafe { private_of(raw) }.xchg(ptr::null_mut(), Full);
         // SAFETY: No precondition beyond a context that may sleep.
         unsafe { bindings::synchronize_rcu() };
         // SAFETY: `probe` has stored this share, and nothing finds it any more.

@@ -94,8 +94,10 @@ impl<C: Chain> VirtQueue<C> {
     /// Sets the affinity of the interrupt of this queue, one of `queues`, to each `queues`th CPU.
     /// May sleep.
     pub(crate) fn spread_interrupts(&mut self, queues: usize) {
+        // 0 would divide by zero.
+        let queues = u32::try_from(queues).unwrap_or(u32::MAX).max(1);
         // SAFETY: Valid by the type's invariant.
-        unsafe { vdma_virtqueue_spread_interrupts(self.raw.as_ptr(), queues.max(1) as u32) }
+        unsafe { vdma_virtqueue_spread_interrupts(self.raw.as_ptr(), queues) }
     }
 
     /// Descriptors that are free.
