@@ -43,8 +43,10 @@ pub(crate) struct IoResult<'a>(isize, CallMarker<'a>);
 /// # Invariants
 ///
 /// `raw` is the `kiocb` of the call, which has not been completed, and which nothing else uses.
+/// `limit` is the number of bytes that the caller gave memory for.
 pub(crate) struct Kiocb<'a> {
     raw: NonNull<bindings::kiocb>,
+    limit: u32,
     _call: CallMarker<'a>,
 }
 
@@ -94,11 +96,13 @@ impl<'a> Kiocb<'a> {
         self.has_flag(VDMA_IOCB_DSYNC)
     }
 
-    /// Ends the call: with the bytes that were moved, by which the position advances, or an error.
+    /// Ends the call: with the bytes that were moved, at most as many as the caller gave memory
+    /// for, by which the position advances, or an error.
     #[inline]
     pub(crate) fn finish(self, result: Result<usize>) -> IoResult<'a> {
         let value = match result {
             Ok(bytes) => {
+                let bytes = bytes.min(self.limit as usize);
                 // SAFETY: Valid by the type's invariant.
                 unsafe { (*self.raw.as_ptr()).ki_pos += bytes as i64 };
                 bytes as isize
@@ -116,8 +120,12 @@ impl<'a> Kiocb<'a> {
         if unsafe { (*self.raw.as_ptr()).ki_complete.is_none() } {
             return Err(self);
         }
-        // INVARIANT: The `kiocb` has a completion function, and is the result's alone.
-        let caller = AsyncKiocb(self.raw);
+        // INVARIANT: The `kiocb` has a completion function, and is the result's alone. The limit is
+        // that of the call.
+        let caller = AsyncKiocb {
+            raw: self.raw,
+            limit: self.limit,
+        };
         let queued = QueuedKiocb {
             raw: self.raw,
             _call: PhantomData,
@@ -132,21 +140,24 @@ impl<'a> Kiocb<'a> {
 /// # Invariants
 ///
 /// The `kiocb` has a completion function, has not been completed, and its call has returned, or
-/// will return, that it was queued.
-#[repr(transparent)]
-pub(crate) struct AsyncKiocb(NonNull<bindings::kiocb>);
+/// will return, that it was queued. `limit` is the number of bytes that the caller gave memory for.
+pub(crate) struct AsyncKiocb {
+    raw: NonNull<bindings::kiocb>,
+    limit: u32,
+}
 
 // SAFETY: A kiocb may be completed in any context.
 unsafe impl Send for AsyncKiocb {}
 
 impl AsyncKiocb {
-    /// Reports the result, and moves the position. Any context.
+    /// Reports the result, at most the bytes that the caller gave memory for, and moves the
+    /// position. Any context.
     #[inline]
     pub(crate) fn complete(self, result: Result<usize>) {
-        let raw = self.0;
+        let Self { raw, limit } = self;
         mem::forget(self);
         // SAFETY: `self`, which ends here, was not completed, by its invariant.
-        unsafe { complete(raw, result) };
+        unsafe { complete(raw, result.map(|bytes| bytes.min(limit as usize))) };
     }
 }
 
@@ -154,7 +165,7 @@ impl Drop for AsyncKiocb {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: `self`, which ends here, was not completed, by its invariant.
-        unsafe { complete(self.0, Err(EIO)) };
+        unsafe { complete(self.raw, Err(EIO)) };
     }
 }
 
@@ -198,7 +209,7 @@ impl<'a> QueuedKiocb<'a> {
     /// has been, or will be.
     pub(crate) fn failed(self, error: Error, caller: Option<AsyncKiocb>) -> IoResult<'a> {
         match caller {
-            Some(caller) if caller.0 == self.raw => {
+            Some(caller) if caller.raw == self.raw => {
                 mem::forget(caller);
                 IoResult(error.to_errno() as isize, PhantomData)
             }
@@ -506,9 +517,11 @@ unsafe fn run_io<T: FileOperations>(
     let file = unsafe { operations::<T>((*kiocb).ki_filp) };
     // SAFETY: The caller vouches for the iterator, which is this call's.
     let iter = unsafe { IovIter::from_raw(iter) };
-    // INVARIANT: The kiocb is the call's, and was not completed.
+    // INVARIANT: The kiocb is the call's, and was not completed. The kernel limits the memory of a
+    // call to less than 2 GiB.
     let kiocb = Kiocb {
         raw,
+        limit: u32::try_from(iter.len()).unwrap_or(u32::MAX),
         _call: PhantomData,
     };
     io(file, kiocb, iter).0
