@@ -12,8 +12,9 @@ use crate::linux::bindings::{vdma_ioremap, vdma_memcpy_fromio, vdma_memcpy_toio}
 ///
 /// # Invariants
 ///
-/// The addresses were those of device memory when this was made, and are not of RAM. When the
-/// device is gone there is nothing behind them: reads give ones.
+/// The addresses were those of memory of a device when this was made, and are not of RAM. When the
+/// device is gone there is nothing behind them, and reads give ones, or another device: what is
+/// mapped has to be unmapped, and accessed no more, before the device is gone.
 #[derive(Clone, Copy)]
 pub(crate) struct IoRange {
     address: u64,

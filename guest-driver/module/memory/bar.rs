@@ -8,11 +8,7 @@
 //! in
 //! `arch/x86/mm/pat/memtype.c`), and would be uncached without it.
 
-use kernel::{
-    page::PAGE_SIZE,
-    prelude::*,
-    sync::{Arc, Mutex},
-};
+use kernel::{page::PAGE_SIZE, prelude::*, sync::Mutex};
 
 use crate::{
     linux::{
@@ -25,7 +21,7 @@ use crate::{
 struct State {
     cache: u32,
     /// `None` when the device is gone.
-    kernel: Option<Arc<IoMemory>>,
+    kernel: Option<IoMemory>,
     /// Mappings of user space.
     mappings: usize,
 }
@@ -48,8 +44,7 @@ impl Bar {
         }
         let size = region.size().min(memory_size) & !(page - 1);
         let range = region.truncated(size);
-        let kernel = IoMemory::map(range, CACHE_WRITE_BACK)?;
-        let kernel = Some(Arc::new(kernel, GFP_KERNEL)?);
+        let kernel = Some(IoMemory::map(range, CACHE_WRITE_BACK)?);
         let state = State {
             cache: CACHE_WRITE_BACK,
             kernel,
@@ -69,12 +64,15 @@ impl Bar {
         self.range.size()
     }
 
-    /// The kernel's own mapping; `ENODEV` when the device is gone. May sleep.
-    pub(crate) fn io_memory(&self) -> Result<Arc<IoMemory>> {
-        self.state.lock().kernel.clone().ok_or(ENODEV)
+    /// Runs `access` on the kernel's own mapping; `ENODEV` when the device is gone. May sleep.
+    ///
+    /// [`Self::close`] waits for it, so it has to be short, and must not wait for user space:
+    /// another device may get the addresses when this one is gone.
+    pub(crate) fn with_io_memory(&self, access: impl FnOnce(&IoMemory) -> Result) -> Result {
+        access(self.state.lock().kernel.as_ref().ok_or(ENODEV)?)
     }
 
-    /// Drops the kernel's own mapping. May sleep.
+    /// Drops the kernel's own mapping, which is not accessed any more when this returns. May sleep.
     pub(crate) fn close(&self) {
         let kernel = self.state.lock().kernel.take();
         drop(kernel);
@@ -93,15 +91,13 @@ impl Bar {
         let old = state.kernel.take().ok_or(ENODEV)?;
         // The old mapping has to go first: the two may not disagree.
         let before = state.cache;
-        if let Some(last) = Arc::into_unique_or_drop(old) {
-            drop(last);
-            state.cache = cache;
-        }
+        drop(old);
+        state.cache = cache;
         let mapped = IoMemory::map(self.range, state.cache).or_else(|error| {
             state.cache = before;
             IoMemory::map(self.range, before).map_err(|_| error)
         });
-        state.kernel = Some(Arc::new(mapped?, GFP_KERNEL)?);
+        state.kernel = Some(mapped?);
         if state.cache == cache {
             Ok(())
         } else {
