@@ -10,8 +10,7 @@
 //! 3. `io/request.rs`: what a request is, and the states that it goes through.
 //! 4. `linux/page_list.rs`: the caller's pages are pinned.
 //! 5. `io/queue.rs`: the request is put into the ring, the device is kicked, and the used request
-//!    is
-//!    taken off the ring again.
+//!    is taken off the ring again.
 //! 6. `io/completion.rs`: the response is checked, and the caller completes.
 //!
 //! Then `driver.rs` for how a device comes and goes, and `operations/command.rs` for all that is
@@ -24,6 +23,7 @@ use crate::{
     linux::{
         anon_file, chardev, compat,
         slab::{CacheGuard, Counted, SlabBox, Zone},
+        unload::UnloadGuard,
         workqueue::DeferredWorker,
     },
     observe::{debugfs, trace_file::TraceFile},
@@ -32,7 +32,7 @@ use crate::{
 
 // Unsafe code is in the wrappers of `linux` and `virtio`, and in two blocks below: that no object
 // of a cache is left when the module is unloaded follows from the order of the fields of
-// `VirtioDma`.
+// `VdmaModule`.
 #[forbid(unsafe_code)]
 mod driver;
 #[forbid(unsafe_code)]
@@ -53,7 +53,7 @@ mod virtio;
 mod watchdog;
 
 module! {
-    type: VirtioDma,
+    type: VdmaModule,
     name: "vdma",
     authors: ["The vdma authors"],
     description: "vdma virtio DMA device",
@@ -83,19 +83,20 @@ module! {
     },
 }
 
-/// What the loaded module owns. Fields are dropped in this order: first the driver lets all devices
-/// go, then no work is left, then no object of a cache is in use.
-struct VirtioDma {
+/// What the loaded module owns. Fields are dropped in this order: first the driver is unbound from
+/// all devices, then no work is left, then no callback runs, then no object of a cache is in use.
+struct VdmaModule {
     _driver: Pin<KBox<virtio::DriverRegistration<driver::Driver>>>,
     _debugfs: debugfs::Root,
     _written: DeferredWorker<KBox<transfer::Written>>,
     _redirty: DeferredWorker<SlabBox<request::Request>>,
     _released: DeferredWorker<Pin<UniqueArc<DmaBuffer>>>,
+    _users: UnloadGuard,
     _transfers: CacheGuard<Counted<transfer::Transfer>>,
     _requests: CacheGuard<request::Request>,
 }
 
-impl kernel::Module for VirtioDma {
+impl kernel::Module for VdmaModule {
     fn init(module: &'static ThisModule) -> Result<Self> {
         // The device reads and writes headers and responses, which are in the requests.
         let narrow = compat::number(module_parameters::dma_bits.value()) < u64::BITS;
@@ -120,6 +121,7 @@ impl kernel::Module for VirtioDma {
             _written: written,
             _redirty: redirty,
             _released: released,
+            _users: UnloadGuard::new(),
             _transfers: transfers,
             _requests: requests,
         })

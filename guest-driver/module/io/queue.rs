@@ -16,6 +16,7 @@ use crate::{
         list::Stack,
         slab::SlabBox,
         spinlock::{IrqSaveBackend, IrqSpinLock, new_irq_spinlock},
+        unload::ModuleUser,
         wait::signal_pending,
     },
     virtio::{QueueHandler, Stopped, VirtQueue},
@@ -231,6 +232,8 @@ pub(crate) struct Queue {
     number: u32,
     /// Alarmed when the device has broken the rules of the ring.
     watchdog: Arc<Watchdog>,
+    /// Last, for it is dropped last.
+    user: ModuleUser,
 }
 
 impl Queue {
@@ -260,6 +263,7 @@ impl Queue {
             poll_waiters,
             number,
             watchdog,
+            user: ModuleUser::new(),
         })
     }
 
@@ -600,6 +604,10 @@ impl Queue {
 impl Unplug for Queue {
     fn unplug(&self) {
         self.kick();
+    }
+
+    fn module_user(&self) -> &ModuleUser {
+        &self.user
     }
 }
 

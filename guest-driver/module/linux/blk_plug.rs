@@ -5,18 +5,28 @@
 
 use kernel::{bindings, sync::Arc};
 
-use crate::linux::bindings::{vdma_check_plugged, vdma_free_plug_callback, vdma_plug_callback};
+use crate::linux::{
+    bindings::{vdma_check_plugged, vdma_free_plug_callback, vdma_plug_callback},
+    unload::ModuleUser,
+};
 
 /// What can be called at the end of a plug.
 pub(crate) trait Unplug: Send + Sync + 'static {
     /// The plug ends, or its task goes to sleep. Does not sleep.
     fn unplug(&self);
+
+    /// What keeps the code of the module in place while the target is there. It is dropped with the
+    /// target, after all that sleeps.
+    fn module_user(&self) -> &ModuleUser;
 }
 
 /// Has [`Unplug::unplug`] called once when the current task's plug ends. `false` where there is
-/// none.
+/// none. Any context.
 #[inline]
 pub(crate) fn defer<T: Unplug>(target: &Arc<T>) -> bool {
+    // The last file may be closed, and the module unloaded, before the plug ends: the callback has
+    // a share in the target, whose user the module waits for.
+    let _: &ModuleUser = target.module_user();
     let key = Arc::as_ptr(target);
     // SAFETY: The function finds the callback with this function and key, or makes a zeroed one;
     // the key is compared only.

@@ -28,6 +28,7 @@ pub(crate) mod spinlock;
 pub(crate) mod system;
 pub(crate) mod tracepoints;
 mod transmute;
+pub(crate) mod unload;
 pub(crate) mod uring_cmd;
 pub(crate) mod vma;
 pub(crate) mod vmalloc;

@@ -8,6 +8,7 @@
 #include <linux/mount.h>
 #include <linux/pagemap.h>
 #include <linux/pci.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/user.h>
 
@@ -320,6 +321,9 @@ struct vdma_plug_callback *vdma_check_plugged(blk_plug_cb_fn unplug, void *key)
 	struct vdma_plug_callback *callback = NULL;
 	struct blk_plug_cb *plug;
 
+	/* The list of callbacks is the task's, which an interrupt may have caught while it uses it. */
+	if (!in_task())
+		return NULL;
 	plug = blk_check_plugged(unplug, key, sizeof(*callback));
 	if (plug)
 		callback = container_of(plug, struct vdma_plug_callback, plug);
@@ -418,6 +422,11 @@ void vdma_device_unlock(struct device *dev)
 bool vdma_system_is_ending(void)
 {
 	return system_state > SYSTEM_RUNNING;
+}
+
+void vdma_synchronize_rcu_tasks(void)
+{
+	synchronize_rcu_tasks();
 }
 
 struct vfsmount *vdma_file_mount(struct file *file)

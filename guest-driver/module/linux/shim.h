@@ -113,6 +113,9 @@ void vdma_device_unlock(struct device *dev);
 /* Whether the machine sleeps, or is about to end: devices are being shut down. */
 bool vdma_system_is_ending(void);
 
+/* Waits until every task has slept, or been in user space: no code runs that was entered before. */
+void vdma_synchronize_rcu_tasks(void);
+
 /* The mount by which a file was opened, with a reference. */
 struct vfsmount *vdma_file_mount(struct file *file);
 

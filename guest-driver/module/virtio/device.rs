@@ -27,6 +27,7 @@ use crate::linux::{
         virtqueue,
     },
     io_memory::IoRange,
+    unload::ModuleUser,
 };
 
 /// What a driver does when the device has used buffers of a queue.
@@ -80,6 +81,9 @@ pub(super) struct Private {
     /// protects sleeps.
     #[pin]
     control: Mutex<Progress>,
+    /// For callbacks that find the device, and wait for the control, while it is being unbound.
+    /// Last, for it is dropped last.
+    _user: ModuleUser,
 }
 
 impl Private {
@@ -98,6 +102,7 @@ impl Private {
                 live: Atomic::new(0),
                 data: Atomic::new(ptr::null_mut()),
                 control <- kernel::new_mutex!(progress, "vdma_control"),
+                _user: ModuleUser::new(),
             }? Error),
             GFP_KERNEL,
         )
