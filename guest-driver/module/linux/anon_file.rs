@@ -127,6 +127,7 @@ impl NewFile {
             )
         });
         match file {
+            // INVARIANT: The function has returned a reference.
             Ok(file) => NonNull::new(file).map(Self).ok_or(ENOMEM),
             Err(error) => {
                 // SAFETY: No file took the box that was made above.

@@ -4,7 +4,8 @@
 //! low zone take the place of those that are too high, and the CPU copies.
 //!
 //! The DMA API would do the same (swiotlb), where the device uses it (`VIRTIO_F_ACCESS_PLATFORM`)
-//! and the kernel has set memory aside for it. It is told the limit, too, for what is not data.
+//! and the kernel has set memory aside for it. Its mask is set to the limit as
+//! well, for what is not data.
 
 use kernel::{bindings, page::PAGE_SIZE, prelude::*};
 

@@ -26,13 +26,11 @@ use crate::linux::{
         VDMA_IOCB_APPEND, VDMA_IOCB_DSYNC, VDMA_IOCB_HIPRI, VDMA_IOCB_NOWAIT, VDMA_O_NONBLOCK,
         thp_get_unmapped_area, vdma_uring_file,
     },
+    call_marker::CallMarker,
     iov_iter::IovIter,
     uring_cmd::{UringResult, UringSubmission},
     vma::{NewMapping, SharedSpace, SpaceGuard},
 };
-
-/// Ties a value to one call: lifetimes of two calls do not mix.
-type CallMarker<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
 
 /// What a read or write returns to the kernel. Only a [`Kiocb`] makes one, of the call that it
 /// belongs to.
@@ -456,8 +454,7 @@ unsafe extern "C" fn open<T: FileOperations>(
         // SAFETY: The misc class passes the registered structure, which cannot go while it opens.
         let misc = unsafe { (*file).private_data };
         // SAFETY: It begins a `DeviceNode`, whose device was initialized before it was registered;
-        // nodes with
-        // `T`'s operations are those for `T`.
+        // nodes with `T`'s operations are those for `T`.
         let device = unsafe { &(*misc.cast::<DeviceNode<T>>()).device };
         let mut opening = Opening {
             inode,

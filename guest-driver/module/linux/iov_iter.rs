@@ -94,7 +94,7 @@ impl IovIter<'_> {
         if !self.is_dest() {
             return 0;
         }
-        // SAFETY: Both are valid; no more bytes are left in the iterator than are copied to it.
+        // SAFETY: Both are valid, and the function copies no more than the iterator has space for.
         unsafe { bindings::_copy_to_iter(bytes.as_ptr().cast(), bytes.len(), self.raw) }
     }
 

@@ -98,7 +98,8 @@ impl LockedPages {
 
 impl Drop for LockedPages {
     fn drop(&mut self) {
-        // SAFETY: The address space is held, and so much was counted, by the type's invariant.
+        // SAFETY: The address space is held, and the pages are counted there, by the type's
+        // invariant.
         unsafe { vdma_count_pinned(self.mm.as_raw(), -(self.pages as isize)) };
     }
 }

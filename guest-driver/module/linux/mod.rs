@@ -7,6 +7,7 @@ pub(crate) mod anon_file;
 pub(crate) mod bindings;
 pub(crate) mod blk_plug;
 pub(crate) mod bounce;
+mod call_marker;
 pub(crate) mod capability;
 pub(crate) mod chardev;
 pub(crate) mod clock;

@@ -24,7 +24,7 @@ const BATCH: usize = 32;
 /// The largest run of pages that is asked of the page allocator at once: 2 MiB.
 const MAX_ORDER: u32 = 9;
 
-/// Most bytes of an owner: as many as a scatter-gather entry can name.
+/// Most bytes of an owner. A scatter-gather entry, whose length is a `u32`, names less.
 const MAX_LENGTH: usize = 1 << 32;
 
 /// Pages that are neighbours in physical memory.
@@ -336,7 +336,7 @@ impl Drop for PageRuns {
 ///
 /// # Invariants
 ///
-/// This object has the one reference to the page, or is the last that has one.
+/// This object has a reference to the page.
 pub(super) struct OwnedPage(NonNull<bindings::page>);
 
 // SAFETY: The page means the same to every task.

@@ -56,10 +56,15 @@ impl<T: Send + Sync + 'static> Published<T> {
 }
 
 /// Keeps a value published. Dropping it may sleep.
+///
+/// # Invariants
+///
+/// The place has a share that was published for this object.
 pub(crate) struct Publication<T: Send + Sync + 'static>(&'static Published<T>);
 
 impl<T: Send + Sync + 'static> Drop for Publication<T> {
     fn drop(&mut self) {
+        // INVARIANT: Null again, a grace period before the share is dropped.
         let value = self.0.value.xchg(ptr::null_mut(), Full);
         // SAFETY: No precondition beyond a context that may sleep.
         unsafe { bindings::synchronize_rcu() };

@@ -32,6 +32,7 @@ pub(crate) struct Cache<T> {
 
 impl<T> Cache<T> {
     pub(crate) const fn new() -> Self {
+        // INVARIANT: Null.
         Self {
             raw: Atomic::new(ptr::null_mut()),
             _objects: PhantomData,
@@ -106,6 +107,7 @@ impl<T: Cached> CacheGuard<T> {
 
 impl<T: Cached> Drop for CacheGuard<T> {
     fn drop(&mut self) {
+        // INVARIANT: Null again, before the cache goes.
         let raw = T::cache().raw.xchg(ptr::null_mut(), Full);
         // SAFETY: `new` created the cache, and its caller has promised that no object is left, and
         // that none is allocated any more.

@@ -14,14 +14,14 @@ use core::{
 
 use kernel::{bindings, ffi::c_uint, prelude::*};
 
-use crate::linux::bindings::{
-    __io_uring_cmd_done, VDMA_URING_CQE32, VDMA_URING_NONBLOCK, vdma_task_has_memory,
-    vdma_uring_address, vdma_uring_complete_in_task, vdma_uring_flags, vdma_uring_head,
-    vdma_uring_operation, vdma_uring_private,
+use crate::linux::{
+    bindings::{
+        __io_uring_cmd_done, VDMA_URING_CQE32, VDMA_URING_NONBLOCK, vdma_task_has_memory,
+        vdma_uring_address, vdma_uring_complete_in_task, vdma_uring_flags, vdma_uring_head,
+        vdma_uring_operation, vdma_uring_private,
+    },
+    call_marker::CallMarker,
 };
-
-/// Ties a value to one call: lifetimes of two calls do not mix.
-type CallMarker<'a> = PhantomData<fn(&'a ()) -> &'a ()>;
 
 /// What a command has led to.
 pub(crate) trait CommandOutcome: Send + 'static {

@@ -19,6 +19,7 @@ use crate::linux::{
         vdma_mapping_is_shared, vdma_mapping_remap_io, vdma_mapping_set_cache,
         vdma_mapping_set_fixed, vdma_mapping_set_pfnmap, vmf_insert_pfn_pmd, vmf_insert_pfn_pud,
     },
+    call_marker::CallMarker,
     io_memory::IoRange,
     page_runs::PageRuns,
 };
@@ -144,12 +145,12 @@ impl<T: Mappable> NewMapping<'_, T> {
 pub(crate) struct Fault<'a> {
     raw: &'a mut bindings::vm_fault,
     order: u32,
-    _fault: PhantomData<fn(&'a ()) -> &'a ()>,
+    _fault: CallMarker<'a>,
 }
 
 /// How a fault ended: `vm_fault_t`. It belongs to that fault, for some results say what was put
 /// into it.
-pub(crate) struct FaultResult<'a>(bindings::vm_fault_t, PhantomData<fn(&'a ()) -> &'a ()>);
+pub(crate) struct FaultResult<'a>(bindings::vm_fault_t, CallMarker<'a>);
 
 impl FaultResult<'_> {
     /// There is nothing to map: `SIGBUS`.
@@ -335,6 +336,7 @@ impl<T: Mappable> Table<T> {
         // SAFETY: Only a `NewMapping` for a `T` sets these operations, and the mapping keeps its
         // file, with a `T`.
         let state = unsafe { Self::state((*raw.__bindgen_anon_1.vma).vm_file) };
+        // INVARIANT: The kernel handles the fault, in its mapping, until this function returns.
         let fault = Fault {
             raw,
             order,
@@ -427,6 +429,7 @@ impl SharedSpace {
             files: 0,
             closed: false,
         };
+        // INVARIANT: There are no guards, and no files.
         pin_init!(Self { state <- kernel::new_mutex!(state, "vdma_space") })
     }
 
@@ -481,6 +484,7 @@ impl Drop for SpaceGuard {
     fn drop(&mut self) {
         let unused = {
             let mut state = self.0.state.lock();
+            // INVARIANT: One guard less; the inode goes with the last.
             state.files -= 1;
             match state.files {
                 0 => state.first.take(),

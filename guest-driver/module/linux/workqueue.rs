@@ -174,6 +174,7 @@ unsafe impl<T: DelayedTask> Sync for DelayedWork<T> {}
 impl<T: DelayedTask> DelayedWork<T> {
     /// A work item that is not queued.
     pub(crate) fn new(task: impl PinInit<T, Error>) -> impl PinInit<Self, Error> {
+        // INVARIANT: The item is initialized here, and disabled by `drop`.
         try_pin_init!(Self {
             // SAFETY: `slot` is valid for writes and pinned; the item is disabled before it goes.
             raw <- Opaque::ffi_init(|slot| unsafe {

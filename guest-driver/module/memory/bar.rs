@@ -5,8 +5,7 @@
 //!
 //! Mappings of the same frames have to agree on the cache attribute, so it belongs to the window.
 //! The kernel's own mapping reserves it: mappings by fault take what is reserved (`lookup_memtype`
-//! in
-//! `arch/x86/mm/pat/memtype.c`), and would be uncached without it.
+//! in `arch/x86/mm/pat/memtype.c`), and would be uncached without it.
 
 use kernel::{page::PAGE_SIZE, prelude::*, sync::Mutex};
 
@@ -105,10 +104,10 @@ impl Bar {
         }
     }
 
-    /// Counts a mapping of user space that has come (`true`) or gone. May sleep.
-    pub(crate) fn count_mapping(&self, come: bool) {
+    /// Counts a mapping of user space that was made (`true`) or is gone. May sleep.
+    pub(crate) fn count_mapping(&self, made: bool) {
         let mut state = self.state.lock();
-        state.mappings = if come {
+        state.mappings = if made {
             state.mappings + 1
         } else {
             state.mappings.saturating_sub(1)
@@ -116,8 +115,7 @@ impl Bar {
     }
 
     /// Maps the window, or the part at the offset of the mapping, into user space, as `mode` (one
-    /// of the
-    /// `MAP_*` values of the protocol) says. May sleep.
+    /// of the `MAP_*` values of the protocol) says. May sleep.
     ///
     /// `EINVAL` for a private mapping (its copies would not be device memory) and for a range that
     /// leaves the window.

@@ -56,9 +56,9 @@ impl DeviceObserver {
         self.trace.as_ref().ok_or(EAGAIN)
     }
 
-    /// The trace has one reader more (`true`) or less.
-    pub(crate) fn count_reader(&self, come: bool) {
-        if come {
+    /// Counts a reader of the trace that was made (`true`) or is gone.
+    pub(crate) fn count_reader(&self, made: bool) {
+        if made {
             self.readers.add(1, Relaxed);
         } else {
             let _ = self.readers.fetch_sub(1, Relaxed);

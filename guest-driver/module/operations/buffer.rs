@@ -60,7 +60,7 @@ impl DmaBuffer {
     }
 }
 
-/// Buffers whose last user was a request, which ends in interrupt context. Letting them go takes
+/// Buffers whose last user was a request, which ends in interrupt context. Dropping them takes
 /// folio locks, and that of the address space that they are charged to.
 pub(crate) static RELEASED: DeferredQueue<Pin<UniqueArc<DmaBuffer>>> = DeferredQueue::new();
 

@@ -51,7 +51,7 @@ struct DeviceWritable<R>(UnsafeCell<R>);
 /// A header that the device reads, data that it reads, a response that it writes, and data that it
 /// writes; and what belongs to them.
 ///
-/// In a queue it belongs to the queue and the device; before and after to whoever has the box.
+/// In a queue it belongs to the queue and the device; before and after to the owner of the box.
 #[repr(C)]
 pub(crate) struct DataChain<H, R, O: PageOwner, T> {
     response: DeviceWritable<R>,

@@ -68,7 +68,9 @@ pub(super) struct Progress {
 ///
 /// # Invariants
 ///
-/// While `priv` points here, so may interrupts, until the queues are deleted.
+/// While `priv` points here, so may interrupts, until the queues are deleted. While there are
+/// queues, the `handler` of each slot, the callback of its queue and `drop_handler` are for the
+/// same type of handler.
 #[pin_data]
 pub(super) struct Private {
     pub(super) slots: [QueueSlot; MAX_QUEUES],
@@ -76,8 +78,8 @@ pub(super) struct Private {
     pub(super) live: Atomic<i32>,
     /// Null, or a share in the driver's data: an `Arc` of the type that [`super::driver`] makes.
     pub(super) data: Atomic<*mut c_void>,
-    /// Held by whoever changes the state of the device. Taken inside of the locks of the
-    /// transport's device and of this one, and by holders of none: it is the innermost. What it
+    /// Held while the state of the device is changed. Taken inside of the locks of the transport's
+    /// device and of this one, and by holders of none: it is the innermost of these three. What it
     /// protects sleeps.
     #[pin]
     control: Mutex<Progress>,
@@ -144,7 +146,8 @@ impl<'a> Device<'a> {
     pub(crate) fn dma_bits(&self) -> u32 {
         // SAFETY: A device on the bus has its transport's device as its parent, which outlives it.
         let mask = unsafe { (*(*self.raw()).dev.parent).dma_mask };
-        // SAFETY: Null, or the mask of that device, which is not changed while a driver is bound.
+        // SAFETY: Null, or a mask that lives as long as that device. While a driver is bound, or
+        // being bound, only `set_dma_bits` changes it, and a word is read at once.
         unsafe { mask.as_ref() }.map_or(0, |mask| u64::BITS - mask.leading_zeros())
     }
 
@@ -383,11 +386,15 @@ impl DeviceHandle {
 }
 
 /// The locks of a device and of its transport's, until dropped.
+///
+/// # Invariants
+///
+/// The task that has this object holds both locks.
 struct DeviceLock<'a>(&'a DeviceHandle);
 
 impl Drop for DeviceLock<'_> {
     fn drop(&mut self) {
-        // SAFETY: The locks were taken when this object was made.
+        // SAFETY: The locks are held, by the type's invariant.
         unsafe { vdma_device_unlock(self.0.device_ptr()) }
     }
 }

@@ -106,8 +106,8 @@ impl<C: Chain> VirtQueue<C> {
         unsafe { vdma_virtqueue_free(self.raw.as_ptr()) }
     }
 
-    /// What the device would be told as the address of `length` bytes at `offset` of `page`: `None`
-    /// when it cannot be told any, or the page does not have the bytes.
+    /// The address by which the device would reach `length` bytes at `offset` of `page`: `None` when
+    /// there is none, or the page does not have the bytes.
     pub(crate) fn bus_address(&self, page: Page<'_>, offset: usize, length: usize) -> Option<u64> {
         if offset.checked_add(length).is_none_or(|end| end > PAGE_SIZE) {
             return None;
@@ -248,6 +248,7 @@ impl Control<'_> {
         }
         let mut queues = KVec::with_capacity(count, GFP_KERNEL)?;
         let private = self.device.private;
+        // INVARIANT: Handlers, callbacks and `drop_handler` are all for `H`.
         for (slot, handler) in private.slots.iter().zip(handlers) {
             let share = Arc::into_raw(handler.clone()).cast_mut().cast();
             slot.handler.store(share, Release);
