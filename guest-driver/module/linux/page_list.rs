@@ -46,6 +46,9 @@ enum Hold<O: PageOwner> {
 /// one pin for every page that it touches, or `hold` has a share in the owner of the pages, or the
 /// owner keeps them until the call that they were taken from is completed. Unless `writable`,
 /// nothing is written to them.
+///
+/// That pages which are lent are dropped before that call completes is the one part of this that no
+/// type enforces: see [`Self::take`].
 pub(crate) struct PageList<O: PageOwner> {
     list: SgList,
     hold: Hold<O>,
@@ -67,7 +70,7 @@ impl<O: PageOwner> PageList<O> {
         }
     }
 
-    /// Lets go of the pages that are here, if there are any.
+    /// Drops the pages that are here, if there are any.
     #[inline]
     fn reset(&mut self) {
         // A failure may have left a hold without pages.
@@ -80,8 +83,8 @@ impl<O: PageOwner> PageList<O> {
     /// instead of the pages that are here. May sleep.
     ///
     /// Space is made for all of `entries`, so it should be no more than [`IovIter::page_bound`].
-    /// Where the pages are lent ([`IovIter::will_pin`] is false), they are let go before the call
-    /// completes.
+    /// Where the pages are lent ([`IovIter::will_pin`] is false), they are dropped before the
+    /// call completes.
     pub(crate) fn take(
         &mut self,
         iter: &mut IovIter<'_>,
@@ -144,7 +147,7 @@ impl<O: PageOwner> PageList<O> {
             };
             // INVARIANT: `hold` has the share in the owner of the page.
             // SAFETY: The pages have the bytes. They are held as long as their owner, which has no
-            // way to let go of them while it is shared.
+            // way to release them while it is shared.
             unsafe { self.list.push(first, offset, length, max_entry) }?;
         }
         Ok(())

@@ -5,8 +5,9 @@
 //! The bus calls `probe` and `remove` with the lock of the virtio device, and the four others,
 //! around suspend and function reset, with that of the transport's device: they do not exclude each
 //! other. So the driver's data is counted, and found under RCU: a callback that comes too late does
-//! nothing, and one that is running keeps what it uses. What changes the state of the device needs
-//! the [`Control`](super::Control), whose lock is the innermost of the three.
+//! nothing, and one that is running keeps what it uses, and the module (see
+//! [`crate::linux::unload`]). What changes the state of the device needs the
+//! [`Control`](super::Control), whose lock is the innermost of the three.
 
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 
@@ -49,7 +50,7 @@ pub(crate) trait Driver: 'static {
     /// [`Driver::remove`].
     fn resume(device: &Device<'_>, data: &Self::Data) -> Result;
 
-    /// Lets a device go. Queues that are left when this returns are deleted.
+    /// Unbinds from a device. Queues that are left when this returns are deleted.
     fn remove(device: &Device<'_>, data: &Self::Data);
 }
 
