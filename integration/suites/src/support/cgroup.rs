@@ -27,10 +27,13 @@ impl MemoryGroup {
         fs::write(self.0.join("cgroup.procs"), "0").context("cannot enter a cgroup")
     }
 
-    /// Bytes that are charged to the group.
-    pub(crate) fn charged(&self) -> Result<usize> {
-        let text = fs::read_to_string(self.0.join("memory.current")).context("memory.current")?;
-        text.trim().parse().context("memory.current")
+    /// Bytes of small objects of the kernel that are charged to the group. The kernel adds them up
+    /// every two seconds, or when there are many changes.
+    pub(crate) fn slab(&self) -> Result<usize> {
+        let text = fs::read_to_string(self.0.join("memory.stat")).context("memory.stat")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("slab "));
+        let bytes = line.context("memory.stat has no slab")?;
+        bytes.parse().context("memory.stat")
     }
 }
 
