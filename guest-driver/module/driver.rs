@@ -189,8 +189,8 @@ impl Recovery {
         stop(&mut device.control(), self.vdma.queues(), ENODEV);
     }
 
-    /// Health of the device, once the used requests have been reaped: `Broken` if any queue is, else
-    /// `Late` if any queue is.
+    /// Health of the device, once the used requests have been reaped: `Broken` if any queue is,
+    /// else `Late` if any queue is.
     fn health(&self) -> Health {
         let mut health = Health::Good;
         for queue in &**self.vdma.queues() {

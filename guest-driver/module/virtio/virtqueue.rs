@@ -106,8 +106,8 @@ impl<C: Chain> VirtQueue<C> {
         unsafe { vdma_virtqueue_free(self.raw.as_ptr()) }
     }
 
-    /// The address by which the device would reach `length` bytes at `offset` of `page`: `None` when
-    /// there is none, or the page does not have the bytes.
+    /// The address by which the device would reach `length` bytes at `offset` of `page`: `None`
+    /// when there is none, or the page does not have the bytes.
     pub(crate) fn bus_address(&self, page: Page<'_>, offset: usize, length: usize) -> Option<u64> {
         if offset.checked_add(length).is_none_or(|end| end > PAGE_SIZE) {
             return None;
