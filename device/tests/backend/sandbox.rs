@@ -184,7 +184,10 @@ fn every_thread_drops_its_privileges() {
             ..Default::default()
         },
     );
-    front.call(0, &Request::new(Operation::Nop, 0, 0, 0));
+    // A thread has its name once it runs: each queue has then completed a request.
+    for queue in 0..2 {
+        front.call(queue, &Request::new(Operation::Nop, 0, 0, 0));
+    }
     let tasks = format!("/proc/{}/task", backend.pid().as_raw_nonzero());
     let mut names = Vec::new();
     for task in std::fs::read_dir(tasks).unwrap() {
