@@ -9,7 +9,7 @@
 //!
 //! The zeroes are never taken for data. A user of a mapping asks whether its range is poisoned
 //! before an access, which it then does not make, and again after it, and then takes the access as
-//! failed. A block stays poisoned as long as the mapping exists. A mapping has at most [`BLOCKS`]
+//! failed. A block stays poisoned as long as the mapping exists. A mapping has at most `BLOCKS`
 //! blocks, which bounds the number of mappings that replace parts of it.
 //!
 //! # Why a look after the access sees the poison

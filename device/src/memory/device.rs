@@ -58,7 +58,7 @@ impl FileIdentity {
 
 impl DeviceMemory {
     /// Creates or opens the memory. `size` is in bytes; `None` stands for the size of an existing
-    /// file, or [`DEFAULT_SIZE`].
+    /// file, or 64 MiB.
     ///
     /// # Errors
     ///

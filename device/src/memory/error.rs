@@ -10,7 +10,7 @@ use crate::size::format_size;
 /// Why device memory cannot be opened.
 #[derive(Debug, Error)]
 pub enum MemoryError {
-    /// The size is zero or not a multiple of [`GRANULE`] (or of the huge page).
+    /// The size is zero or not a multiple of 4 KiB (or of the huge page).
     #[error("memory size {size} is not a multiple of {unit} bytes; try {}", format_size((*size).max(1).next_multiple_of(*unit)))]
     Size {
         /// The size requested.
