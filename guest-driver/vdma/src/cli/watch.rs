@@ -27,7 +27,7 @@ fn name(record: &TraceRecord) -> &'static str {
 pub(super) struct Limits {
     /// Number of requests to print.
     pub(super) count: Option<u64>,
-    /// Seconds after which to give up.
+    /// Seconds until the time-out.
     pub(super) timeout: Option<f64>,
     /// A program to trace, with its arguments; empty for none.
     pub(super) command: Vec<OsString>,
